@@ -1,1 +1,1 @@
-//! placeholder
+//! A Susui node: metadata voter, data node, or both.

@@ -1,0 +1,94 @@
+//! Every upper bound of the system, by name. A bound that is not here does not exist; relations between them are asserted
+//! at compile time.
+
+/// Longest collection name. Names appear in metric labels and paths.
+pub const COLLECTION_NAME_BYTES_MAX: usize = 64;
+/// Longest tenant name.
+pub const TENANT_BYTES_MAX: usize = 128;
+/// Longest document id.
+pub const DOCUMENT_ID_BYTES_MAX: usize = 512;
+/// Widest vector. 4096 covers the open embedding models of today.
+pub const DIM_MAX: u32 = 4096;
+/// Most shards of a collection.
+pub const SHARDS_MAX: u32 = 1024;
+/// Most voting copies of a shard.
+pub const COPIES_MAX: u32 = 7;
+/// Most read replicas of a shard.
+pub const READ_REPLICAS_MAX: u32 = 7;
+/// Most collections of a cluster.
+pub const COLLECTIONS_MAX: usize = 1000;
+/// Most nodes of a cluster.
+pub const NODES_MAX: usize = 1000;
+/// Most metadata fields declared by a collection.
+pub const FIELDS_MAX: usize = 64;
+/// Longest field name.
+pub const FIELD_NAME_BYTES_MAX: usize = 64;
+/// Most bytes of one chunk's text.
+pub const CHUNK_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one chunk's metadata, as JSON.
+pub const METADATA_BYTES_MAX: usize = 16 * 1024;
+/// Most chunks of one document.
+pub const CHUNKS_PER_DOCUMENT_MAX: usize = 10_000;
+/// Most bytes of an uploaded document.
+pub const DOCUMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most bytes of a JSON request body.
+pub const JSON_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most points of one `PUT .../points`.
+pub const POINTS_PER_BATCH_MAX: usize = 10_000;
+/// Most ids of one `POST .../points:delete`.
+pub const DELETES_PER_BATCH_MAX: usize = 10_000;
+/// Most operations of one write to a shard.
+pub const OPS_PER_WRITE_MAX: usize = 1000;
+/// Most bytes of one write to a shard, encoded.
+pub const WRITE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of one log entry, encoded: the largest document a shard takes in one piece.
+pub const ENTRY_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Most bytes of one `Append` request between copies. One entry above it travels alone.
+pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most entries of one `Append` request.
+pub const APPEND_ENTRIES_MAX: usize = 4096;
+/// Most bytes of any gRPC message between nodes.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of one piece of a model generation, as logged.
+pub const GENERATION_PIECE_BYTES: usize = 1024 * 1024;
+/// Most bytes of a whole model generation (PCA, centroids, codebooks).
+pub const GENERATION_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Rows added to the index by one `IndexUpTo`, so that applying it is a bounded pause.
+pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
+/// Most results of a search.
+pub const TOP_K_MAX: u32 = 1000;
+/// Most candidates re-scored exactly per shard.
+pub const RESCORE_MAX: u32 = 20_000;
+/// Largest `oversample`.
+pub const OVERSAMPLE_MAX: f32 = 100.0;
+/// Most searches of one `search:batch`.
+pub const SEARCHES_PER_BATCH_MAX: usize = 256;
+/// Most bytes of a query text.
+pub const QUERY_BYTES_MAX: usize = 16 * 1024;
+/// Most conditions of a filter, over all its clauses.
+pub const FILTER_CONDITIONS_MAX: usize = 64;
+/// Most values of one `in` condition.
+pub const FILTER_VALUES_MAX: usize = 1024;
+/// Operation ids remembered per shard, newest first.
+pub const DEDUP_WINDOW: u64 = 200_000;
+/// Longest request a client may ask for, milliseconds.
+pub const TIMEOUT_MS_MAX: u64 = 120_000;
+/// Request deadline where the client names none, milliseconds.
+pub const TIMEOUT_MS_DEFAULT: u64 = 10_000;
+/// Writes queued at one primary before `Overloaded`.
+pub const WRITE_QUEUE_MAX: usize = 1024;
+/// Messages queued at one copy's task.
+pub const COPY_MAILBOX_MAX: usize = 4096;
+/// Searches queued for a node's search pool before `Overloaded`.
+pub const SEARCH_QUEUE_MAX: usize = 1024;
+/// Rows of one page of a listing.
+pub const PAGE_ROWS_MAX: u32 = 1000;
+
+const _: () = {
+    assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
+    assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
+    assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);
+    assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
+    assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
+    assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
+};
