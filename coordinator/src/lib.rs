@@ -1,1 +1,5 @@
-//! placeholder
+//! The stateless front of a Susui cluster: HTTP in, scatter, gather, answer.
+
+pub mod embed;
+pub mod generate;
+pub mod ingest;

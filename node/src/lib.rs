@@ -1,1 +1,9 @@
 //! A Susui node: metadata voter, data node, or both.
+
+pub mod agent;
+pub mod control;
+pub mod metadata;
+pub mod replication;
+pub mod rpc;
+pub mod shard;
+pub mod vector;
