@@ -79,6 +79,12 @@ pub const TIMEOUT_MS_MAX: u64 = 120_000;
 pub const TIMEOUT_MS_DEFAULT: u64 = 10_000;
 /// Writes queued at one primary before `Overloaded`.
 pub const WRITE_QUEUE_MAX: usize = 1024;
+/// Most bytes of payload in flight at one primary before `Overloaded`, unless a single write is larger.
+pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most bytes of recent log entries a copy keeps in memory besides those in flight, so that peers and apply rarely read the disk.
+pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
+pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
 /// Messages queued at one copy's task.
 pub const COPY_MAILBOX_MAX: usize = 4096;
 /// Searches queued for a node's search pool before `Overloaded`.
@@ -118,6 +124,7 @@ const _: () = {
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);
+    assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
