@@ -93,8 +93,6 @@ pub const SEARCH_QUEUE_MAX: usize = 1024;
 pub const EMBED_QUEUE_MAX: usize = 2048;
 /// Most texts of one call to the embedder; callers with more send several.
 pub const EMBED_TEXTS_MAX: usize = 1024;
-/// Most texts the model takes in one forward pass.
-pub const EMBED_BATCH_MAX: usize = 64;
 /// Most bytes of one embedded text that reach the tokenizer; the model reads 256 tokens, words of it are rarely above 20 bytes.
 pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one line or event of a language model's stream.
