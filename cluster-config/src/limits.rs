@@ -121,6 +121,8 @@ pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
 pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
 /// Copies that may be on their way to replace lost ones at a time.
 pub const REPLACEMENTS_MAX: usize = 20;
+/// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
+pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Longest word an operator gives: cluster, zone, backend.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Sizes of the metadata group.

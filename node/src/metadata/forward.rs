@@ -87,10 +87,10 @@ impl Hop {
 impl Metadata {
     /// Answers by `here` if this node leads, else by `there` at the node that does. Errors: the leader's refusal, or `Unavailable`
     /// once the deadline passed without one.
-    pub(crate) async fn at_leader<T>(
-        &self,
+    pub(crate) async fn at_leader<'a, T>(
+        &'a self,
         route: Route,
-        here: impl Fn() -> BoxFuture<'_, Result<T, NotHere>> + Send + Sync,
+        here: impl Fn() -> BoxFuture<'a, Result<T, NotHere>> + Send + Sync,
         there: impl Fn(Hop) -> BoxFuture<'static, Result<Response<T>, Status>> + Send + Sync,
     ) -> Result<T, MetadataError> {
         let mut attempt = 0;
@@ -131,7 +131,7 @@ impl Metadata {
         match self.leader() {
             Some(leader) => Some(leader).filter(|leader| *leader != this),
             None if self.is_voter() => None,
-            None => self.voters().cycle().nth(attempt % self.voters().count().max(1)),
+            None => self.voters().nth(attempt % self.voters().count().max(1)),
         }
     }
 

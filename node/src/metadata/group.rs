@@ -294,7 +294,6 @@ fn raft_config(timing: &TimingConfig) -> Result<Config, openraft::ConfigError> {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY_ENTRIES),
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,
         install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
-        send_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
         ..Config::default()
     }
     .validate()

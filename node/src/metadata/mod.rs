@@ -1,9 +1,19 @@
-//! The cluster's agreed state: one Raft group over all metadata voters.
+//! The cluster's agreed state: one Raft group over the metadata voters, and every node's way to it.
+//!
+//! A command walks `calls` (or `control`) > `group` > openraft > `log_store` here and, through `network` and `raft_service`, on the other
+//! voters > `state_machine` > `apply` > the watch that everyone follows. openraft stays inside this module.
 
 pub mod apply;
+mod calls;
 pub mod codec;
 pub mod command;
+pub mod forward;
+pub mod group;
 pub mod log_store;
+mod network;
+mod place;
+pub mod raft_service;
+pub mod service;
 mod snapshot;
 pub mod state;
 pub mod state_machine;
@@ -17,6 +27,9 @@ use std::sync::Arc;
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::ids::NodeId;
 use tokio::sync::watch;
+
+pub use forward::Route;
+pub use group::{Metadata, MetadataError};
 
 /// What one voter keeps on disk, opened.
 pub struct Storage {
