@@ -312,3 +312,7 @@ fn place(view: &View<'_>, group: &ShardGroup, copies_on: &BTreeMap<NodeId, usize
         })
         .map(|node| node.id)
 }
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

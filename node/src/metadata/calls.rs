@@ -44,11 +44,11 @@ fn unexpected(response: Response) -> NotHere {
 }
 
 macro_rules! leader_call {
-    ($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident by $here:ident at $client:ident) => {
+    ($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident by $here:ident at $client:ident $(, $limit:ident)?) => {
         $(#[$doc])*
         pub async fn $name(&self, request: v1::$request, route: Route) -> Result<v1::$reply, MetadataError> {
             self.at_leader(
-                route,
+                route$(.$limit())?,
                 || Box::pin(self.$here(request.clone())),
                 |hop| {
                     let message = v1::$request { envelope: Some(hop.envelope.clone()), ..request.clone() };
@@ -66,8 +66,9 @@ impl Metadata {
         register(RegisterRequest) -> RegisterReply by register_here at MetadataServiceClient
     );
     leader_call!(
-        /// Proposes a change to a register. The reply carries the register as it is afterwards, accepted or not.
-        propose(ProposeRequest) -> ProposeReply by propose_here at MetadataServiceClient
+        /// Proposes a change to a register, at most once. The reply carries the register as it is afterwards, accepted or not; an
+        /// error leaves the outcome unknown.
+        propose(ProposeRequest) -> ProposeReply by propose_here at MetadataServiceClient, at_most_once
     );
     leader_call!(
         /// Reads one register with everything in it that was decided before the call (W11).

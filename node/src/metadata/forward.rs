@@ -1,7 +1,8 @@
 //! Finding the leader: a call that only the leader can answer is answered here if this node leads, else sent to the node that does,
 //! at most one hop, again and again until the caller's deadline.
 //!
-//! Every such call is idempotent or a compare-and-set, so one whose answer was lost may be repeated.
+//! An attempt that was refused for want of the lead submitted nothing and is repeated. One whose answer was lost is repeated only
+//! where repeating is harmless: a proposal is submitted at most once, because its asker must be able to trust a refusal (W11).
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::rpc::client::Lane;
 
 /// Marks a call that was sent on once; its receiver answers or refuses.
 const KEY_FORWARDED: &str = "susui-forwarded";
-/// In a refusal: who leads, as far as the refuser knows.
+/// In a refusal for want of the lead: who leads, as far as the refuser knows, 0 for nobody. Nothing was submitted.
 const KEY_LEADER: &str = "susui-leader";
 /// Between two attempts while nobody leads. An election takes about two seconds.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -31,12 +32,13 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 pub struct Route {
     deadline: Instant,
     was_forwarded: bool,
+    at_most_once: bool,
 }
 
 impl Route {
     /// For a call made by this process.
     pub fn within(timeout: Duration) -> Self {
-        Self { deadline: Instant::now() + timeout, was_forwarded: false }
+        Self { deadline: Instant::now() + timeout, was_forwarded: false, at_most_once: false }
     }
 
     /// For a call received: its `grpc-timeout`, at most the longest a client may ask for.
@@ -44,7 +46,12 @@ impl Route {
         let asked = metadata.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
         let longest = Duration::from_millis(limits::TIMEOUT_MS_MAX);
         let timeout = asked.unwrap_or(Duration::from_millis(limits::TIMEOUT_MS_DEFAULT)).min(longest);
-        Self { deadline: Instant::now() + timeout, was_forwarded: metadata.contains_key(KEY_FORWARDED) }
+        Self { was_forwarded: metadata.contains_key(KEY_FORWARDED), ..Self::within(timeout) }
+    }
+
+    /// The same, without repeating an attempt of unknown outcome.
+    pub(crate) fn at_most_once(self) -> Self {
+        Self { at_most_once: true, ..self }
     }
 
     pub(crate) fn remaining(&self) -> Duration {
@@ -85,8 +92,8 @@ impl Hop {
 }
 
 impl Metadata {
-    /// Answers by `here` if this node leads, else by `there` at the node that does. Errors: the leader's refusal, or `Unavailable`
-    /// once the deadline passed without one.
+    /// Answers by `here` if this node leads, else by `there` at the node that does. Errors: the leader's refusal; `Unavailable` once
+    /// the deadline passed, or as soon as an outcome is unknown that must not be risked twice.
     pub(crate) async fn at_leader<'a, T>(
         &'a self,
         route: Route,
@@ -94,34 +101,47 @@ impl Metadata {
         there: impl Fn(Hop) -> BoxFuture<'static, Result<Response<T>, Status>> + Send + Sync,
     ) -> Result<T, MetadataError> {
         let mut attempt = 0;
-        let mut last: Option<RemoteError> = None;
-        loop {
-            let remaining = route.remaining();
-            if remaining.is_zero() {
-                return Err(no_leader(last).into());
-            }
-            if self.is_voter() {
-                match tokio::time::timeout(remaining, here()).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(NotHere::Failed(error))) => return Err(error),
-                    Ok(Err(NotHere::NotLeader)) => {}
-                    Err(_) => return Err(no_leader(last).into()),
-                }
-            }
-            if route.was_forwarded {
-                return Err(RemoteError::new(ErrorKind::Unavailable, "this node is not the metadata leader").into());
-            }
-            if let Some(target) = self.next_target(attempt) {
-                match self.try_hop(target, route.remaining(), &there).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) => {
-                        last = Some(error);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+        let mut last = RemoteError::new(ErrorKind::Unavailable, "nobody leads");
+        while !route.remaining().is_zero() {
+            let (is_unknown, error) = match self.attempt(attempt, route, &here, &there).await {
+                Attempt::Done(result) => return result,
+                Attempt::NotLeader(error) => (false, error),
+                Attempt::Unknown(error) => (true, error),
+            };
+            last = error;
+            if is_unknown && route.at_most_once {
+                break;
             }
             attempt += 1;
             tokio::time::sleep(RETRY_PAUSE.min(route.remaining())).await;
+        }
+        Err(no_leader(&last).into())
+    }
+
+    async fn attempt<'a, T>(
+        &'a self,
+        attempt: usize,
+        route: Route,
+        here: &(impl Fn() -> BoxFuture<'a, Result<T, NotHere>> + Send + Sync),
+        there: &(impl Fn(Hop) -> BoxFuture<'static, Result<Response<T>, Status>> + Send + Sync),
+    ) -> Attempt<T> {
+        if self.is_voter() {
+            match tokio::time::timeout(route.remaining(), here()).await {
+                Ok(Ok(answer)) => return Attempt::Done(Ok(answer)),
+                Ok(Err(NotHere::Failed(error))) => return Attempt::Done(Err(error)),
+                Ok(Err(NotHere::NotLeader)) => {}
+                Ok(Err(NotHere::Unknown)) => {
+                    return Attempt::Unknown(RemoteError::new(ErrorKind::Unavailable, "the lead was lost underway"));
+                }
+                Err(_) => return Attempt::Unknown(RemoteError::new(ErrorKind::Unavailable, "no majority answered")),
+            }
+        }
+        if route.was_forwarded {
+            return Attempt::Done(Err(MetadataError::NotLeader));
+        }
+        match self.next_target(attempt) {
+            Some(target) => self.try_hop(target, route.remaining(), there).await,
+            None => Attempt::NotLeader(RemoteError::new(ErrorKind::Unavailable, "nobody leads")),
         }
     }
 
@@ -140,40 +160,55 @@ impl Metadata {
         target: NodeId,
         timeout: Duration,
         there: &(impl Fn(Hop) -> BoxFuture<'static, Result<Response<T>, Status>> + Send + Sync),
-    ) -> Result<T, RemoteError> {
-        let channel = self
-            .peers()
-            .channel(target, Lane::Control)
-            .map_err(|error| RemoteError::new(ErrorKind::Unavailable, error.to_string()))?;
+    ) -> Attempt<T> {
+        let channel = match self.peers().channel(target, Lane::Control) {
+            Ok(channel) => channel,
+            Err(error) => {
+                return Attempt::NotLeader(RemoteError::new(ErrorKind::Unavailable, error.to_string()));
+            }
+        };
         let hop = Hop { channel, envelope: self.peers().envelope(target), timeout };
-        let answered = tokio::time::timeout(timeout, there(hop)).await;
-        match answered {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => {
-                let leader = status.metadata().get(KEY_LEADER).and_then(|value| value.to_str().ok()?.parse().ok());
-                self.hint_leader(leader.map(NodeId));
-                Err(status.into())
+        let status = match tokio::time::timeout(timeout, there(hop)).await {
+            Ok(Ok(answer)) => {
+                self.hint_leader(Some(target));
+                return Attempt::Done(Ok(answer.into_inner()));
             }
-            Err(_) => {
-                self.hint_leader(None);
-                Err(RemoteError::new(ErrorKind::DeadlineExceeded, format!("no answer from node {target}")))
-            }
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded(format!("no answer from node {target}")),
+        };
+        let named = status.metadata().get(KEY_LEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.hint_leader(named.filter(|leader| *leader != 0).map(NodeId));
+        let error = RemoteError::from(status);
+        match error.kind {
+            _ if named.is_some() => Attempt::NotLeader(error),
+            ErrorKind::Unavailable | ErrorKind::DeadlineExceeded => Attempt::Unknown(error),
+            _ => Attempt::Done(Err(error.into())),
         }
     }
 
-    /// A failure as a status that also names the leader.
+    /// A failure as a status; one for want of the lead names the leader.
     pub(crate) fn refusal(&self, error: MetadataError) -> Status {
+        let is_not_leader = matches!(error, MetadataError::NotLeader);
         let mut status = Status::from(error);
-        if let Some(leader) = self.leader() {
-            status.metadata_mut().insert(KEY_LEADER, leader.0.into());
+        if is_not_leader {
+            let leader = self.leader().map_or(0, |leader| leader.0);
+            status.metadata_mut().insert(KEY_LEADER, leader.into());
         }
         status
     }
 }
 
-fn no_leader(last: Option<RemoteError>) -> RemoteError {
-    let because = last.map_or_else(String::new, |error| format!(": {}", error.message));
-    RemoteError::new(ErrorKind::Unavailable, format!("the metadata group has no reachable leader{because}"))
+/// What one attempt came to.
+enum Attempt<T> {
+    Done(Result<T, MetadataError>),
+    /// Nothing was submitted.
+    NotLeader(RemoteError),
+    /// It may have been submitted.
+    Unknown(RemoteError),
+}
+
+fn no_leader(last: &RemoteError) -> RemoteError {
+    RemoteError::new(ErrorKind::Unavailable, format!("the metadata group did not answer: {}", last.message))
         .with_hint("see that a majority of the metadata voters runs and can be reached, then try again")
 }
 

@@ -49,7 +49,10 @@ pub enum MetadataError {
     /// openraft refuses the configuration, or has stopped.
     #[error("metadata group: {0}")]
     Raft(String),
-    /// A voter refused, or nobody could be asked in time.
+    /// A call that was sent on once came to a node that does not lead.
+    #[error("this node is not the metadata leader")]
+    NotLeader,
+    /// The leader refused, or nobody could be asked in time.
     #[error(transparent)]
     Refused(#[from] RemoteError),
 }
@@ -59,7 +62,7 @@ impl MetadataError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             MetadataError::Storage(_) => ErrorKind::Internal,
-            MetadataError::Raft(_) => ErrorKind::Unavailable,
+            MetadataError::Raft(_) | MetadataError::NotLeader => ErrorKind::Unavailable,
             MetadataError::Refused(error) => error.kind(),
         }
     }
@@ -115,8 +118,10 @@ impl Watching {
 
 /// Why the local member did not answer.
 pub(crate) enum NotHere {
-    /// Somebody else leads, or nobody.
+    /// Somebody else leads, or nobody; nothing was submitted.
     NotLeader,
+    /// The lead was lost underway: the command may have been decided, or may still be.
+    Unknown,
     /// It leads and failed.
     Failed(MetadataError),
 }
@@ -167,7 +172,7 @@ impl Metadata {
         self.inner.feed.subscribe()
     }
 
-    /// Shows a state learned from a voter, if it is newer. For nodes that do not vote.
+    /// Shows a state learned from another voter, if it is newer. All of them are agreed ones, so their order is that of their versions.
     pub(crate) fn learn(&self, state: ClusterState) {
         self.inner.feed.send_if_modified(|shown| {
             let is_newer = state.version > shown.version;
@@ -226,8 +231,7 @@ impl Metadata {
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader { .. }))) => {
                 Err(NotHere::NotLeader)
             }
-            // Commands are idempotent or compare-and-set, so one whose fate is unknown may be asked of the next leader.
-            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(NotHere::NotLeader),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(NotHere::Unknown),
             Err(error) => Err(NotHere::Failed(MetadataError::Raft(error.to_string()))),
         }
     }

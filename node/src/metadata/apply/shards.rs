@@ -62,7 +62,10 @@ fn proposed(cluster: &ClusterState, group: &ShardGroup, proposal: &Proposal) -> 
             if copy == proposal.by_copy {
                 return Err("a primary cannot remove itself".into());
             }
-            drop_in_sync(&mut next, copy)?;
+            // Accepted for a copy that is not in the set, too: the version that grows rules out an `Add` of unknown outcome.
+            if next.in_sync.contains(&copy) {
+                drop_in_sync(&mut next, copy)?;
+            }
         }
         ProposedChange::HandOff(copy) => {
             let node = next.node_of(copy).and_then(|node| cluster.nodes.get(&node));
