@@ -91,6 +91,22 @@ pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
 pub const COPY_MAILBOX_MAX: usize = 4096;
 /// Searches queued for a node's search pool before `Overloaded`.
 pub const SEARCH_QUEUE_MAX: usize = 1024;
+/// Texts waiting for the embedding model before `Overloaded`: at 5 ms each on one core, ten seconds of work.
+pub const EMBED_QUEUE_MAX: usize = 2048;
+/// Most texts of one call to the embedder; callers with more send several.
+pub const EMBED_TEXTS_MAX: usize = 1024;
+/// Most bytes of one embedded text that reach the tokenizer; the model reads 256 tokens, words of it are rarely above 20 bytes.
+pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one line or event of a language model's stream.
+pub const LLM_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most requests waiting for a language model permit before `Overloaded`.
+pub const LLM_QUEUE_MAX: usize = 256;
+/// Most sources offered to one prompt.
+pub const SOURCES_MAX: usize = 64;
+/// Deepest heading path kept.
+pub const HEADING_DEPTH_MAX: usize = 6;
+/// Most bytes of a title or of one heading.
+pub const TITLE_BYTES_MAX: usize = 512;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Longest word an operator gives: cluster, zone, backend.
