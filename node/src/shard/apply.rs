@@ -50,7 +50,8 @@ pub(crate) fn apply_entries(
     reclaimer: &mut Reclaimer,
     write_then_publish: &mut dyn FnMut(WriteBatch, View) -> Result<Arc<View>, StorageError>,
 ) -> Result<(), StorageError> {
-    let mut entries = entries.iter().filter(|entry| entry.seqno > view.applied.position.seqno).peekable();
+    let applied = view.applied.position.seqno;
+    let mut entries = entries.iter().filter(|entry| entry.seqno > applied).peekable();
     while entries.peek().is_some() {
         let mut group = Group::begin(parts, &view);
         reclaimer.reclaim_due(parts.store, &mut group.batch);

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use cluster_config::ids::OperationId;
 use cluster_config::operation::{LogEntry, Operation};
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
-use prost::Message;
+use proto::convert::ids::{operation_id, operation_id_bytes};
+use proto::convert::operation::{decode_payload, encode_payload, entry_crc32c};
 use proto::v1;
 
 /// First byte of a stored entry. A new layout takes a new number; old ones stay readable.
@@ -36,8 +37,7 @@ pub struct EncodedEntry {
     pub operation_id: OperationId,
     /// An encoded `EntryPayload`.
     pub payload: Bytes,
-    /// CRC-32C over seqno, term (both big-endian u64), the operation id as it is sent (16 bytes big-endian, nothing for 0) and
-    /// the payload.
+    /// See [`entry_crc32c`].
     pub crc32c: u32,
 }
 
@@ -49,24 +49,18 @@ impl EncodedEntry {
 
     /// Puts an encoded payload at a position of the log, under its CRC. The primary encodes before it knows the position.
     pub fn seal(seqno: SeqNo, term: PrimaryTerm, operation_id: OperationId, payload: Bytes) -> Self {
-        let crc32c = checksum(seqno, term, operation_id, &payload);
+        let crc32c = entry_crc32c(seqno, term, operation_id, &payload);
         Self { seqno, term, operation_id, payload, crc32c }
     }
 
     /// Whether the bytes are those that were sealed. Every receiver and every read from disk asks.
     pub fn verify(&self) -> bool {
-        checksum(self.seqno, self.term, self.operation_id, &self.payload) == self.crc32c
+        entry_crc32c(self.seqno, self.term, self.operation_id, &self.payload) == self.crc32c
     }
 
     /// Decodes the operations. Errors: the payload is not an `EntryPayload`, or an operation lacks a part.
     pub fn decode(&self) -> Result<LogEntry, EntryError> {
-        let payload = v1::EntryPayload::decode(self.payload.clone()).map_err(|error| self.error(error.to_string()))?;
-        let operations = payload
-            .operations
-            .into_iter()
-            .map(Operation::try_from)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| self.error(error.to_string()))?;
+        let operations = decode_payload(self.payload.clone()).map_err(|error| self.error(error.to_string()))?;
         Ok(LogEntry { seqno: self.seqno, term: self.term, operation_id: self.operation_id, operations })
     }
 
@@ -119,32 +113,12 @@ impl EncodedEntry {
     }
 }
 
-/// Encodes operations as the payload of an entry.
-pub fn encode_payload(operations: Vec<Operation>) -> Bytes {
-    let operations = operations.into_iter().map(v1::Operation::from).collect();
-    Bytes::from(v1::EntryPayload { operations }.encode_to_vec())
-}
-
-/// The operation id as it is sent: 16 bytes big-endian, nothing for the shard's own entries.
-fn operation_id_to_wire(id: OperationId) -> Vec<u8> {
-    if id == OperationId(0) { Vec::new() } else { id.0.to_be_bytes().to_vec() }
-}
-
-fn checksum(seqno: SeqNo, term: PrimaryTerm, operation_id: OperationId, payload: &[u8]) -> u32 {
-    let mut crc = crc32c::crc32c(&seqno.0.to_be_bytes());
-    crc = crc32c::crc32c_append(crc, &term.0.to_be_bytes());
-    if operation_id != OperationId(0) {
-        crc = crc32c::crc32c_append(crc, &operation_id.0.to_be_bytes());
-    }
-    crc32c::crc32c_append(crc, payload)
-}
-
 impl From<EncodedEntry> for v1::LogEntry {
     fn from(entry: EncodedEntry) -> Self {
         Self {
             seqno: entry.seqno.0,
             term: entry.term.0,
-            operation_id: operation_id_to_wire(entry.operation_id),
+            operation_id: operation_id_bytes(entry.operation_id),
             payload: entry.payload,
             crc32c: entry.crc32c,
         }
@@ -157,14 +131,8 @@ impl TryFrom<v1::LogEntry> for EncodedEntry {
 
     fn try_from(entry: v1::LogEntry) -> Result<Self, EntryError> {
         let seqno = SeqNo(entry.seqno);
-        let operation_id = match <[u8; 16]>::try_from(entry.operation_id.as_slice()) {
-            Ok(bytes) => OperationId(u128::from_be_bytes(bytes)),
-            Err(_) if entry.operation_id.is_empty() => OperationId(0),
-            Err(_) => {
-                let problem = format!("operation id of {} bytes", entry.operation_id.len());
-                return Err(EntryError { seqno, problem });
-            }
-        };
+        let operation_id = operation_id(&entry.operation_id)
+            .map_err(|error| EntryError { seqno, problem: error.to_string() })?;
         Ok(Self { seqno, term: PrimaryTerm(entry.term), operation_id, payload: entry.payload, crc32c: entry.crc32c })
     }
 }
@@ -221,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_under_the_checksum() {
+    fn every_part_is_under_the_entry_crc32c() {
         let sealed = EncodedEntry::seal(SeqNo(7), PrimaryTerm(2), OperationId(9), Bytes::from_static(b"payload"));
         assert!(sealed.verify());
         let broken = [

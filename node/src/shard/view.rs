@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use roaring::RoaringTreemap;
 
 use super::records::AppliedState;
-use crate::vector::{Generation, IvfIndex, RowSet};
+use crate::vector::{Generation, IvfIndex, RowSet, VectorIndex};
 
 /// Which tenants own rows. Nearly every shard has one, and then no search needs the tenant's bitmap.
 #[derive(Clone, Debug, PartialEq, Eq)]
