@@ -59,6 +59,13 @@ pub const GENERATION_PIECE_BYTES: usize = 1024 * 1024;
 pub const GENERATION_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows added to the index by one `IndexUpTo`, so that applying it is a bounded pause.
 pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
+/// Most vectors a model generation is trained on. FAISS' k-means looks at no more than 256 vectors a centroid and wants 39,
+/// so this serves up to 1,680 lists; further rows would cost time and teach little.
+pub const TRAINING_ROWS_MAX: usize = 65_536;
+/// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
+pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one checksummed piece of a stored index.
+pub const INDEX_PIECE_BYTES: usize = 1024 * 1024;
 /// Most results of a search.
 pub const TOP_K_MAX: u32 = 1000;
 /// Most candidates re-scored exactly per shard.
@@ -109,6 +116,8 @@ pub const HEADING_DEPTH_MAX: usize = 6;
 pub const TITLE_BYTES_MAX: usize = 512;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
+pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Longest word an operator gives: cluster, zone, backend.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Sizes of the metadata group.
