@@ -210,6 +210,6 @@ mod tests {
         expected.extend_from_slice(&entry.crc32c.to_be_bytes());
         expected.extend_from_slice(&[0x0a, 0x02, 0x0a, 0x00]);
         assert_eq!(entry.to_stored(), expected);
-        assert_eq!(entry.crc32c, 0);
+        assert_eq!(entry.crc32c, 3_169_480_998);
     }
 }

@@ -161,7 +161,7 @@ mod tests {
             ("operations[0].key", put(|key, _| key.tenant = "a\u{0}b".into())),
             ("operations[0].chunks", put(|_, chunks| chunks.clear())),
             ("operations[0].chunks[1].ordinal", put(|_, chunks| chunks[1].ordinal = 2)),
-            ("operations[0].chunks[0].vector", put(|_, chunks| drop(chunks[0].vector.pop()))),
+            ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector.truncate(3))),
             ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector[..2].copy_from_slice(&nan))),
             ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector.fill(0))),
             ("operations[0].chunks[1].metadata.year", put(|_, chunks| chunks[1].metadata_json = r#"{"year":"x"}"#.into())),
