@@ -27,7 +27,7 @@ use super::pool::{Lane, StoragePool};
 use super::recent::Recent;
 use super::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError};
 use super::transport::{RegisterClient, ReplicationTransport, TransportError};
-use crate::shard::operation::encode_payload;
+use proto::convert::operation::encode_payload;
 
 /// How often the core is told the time; fine enough for the shortest pause it keeps.
 const TICK: Duration = Duration::from_millis(100);
@@ -61,8 +61,12 @@ impl CopyHandle {
         let storage = Arc::clone(&options.storage);
         let opened = options.pool.run(Lane::Log, move || open(&*storage)).await?;
         let stored = opened.stored;
-        let identity =
-            Identity { copy: stored.copy, shard: stored.shard, lineage: stored.lineage, incarnation: options.incarnation };
+        let identity = Identity {
+            copy: stored.copy,
+            shard: stored.shard,
+            lineage: stored.lineage,
+            incarnation: options.incarnation,
+        };
         let core = Core::new(CoreOptions {
             incarnation: options.incarnation,
             timing: options.timing,
@@ -280,7 +284,8 @@ impl CopyTask {
                 });
             }
             Action::ReadRegister => {
-                let (register, shard, patience) = (Arc::clone(&self.options.register), self.identity.shard, self.patience());
+                let (register, shard, patience) =
+                    (Arc::clone(&self.options.register), self.identity.shard, self.patience());
                 self.network.spawn(async move {
                     let result = timeout(patience, register.read_register(shard)).await;
                     Done::RegisterRead(result.unwrap_or_else(|_| Err(no_answer(patience))))

@@ -14,7 +14,8 @@ use cluster_config::shard_group::{PrimaryGrant, ShardGroup};
 use super::follower::{Diverged, Follower};
 use super::log_view::LogView;
 use super::messages::{
-    Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId, WriteRefusal,
+    Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId,
+    WriteRefusal,
 };
 use super::primary::Primary;
 use super::proposer::Proposer;
@@ -189,7 +190,9 @@ impl Core {
         local.proposer.learned(&group);
         let is_granted = local.is_granted(&group);
         match &mut self.role {
-            Role::Primary(primary) if is_granted && group.primary_term == primary.term() => primary.on_group(local, group),
+            Role::Primary(primary) if is_granted && group.primary_term == primary.term() => {
+                primary.on_group(local, group)
+            }
             Role::Poisoned(_) => self.give_up_unusable_grant(),
             _ => {
                 // W1: a grant counts once, in the life of the process it was given to. A term that was adopted before is
@@ -272,7 +275,8 @@ impl Core {
         if matches!(self.role, Role::Poisoned(_)) {
             return;
         }
-        let refusal = if matches!(error, StorageError::Corrupt(_)) { AppendRefusal::Corrupt } else { AppendRefusal::Busy };
+        let refusal =
+            if matches!(error, StorageError::Corrupt(_)) { AppendRefusal::Corrupt } else { AppendRefusal::Busy };
         match std::mem::replace(&mut self.role, Role::Poisoned(error)) {
             Role::Primary(primary) => primary.end(&mut self.local),
             Role::Follower(follower) => follower.end(&mut self.local, refusal),
@@ -437,6 +441,3 @@ impl Core {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ReplicationError;
 use super::messages::{Append, AppendOutcome, AppendRefusal, AppendResult, WriteAck};
-use crate::shard::operation::encode_payload;
+use proto::convert::operation::encode_payload;
 
 /// One copy, open. Cheap to clone; all clones are the same copy.
 #[derive(Clone, Debug)]
@@ -38,9 +38,18 @@ pub(super) struct Identity {
 /// What handles ask of the copy's task.
 #[derive(Debug)]
 pub(super) enum Message {
-    Write { operation_id: OperationId, payload: bytes::Bytes, reply: oneshot::Sender<Result<WriteAck, ReplicationError>> },
-    Append { append: Append, reply: oneshot::Sender<AppendResult> },
-    Confirm { reply: oneshot::Sender<PrimaryTerm> },
+    Write {
+        operation_id: OperationId,
+        payload: bytes::Bytes,
+        reply: oneshot::Sender<Result<WriteAck, ReplicationError>>,
+    },
+    Append {
+        append: Append,
+        reply: oneshot::Sender<AppendResult>,
+    },
+    Confirm {
+        reply: oneshot::Sender<PrimaryTerm>,
+    },
 }
 
 /// What the copy's task tells its handles after each step.

@@ -52,7 +52,11 @@ struct UnappliedOperations {
 }
 
 impl LogView {
-    pub(super) fn new(stored: &StoredState, runs: Vec<(SeqNo, PrimaryTerm)>, unapplied: &[(SeqNo, OperationId)]) -> Self {
+    pub(super) fn new(
+        stored: &StoredState,
+        runs: Vec<(SeqNo, PrimaryTerm)>,
+        unapplied: &[(SeqNo, OperationId)],
+    ) -> Self {
         let mut operations = UnappliedOperations::default();
         unapplied.iter().for_each(|(seqno, id)| operations.add(*seqno, *id));
         Self {

@@ -30,7 +30,10 @@ pub fn open(storage: &dyn CopyStorage) -> Result<Opened, StorageError> {
     while from <= stored.last.seqno {
         let entries = storage.read(from, APPEND_ENTRIES_MAX, APPEND_BYTES_MAX)?;
         let Some(last) = entries.last() else {
-            return Err(StorageError::Corrupt(format!("entry {from} is missing before the end at {}", stored.last.seqno)));
+            return Err(StorageError::Corrupt(format!(
+                "entry {from} is missing before the end at {}",
+                stored.last.seqno
+            )));
         };
         from = last.seqno.next();
         let operations = entries.iter().filter(|entry| entry.operation_id != OperationId(0));

@@ -47,7 +47,10 @@ impl StoragePool {
         job: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
         let permits = if lane == Lane::Apply { &self.apply } else { &self.log };
-        let permit = Arc::clone(permits).acquire_owned().await.map_err(|_| StorageError::Io("the storage pool is closed".into()))?;
+        let permit = Arc::clone(permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| StorageError::Io("the storage pool is closed".into()))?;
         let before_apply = self.before_apply;
         let job = move || {
             if lane == Lane::Apply {
@@ -57,6 +60,8 @@ impl StoragePool {
             drop(permit);
             result
         };
-        tokio::task::spawn_blocking(job).await.unwrap_or_else(|error| Err(StorageError::Io(format!("a storage job ended: {error}"))))
+        tokio::task::spawn_blocking(job)
+            .await
+            .unwrap_or_else(|error| Err(StorageError::Io(format!("a storage job ended: {error}"))))
     }
 }

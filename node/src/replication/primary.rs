@@ -11,7 +11,8 @@ use cluster_config::shard_group::ShardGroup;
 
 use super::core::Local;
 use super::messages::{
-    Action, AppendOutcome, AppendRefusal, AppendResult, Change, ProposalOutcome, RequestId, SendAppend, WriteAck, WriteRefusal,
+    Action, AppendOutcome, AppendRefusal, AppendResult, Change, ProposalOutcome, RequestId, SendAppend, WriteAck,
+    WriteRefusal,
 };
 use super::storage::{EncodedEntry, LogWrite};
 use super::tracker::{Tracker, UnresolvedAdd};
@@ -87,7 +88,13 @@ impl Primary {
     }
 
     /// W3: a retry of an operation in flight joins it; one that was applied gets its old position; all else is appended.
-    pub(super) fn on_write(&mut self, local: &mut Local, request: RequestId, operation_id: OperationId, payload: Bytes) {
+    pub(super) fn on_write(
+        &mut self,
+        local: &mut Local,
+        request: RequestId,
+        operation_id: OperationId,
+        payload: Bytes,
+    ) {
         let is_full = self.bytes > 0 && self.bytes + payload.len() > WRITE_QUEUE_BYTES_MAX;
         if self.waiting >= WRITE_QUEUE_MAX || is_full {
             local.actions.push(Action::RefuseWrite { request, refusal: WriteRefusal::Overloaded });
@@ -109,7 +116,13 @@ impl Primary {
     }
 
     /// The window of applied operations was searched.
-    pub(super) fn on_lookup(&mut self, local: &mut Local, operation_id: OperationId, term: PrimaryTerm, found: Option<SeqNo>) {
+    pub(super) fn on_lookup(
+        &mut self,
+        local: &mut Local,
+        operation_id: OperationId,
+        term: PrimaryTerm,
+        found: Option<SeqNo>,
+    ) {
         if term != self.term {
             return;
         }
@@ -320,18 +333,12 @@ impl Primary {
         if self.term != local.log.current_term() || self.barrier > local.log.last() {
             return Err(format!("primary of term {} in term {}", self.term, local.log.current_term()));
         }
-        let waiting = self.waiters.values().map(Vec::len).sum::<usize>() + self.lookups.values().map(Vec::len).sum::<usize>();
+        let waiting =
+            self.waiters.values().map(Vec::len).sum::<usize>() + self.lookups.values().map(Vec::len).sum::<usize>();
         if waiting != self.waiting {
             return Err(format!("{waiting} writes wait, {} counted", self.waiting));
         }
         let outside = self.waiters.keys().find(|seqno| **seqno <= local.log.applied() || **seqno > local.log.last());
         outside.map_or(Ok(()), |seqno| Err(format!("a write waits for entry {seqno}, which is applied or absent")))
-    }
-}
-
-#[cfg(test)]
-impl Primary {
-    pub(super) fn tracker(&self) -> &Tracker {
-        &self.tracker
     }
 }

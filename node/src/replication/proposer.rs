@@ -67,7 +67,9 @@ impl Proposer {
 
     /// A newer register voids what was asked of an older one.
     pub(super) fn learned(&mut self, group: &ShardGroup) {
-        let (State::Asked(proposal) | State::Reading(proposal) | State::MustRead(proposal)) = &self.state else { return };
+        let (State::Asked(proposal) | State::Reading(proposal) | State::MustRead(proposal)) = &self.state else {
+            return;
+        };
         if group.version > proposal.expect_version {
             self.state = State::Idle;
             self.not_before_ms = 0;

@@ -20,11 +20,11 @@ impl Recent {
     pub(super) fn record(&mut self, write: &LogWrite) {
         if let Some(cut) = write.truncate_from {
             while let Some(entry) = self.entries.pop_back_if(|entry| entry.seqno >= cut) {
-                self.bytes -= entry.size_bytes();
+                self.bytes -= size_bytes(&entry);
             }
         }
         for entry in &write.entries {
-            self.bytes += entry.size_bytes();
+            self.bytes += size_bytes(entry);
             self.entries.push_back(entry.clone());
         }
     }
@@ -36,7 +36,7 @@ impl Recent {
         let mut bytes = 0;
         let fits = |entry: &&EncodedEntry| {
             let is_first = bytes == 0;
-            bytes += entry.size_bytes();
+            bytes += size_bytes(entry);
             entry.seqno <= up_to && (is_first || bytes <= APPEND_BYTES_MAX)
         };
         let found: Vec<_> = self.entries.iter().skip(skip).take(APPEND_ENTRIES_MAX).take_while(fits).cloned().collect();
@@ -50,9 +50,14 @@ impl Recent {
             .entries
             .pop_front_if(|entry| entry.seqno <= durable && (entry.seqno <= needed_by_nobody || is_short(self.bytes)))
         {
-            self.bytes -= entry.size_bytes();
+            self.bytes -= size_bytes(&entry);
         }
     }
+}
+
+/// What an entry costs in memory and on the wire, about: its payload, position, operation id and checksum.
+fn size_bytes(entry: &EncodedEntry) -> usize {
+    entry.payload.len() + size_of::<EncodedEntry>()
 }
 
 #[cfg(test)]

@@ -102,10 +102,6 @@ impl Tracker {
         1 + self.ack_peers().filter(|matched| matched.is_some_and(|matched| matched >= seqno)).count() as u32
     }
 
-    pub(super) fn is_in_sync(&self, copy: CopyId) -> bool {
-        self.in_sync.contains(&copy)
-    }
-
     /// Updates who is behind since when, and who is tracked. Called with the passing of time.
     pub(super) fn observe(&mut self, last: SeqNo, now_ms: u64, ack_timeout_ms: u64) {
         for (copy, peer) in &mut self.peers {
@@ -273,7 +269,11 @@ mod tests {
             for copy in tracked {
                 tracker.peers.get_mut(&CopyId(*copy)).expect("a copy of the group").tracked = true;
             }
-            assert_eq!(tracker.global_checkpoint(SeqNo(durable)), SeqNo(expected), "{in_sync:?} {tracked:?} {matched:?}");
+            assert_eq!(
+                tracker.global_checkpoint(SeqNo(durable)),
+                SeqNo(expected),
+                "{in_sync:?} {tracked:?} {matched:?}"
+            );
         }
     }
 
@@ -293,7 +293,8 @@ mod tests {
     fn a_refused_attempt_after_an_unanswered_one_keeps_the_copy_in_the_ack_set() {
         let mut tracker = tracker(&[1], &[(2, 10)]);
         tracker.observe(SeqNo(10), 0, 2000);
-        tracker.peers.get_mut(&CopyId(2)).expect("a copy").add = Some(UnresolvedAdd { expect_version: 1, unknown: true });
+        tracker.peers.get_mut(&CopyId(2)).expect("a copy").add =
+            Some(UnresolvedAdd { expect_version: 1, unknown: true });
         tracker.observe(SeqNo(10), 10_000, 2000);
         assert!(tracker.peers[&CopyId(2)].tracked, "it may still be added");
         assert_eq!(tracker.to_remove(10_000, 2000), Some(CopyId(2)), "so metadata is asked to rule that out");
