@@ -168,7 +168,8 @@ fn a_torn_tail_of_the_write_ahead_log_loses_unacknowledged_work_only() {
         let wal = newest_wal(&dir);
         let length = fs::metadata(&wal).expect("metadata").len();
         fs::OpenOptions::new().write(true).open(&wal).expect("opens").set_len(length - torn_bytes).expect("cuts");
-        let shard = node::shard::Shard::open(ShardOptions { dir, ..place.options(1) }).expect("opens after a torn write");
+        let shard =
+            node::shard::Shard::open(ShardOptions { dir, ..place.options(1) }).expect("opens after a torn write");
         shard.check().expect("invariants");
         let state = shard.state().expect("state");
         assert!(state.applied.seqno <= state.last.seqno && state.last.seqno <= SeqNo(40), "{state:?}");
@@ -252,7 +253,9 @@ fn each_crash_point_leaves_all_of_a_write_or_nothing_and_poisons_the_copy() {
         let state = shard.state().expect("state");
         assert_eq!(state.last.seqno, SeqNo(if is_logged { 2 } else { 1 }), "{point}");
         assert_eq!(state.applied.seqno, SeqNo(if is_applied { 2 } else { 1 }), "{point}");
-        let text = |shard: &node::shard::Shard| shard.fetch_documents(&[key("a")], false).expect("fetches")[0].chunk.text.clone();
+        let text = |shard: &node::shard::Shard| {
+            shard.fetch_documents(&[key("a")], false).expect("fetches")[0].chunk.text.clone()
+        };
         assert_eq!(text(&shard), if is_applied { "second" } else { "first" }, "{point}");
         if !is_logged {
             persist(&shard, &second).expect("persists");

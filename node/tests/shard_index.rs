@@ -164,7 +164,11 @@ fn a_load_is_trained_and_indexed_until_the_tail_is_empty_and_every_copy_has_the_
     let now = answers(&shard, &queries, false);
     assert_eq!(now[0].rows_exact, 99);
     assert_eq!(now[0].hits[0].document_id, "e1");
-    assert!(now.iter().flat_map(|answer| &answer.hits).all(|hit| hit.document_id != first.document_id && hit.document_id != "e0"));
+    assert!(
+        now.iter()
+            .flat_map(|answer| &answer.hits)
+            .all(|hit| hit.document_id != first.document_id && hit.document_id != "e0")
+    );
     let stats = shard.stats();
     assert_eq!((stats.rows_indexed, stats.rows_tail, stats.codes), (ROWS as u64 - 1, 99, ROWS as u64));
     primary.maintain();
@@ -280,13 +284,14 @@ fn a_second_generation_takes_the_place_of_the_first() {
     assert_eq!(shard.stats().codes, 1500);
     let indexed = answers(&shard, &queries, false);
     assert!(recall(&indexed, &exact) >= 0.9);
+    let entries = primary.entries;
     shard.close().expect("closes");
     drop(shard);
     let shard = place.open(1);
     assert_eq!(comparable(answers(&shard, &queries, false)), comparable(indexed));
     let other = place.open(2);
-    persist(&other, &primary.entries).expect("persists");
-    other.apply(&primary.entries).expect("applies");
+    persist(&other, &entries).expect("persists");
+    other.apply(&entries).expect("applies");
     assert_eq!(digest(&other), digest(&shard));
 }
 

@@ -134,7 +134,9 @@ impl Model {
     fn search(&self, query: &ShardQuery) -> Vec<(String, u32, f32)> {
         let mut hits = Vec::new();
         for ((tenant, document_id), (_, chunks)) in &self.documents {
-            for chunk in chunks.iter().filter(|chunk| *tenant == query.tenant && passes(&query.filter, document_id, chunk)) {
+            for chunk in
+                chunks.iter().filter(|chunk| *tenant == query.tenant && passes(&query.filter, document_id, chunk))
+            {
                 let score = flat::score(Default::default(), &query.vector, &from_half(&chunk.vector));
                 hits.push((document_id.clone(), chunk.ordinal, score));
             }
@@ -197,7 +199,8 @@ fn compare(left: &FieldValue, right: &FieldValue) -> std::cmp::Ordering {
 fn condition() -> impl Strategy<Value = Condition> {
     let integer = || (-3..3i64).prop_map(FieldValue::Integer);
     let float = || prop_oneof![(-1.5..1.5f64).prop_map(FieldValue::Float), (-1..2i64).prop_map(FieldValue::Integer)];
-    let tag = || prop::sample::select(vec!["a", "b", "b\u{0}", "ä", "", "z"]).prop_map(|tag| FieldValue::Keyword(tag.into()));
+    let tag =
+        || prop::sample::select(vec!["a", "b", "b\u{0}", "ä", "", "z"]).prop_map(|tag| FieldValue::Keyword(tag.into()));
     let id = || (0..14u8).prop_map(|number| FieldValue::Keyword(format!("d{number}")));
     prop_oneof![
         any::<bool>().prop_map(|flag| ("flag", Predicate::Eq(FieldValue::Bool(flag)))),
@@ -247,8 +250,10 @@ fn assert_agrees(shard: &Shard, model: &Model, queries: &[ShardQuery]) {
                 break;
             }
         }
-        let names: Vec<_> = listed.iter().map(|d| (d.key.document_id.as_str(), d.title.as_str(), d.chunk_count)).collect();
-        let wanted: Vec<_> = expected.iter().map(|((_, id), (title, c))| (id.as_str(), title.as_str(), c.len() as u32)).collect();
+        let names: Vec<_> =
+            listed.iter().map(|d| (d.key.document_id.as_str(), d.title.as_str(), d.chunk_count)).collect();
+        let wanted: Vec<_> =
+            expected.iter().map(|((_, id), (title, c))| (id.as_str(), title.as_str(), c.len() as u32)).collect();
         assert_eq!(names, wanted);
         let keys: Vec<_> = listed.into_iter().map(|document| document.key).collect();
         let fetched = shard.fetch_documents(&keys, true).expect("fetches");
@@ -389,7 +394,10 @@ fn texts_of_a_deleted_document_go_at_once_and_of_a_replaced_one_stay_for_those_w
     let shard = place.open(1);
     let mut log = LogWriter::new();
     let mut rng = rng(1);
-    commit(&shard, &[log.entry(vec![put("kept", "one", &unit_vector(&mut rng, 4)), put("gone", "x", &unit_vector(&mut rng, 4))])]);
+    commit(
+        &shard,
+        &[log.entry(vec![put("kept", "one", &unit_vector(&mut rng, 4)), put("gone", "x", &unit_vector(&mut rng, 4))])],
+    );
     let hits = shard.search(&query(&[1.0, 0.0, 0.0, 0.0], 10), &Cancel::never()).expect("searches").hits;
     let row_of = |id: &str| hits.iter().find(|hit| hit.document_id == id).expect("found").row;
     commit(&shard, &[log.entry(vec![put("kept", "two", &unit_vector(&mut rng, 4)), delete("gone")])]);
@@ -416,7 +424,9 @@ fn a_search_beside_writes_sees_whole_entries() {
         let mut put_both = |id: &str| Operation::PutDocument {
             key: key(id),
             title: String::new(),
-            chunks: (0..3).map(|ordinal| chunk(ordinal, &number.to_string(), "{}", &unit_vector(&mut rng, 4))).collect(),
+            chunks: (0..3)
+                .map(|ordinal| chunk(ordinal, &number.to_string(), "{}", &unit_vector(&mut rng, 4)))
+                .collect(),
         };
         log.entry(vec![put_both("a"), put_both("b")])
     };
@@ -427,7 +437,7 @@ fn a_search_beside_writes_sees_whole_entries() {
             let mut searches = 0u64;
             while !done.load(std::sync::atomic::Ordering::Relaxed) || searches == 0 {
                 let mut asked = query(&[1.0, 0.0, 0.0, 0.0], 100);
-                if searches % 2 == 0 {
+                if searches.is_multiple_of(2) {
                     let ids = ["a", "b"].map(|id| FieldValue::Keyword(id.into()));
                     let predicate = Predicate::In(ids.to_vec());
                     asked.filter.must.push(Condition { field: "document_id".into(), predicate });
@@ -435,8 +445,12 @@ fn a_search_beside_writes_sees_whole_entries() {
                 let hits = shard.search(&asked, &Cancel::never()).expect("searches").hits;
                 assert_eq!(hits.len(), 6, "{hits:?}");
                 let rows: Vec<u64> = hits.iter().map(|hit| hit.row).collect();
-                let texts: Vec<String> =
-                    shard.fetch_rows(&rows, false).expect("fetches").into_iter().map(|stored| stored.chunk.text).collect();
+                let texts: Vec<String> = shard
+                    .fetch_rows(&rows, false)
+                    .expect("fetches")
+                    .into_iter()
+                    .map(|stored| stored.chunk.text)
+                    .collect();
                 assert_eq!(texts.len(), 6, "what was found can be fetched");
                 assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
                 searches += 1;
@@ -462,7 +476,10 @@ fn bad_queries_are_refused_with_the_fields_name() {
         ("vector", ShardQuery { vector: vec![1.0; 3], ..good.clone() }),
         ("fetch_k", ShardQuery { fetch_k: 0, ..good.clone() }),
         ("fetch_k", ShardQuery { fetch_k: u32::MAX, ..good.clone() }),
-        ("filters.must[0].field", ShardQuery { filter: Filter { must: vec![condition], ..Filter::default() }, ..good.clone() }),
+        (
+            "filters.must[0].field",
+            ShardQuery { filter: Filter { must: vec![condition], ..Filter::default() }, ..good.clone() },
+        ),
     ];
     for (field, query) in bad {
         let error = shard.search(&query, &Cancel::never()).expect_err(field);
@@ -474,7 +491,10 @@ fn bad_queries_are_refused_with_the_fields_name() {
     assert_eq!(error.kind(), cluster_config::error::ErrorKind::InvalidArgument);
     let cancel = Cancel::never();
     cancel.cancel();
-    let filter = Filter { must: vec![Condition { field: "year".into(), predicate: Predicate::Exists(true) }], ..Filter::default() };
+    let filter = Filter {
+        must: vec![Condition { field: "year".into(), predicate: Predicate::Exists(true) }],
+        ..Filter::default()
+    };
     commit(&shard, &[LogWriter::new().entry(vec![put("a", "x", &[1.0, 0.0, 0.0, 0.0])])]);
     let error = shard.search(&ShardQuery { filter, ..good }, &cancel).expect_err("cancelled");
     assert_eq!(error.kind(), cluster_config::error::ErrorKind::Cancelled);

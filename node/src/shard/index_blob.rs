@@ -97,7 +97,8 @@ fn load_stored(store: &Store, generation: &Arc<Generation>) -> Result<Option<(Iv
         return Ok(None);
     };
     let mut reader = PieceReader { store, stamp: &stamp, next: 0, piece: Vec::new(), used: 0 };
-    let index = IvfIndex::read_from(generation.clone(), &mut |buffer| reader.read(buffer)).map_err(super::storage_error)?;
+    let index =
+        IvfIndex::read_from(generation.clone(), &mut |buffer| reader.read(buffer)).map_err(super::storage_error)?;
     Ok(Some((index, stamp.indexed_row_end)))
 }
 

@@ -148,7 +148,11 @@ pub(crate) fn key(document_id: &str) -> DocumentKey {
 
 /// Puts a document of one chunk.
 pub(crate) fn put(document_id: &str, text: &str, vector: &[f32]) -> Operation {
-    Operation::PutDocument { key: key(document_id), title: format!("title of {document_id}"), chunks: vec![chunk(0, text, "{}", vector)] }
+    Operation::PutDocument {
+        key: key(document_id),
+        title: format!("title of {document_id}"),
+        chunks: vec![chunk(0, text, "{}", vector)],
+    }
 }
 
 pub(crate) fn delete(document_id: &str) -> Operation {
