@@ -35,7 +35,7 @@ unsafe extern "C" {
 }
 
 /// Keeps OpenMP and OpenBLAS from starting threads of their own on behalf of this thread. Cheap to repeat; every function
-/// here calls it, and a pool thread may call it early.
+/// here that reaches OpenMP or BLAS calls it, and a pool thread may call it early.
 pub(super) fn init_thread() {
     static PROCESS: Once = Once::new();
     thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
