@@ -35,6 +35,7 @@ pub struct Cluster {
     path: PathBuf,
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
+    node_http: Vec<u16>,
     http: u16,
 }
 
@@ -79,6 +80,7 @@ impl Cluster {
             path,
             nodes: (0..options.nodes).map(|_| None).collect(),
             coordinator: None,
+            node_http: rest[..options.nodes].to_vec(),
             http,
         };
         for node in 1..=options.nodes {
@@ -127,6 +129,11 @@ impl Cluster {
     /// Base URL of the coordinator.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// Ports of the nodes' health and metrics.
+    pub fn node_http_ports(&self) -> &[u16] {
+        &self.node_http
     }
 
     /// Node `node`, from 1. Errors: it is not running.
