@@ -5,6 +5,7 @@
 pub mod checker;
 pub mod client;
 pub mod cluster;
+pub mod model;
 pub mod ports;
 pub mod process;
 pub mod vectors;

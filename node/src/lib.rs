@@ -3,9 +3,11 @@
 pub mod agent;
 pub mod control;
 pub mod error;
+pub mod http;
 pub mod metadata;
 pub mod pool;
 pub mod replication;
 pub mod rpc;
 pub mod shard;
+pub mod telemetry;
 pub mod vector;
