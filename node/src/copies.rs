@@ -1,7 +1,8 @@
 //! The shard copies of this process: opened and closed as the cluster state says, found by the id that a message names.
 //!
-//! Promises: a copy is opened only where the register places it; files are deleted only when the register lists the copy as
-//! retired on this node (absence is never a reason); training and indexing are proposed by the primary only.
+//! Promises: a copy is opened only where the register places it; files are deleted only when the state lists the copy as retired on
+//! this node (absence is never a reason); a copy acts in one life of the process at a time, and is given a new handle when the
+//! process had to register again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,7 @@ use std::time::{Duration, Instant};
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::CollectionSpec;
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{CopyId, Lineage, NodeId, OperationId, ShardId};
-use cluster_config::operation::Operation;
+use cluster_config::ids::{CopyId, Incarnation, Lineage, NodeId, ShardId};
 use cluster_config::search::CopyPosition;
 use cluster_config::shard_group::{CopyPhase, CopyTarget, ShardGroup};
 use parking_lot::{Mutex, RwLock};
@@ -21,19 +21,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::Error;
+use crate::maintenance;
 use crate::pool::Pool;
-use crate::replication::{CopyHandle, CopyOptions, RegisterClient, ReplicationTransport};
-use crate::shard::{Maintenance, Shard, ShardOptions, StorageResources};
-use crate::vector::Cancel;
+use crate::replication::pool::StoragePool;
+use crate::replication::{CopyHandle, CopyOptions, RegisterClient, ReplicationTransport, Timing};
+use crate::shard::{Shard, ShardOptions, StorageResources};
 
-/// Between two looks at what a primary's shard needs.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(500);
 /// A copy that could not be opened is tried again after this.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
-/// Longest wait for one maintenance entry to be acknowledged.
-const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Directory name of a copy: this and its id.
+const COPY_DIR_PREFIX: &str = "copy-";
 
-/// One open copy.
+/// One open copy, in one life of the process.
 pub struct Copy {
     /// Its id.
     pub id: CopyId,
@@ -47,13 +46,15 @@ pub struct Copy {
     pub shard: Arc<Shard>,
     /// Its replication.
     pub handle: CopyHandle,
-    stop: CancellationToken,
+    incarnation: Incarnation,
+    /// Cancelled when this life of the copy ends.
+    pub stop: CancellationToken,
 }
 
 impl Copy {
     /// Where the copy stands, with the generation its index uses.
     pub fn position(&self) -> CopyPosition {
-        CopyPosition { shard: Some(self.shard_id), generation: self.shard.stats().generation, ..self.handle.position() }
+        CopyPosition { generation: self.shard.position().generation, ..self.handle.position() }
     }
 }
 
@@ -67,24 +68,37 @@ pub struct CopiesContext {
     pub cluster_id: String,
     /// Block cache and write buffers.
     pub resources: Arc<StorageResources>,
-    /// For opening, closing and log work.
-    pub storage_pool: Pool,
+    /// Where the copies' logs are written and their entries applied.
+    pub storage_pool: StoragePool,
     /// For training; one thread.
     pub training_pool: Pool,
     /// How entries reach other copies.
     pub transport: Arc<dyn ReplicationTransport>,
+    /// Timeouts of replication.
+    pub timing: Timing,
+    /// Whether invariants are checked after each step.
+    pub check: bool,
+}
+
+/// What the copies follow.
+pub struct Followed {
+    /// The cluster state.
+    pub state: watch::Receiver<Arc<ClusterState>>,
+    /// The present life of the process; 0 while there is none.
+    pub incarnation: watch::Receiver<Incarnation>,
     /// How registers are read and changed.
     pub register: Arc<dyn RegisterClient>,
-    /// Options of every copy's replication.
-    pub replication: CopyOptions,
+    /// Told after a copy was opened, so that the metadata leader need not wait for the next heartbeat.
+    pub opened: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// The open copies.
 pub struct Copies {
     context: CopiesContext,
     open: RwLock<BTreeMap<CopyId, Arc<Copy>>>,
+    /// Copies that a task is opening, or moving to another life.
     opening: Mutex<BTreeSet<CopyId>>,
-    opened: Notify,
+    changed: Notify,
     failures: Mutex<BTreeMap<CopyId, (Instant, String)>>,
     tasks: TaskTracker,
 }
@@ -98,7 +112,7 @@ pub fn copies_on_disk(dir: &Path) -> std::io::Result<BTreeSet<CopyId>> {
     let mut copies = BTreeSet::new();
     for entry in entries {
         let name = entry?.file_name();
-        let parsed = name.to_str().and_then(|name| name.strip_prefix("copy-")).and_then(|id| id.parse().ok());
+        let parsed = name.to_str().and_then(|name| name.strip_prefix(COPY_DIR_PREFIX)).and_then(|id| id.parse().ok());
         match parsed {
             Some(id) => drop(copies.insert(CopyId(id))),
             None => tracing::warn!(?name, "unknown entry in the directory of the copies"),
@@ -114,7 +128,7 @@ impl Copies {
             context,
             open: RwLock::default(),
             opening: Mutex::default(),
-            opened: Notify::new(),
+            changed: Notify::new(),
             failures: Mutex::default(),
             tasks: TaskTracker::new(),
         })
@@ -125,8 +139,13 @@ impl Copies {
         self.open.read().values().cloned().collect()
     }
 
-    /// The open copy that a message means. Errors: `NotFound` where the copy is not here (the sender's picture is old),
-    /// `TokenVoid` on another lineage.
+    /// The first copy that could not be opened, and why.
+    pub fn failure(&self) -> Option<String> {
+        self.failures.lock().iter().next().map(|(copy, (_, reason))| format!("copy {copy} cannot be opened: {reason}"))
+    }
+
+    /// The open copy that a message means. Errors: `Unavailable` where the copy is not open here (it is being opened, or the sender's
+    /// picture is old), `TokenVoid` on another lineage.
     pub fn find(&self, target: &CopyTarget) -> Result<Arc<Copy>, Error> {
         let CopyTarget { shard, copy, lineage, .. } = *target;
         let found = self.open.read().get(&copy).cloned();
@@ -144,13 +163,17 @@ impl Copies {
     }
 
     /// Follows the cluster state until `stop`, then closes every copy.
-    pub async fn run(self: Arc<Self>, mut state: watch::Receiver<Arc<ClusterState>>, stop: CancellationToken) {
+    pub async fn run(self: Arc<Self>, mut followed: Followed, stop: CancellationToken) {
         loop {
-            let current = state.borrow_and_update().clone();
-            self.reconcile(&current).await;
+            let state = followed.state.borrow_and_update().clone();
+            let incarnation = *followed.incarnation.borrow_and_update();
+            if incarnation != Incarnation(0) {
+                self.reconcile(&state, incarnation, &followed).await;
+            }
             tokio::select! {
-                changed = state.changed() => if changed.is_err() { break },
-                () = self.opened.notified() => {}
+                changed = followed.state.changed() => if changed.is_err() { break },
+                changed = followed.incarnation.changed() => if changed.is_err() { break },
+                () = self.changed.notified() => {}
                 () = tokio::time::sleep(REOPEN_INTERVAL) => {}
                 () = stop.cancelled() => break,
             }
@@ -158,37 +181,34 @@ impl Copies {
         self.close_all().await;
     }
 
-    async fn reconcile(self: &Arc<Self>, state: &ClusterState) {
-        let mut wanted = BTreeSet::new();
+    async fn reconcile(self: &Arc<Self>, state: &ClusterState, incarnation: Incarnation, followed: &Followed) {
         for group in state.shards.values() {
             let Some(collection) = state.collections.get(&group.shard.collection) else { continue };
-            let mine = |(_, record): &(&CopyId, &cluster_config::shard_group::CopyRecord)| {
+            let mine = group.copies.iter().filter(|(_, record)| {
                 record.node == self.context.node && record.phase != CopyPhase::Retiring
-            };
-            for (copy, _) in group.copies.iter().filter(mine) {
-                wanted.insert(*copy);
-                self.open_or_reconfigure(*copy, group, &collection.spec);
-            }
-        }
-        for copy in self.all() {
-            let retired = state.retired.get(&copy.id).is_some_and(|retired| retired.node == self.context.node);
-            if retired && !wanted.contains(&copy.id) {
-                self.open.write().remove(&copy.id);
-                close(copy).await;
+            });
+            for (copy, _) in mine {
+                self.open_or_reconfigure(*copy, group, &collection.spec, incarnation, followed);
             }
         }
         for (copy, retired) in &state.retired {
-            let in_use = self.open.read().contains_key(copy) || self.opening.lock().contains(copy);
-            if retired.node == self.context.node && !in_use {
-                self.delete_files(*copy).await;
+            if retired.node == self.context.node && !self.opening.lock().contains(copy) {
+                self.retire(*copy).await;
             }
         }
     }
 
     /// An open copy learns the register; another is opened beside the others, because replaying a long log takes its time.
-    fn open_or_reconfigure(self: &Arc<Self>, id: CopyId, group: &ShardGroup, spec: &CollectionSpec) {
+    fn open_or_reconfigure(
+        self: &Arc<Self>,
+        id: CopyId,
+        group: &ShardGroup,
+        spec: &CollectionSpec,
+        incarnation: Incarnation,
+        followed: &Followed,
+    ) {
         let known = self.open.read().get(&id).cloned();
-        if let Some(copy) = known {
+        if let Some(copy) = known.as_ref().filter(|copy| copy.incarnation == incarnation) {
             copy.handle.reconfigure(Arc::new(group.clone()));
             return;
         }
@@ -197,12 +217,15 @@ impl Copies {
             return;
         }
         let (copies, group, spec) = (Arc::clone(self), group.clone(), spec.clone());
+        let (register, opened) = (Arc::clone(&followed.register), Arc::clone(&followed.opened));
         self.tasks.spawn(async move {
-            match copies.open(id, &group, &spec).await {
+            match copies.open(id, known, &group, spec, incarnation, register).await {
                 Ok(copy) => {
-                    tracing::info!(shard = %group.shard, copy = %id, applied = %copy.handle.position().applied, "copy opened");
+                    let applied = copy.handle.position().applied;
+                    tracing::info!(shard = %group.shard, copy = %id, %applied, %incarnation, "copy opened");
                     copies.failures.lock().remove(&id);
                     copies.open.write().insert(id, copy);
+                    opened();
                 }
                 Err(error) => {
                     tracing::error!(shard = %group.shard, copy = %id, %error, "copy cannot be opened");
@@ -210,65 +233,98 @@ impl Copies {
                 }
             }
             copies.opening.lock().remove(&id);
-            copies.opened.notify_one();
+            copies.changed.notify_one();
         });
     }
 
-    async fn open(self: &Arc<Self>, id: CopyId, group: &ShardGroup, spec: &CollectionSpec) -> Result<Arc<Copy>, Error> {
+    /// Opens the store, or takes over that of the copy's former life, and gives it a handle of this life.
+    async fn open(
+        self: &Arc<Self>,
+        id: CopyId,
+        former: Option<Arc<Copy>>,
+        group: &ShardGroup,
+        spec: CollectionSpec,
+        incarnation: Incarnation,
+        register: Arc<dyn RegisterClient>,
+    ) -> Result<Arc<Copy>, Error> {
+        let shard = match former {
+            Some(former) => {
+                self.open.write().remove(&id);
+                former.stop.cancel();
+                former.handle.clone().close().await;
+                Arc::clone(&former.shard)
+            }
+            None => self.open_store(id, group, spec.clone()).await?,
+        };
+        let handle = CopyHandle::open(CopyOptions {
+            storage: Arc::clone(&shard) as _,
+            incarnation,
+            timing: self.context.timing,
+            pool: self.context.storage_pool.clone(),
+            transport: Arc::clone(&self.context.transport),
+            register,
+            check: self.context.check,
+        })
+        .await?;
+        handle.reconfigure(Arc::new(group.clone()));
+        let copy = Arc::new(Copy {
+            id,
+            shard_id: group.shard,
+            spec,
+            lineage: group.lineage,
+            shard,
+            handle,
+            incarnation,
+            stop: CancellationToken::new(),
+        });
+        self.tasks.spawn(maintenance::run(Arc::clone(&copy), self.context.training_pool.clone()));
+        Ok(copy)
+    }
+
+    async fn open_store(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> Result<Arc<Shard>, Error> {
         let options = ShardOptions {
             dir: self.directory(id),
             cluster_id: self.context.cluster_id.clone(),
             shard: group.shard,
             copy: id,
             lineage: group.lineage,
-            spec: spec.clone(),
+            spec,
             resources: Arc::clone(&self.context.resources),
         };
-        let opened = self.context.storage_pool.run(move || Shard::open(options)).await?;
-        let shard = Arc::new(opened?);
-        let handle = CopyHandle::spawn(
-            self.context.replication.clone(),
-            Arc::new(group.clone()),
-            Arc::clone(&shard) as _,
-            Arc::clone(&self.context.transport),
-            Arc::clone(&self.context.register),
-        )
-        .await
-        .map_err(|error| Error::new(error.kind(), error.to_string()))?;
-        let copy = Arc::new(Copy {
-            id,
-            shard_id: group.shard,
-            spec: spec.clone(),
-            lineage: group.lineage,
-            shard,
-            handle,
-            stop: CancellationToken::new(),
+        let opening = tokio::task::spawn_blocking(move || {
+            crate::vector::init_thread();
+            Shard::open(options)
         });
-        self.tasks.spawn(maintain(Arc::clone(&copy), self.context.training_pool.clone()));
-        Ok(copy)
+        let opened = opening.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        Ok(Arc::new(opened?))
     }
 
     fn directory(&self, copy: CopyId) -> PathBuf {
-        self.context.dir.join(format!("copy-{copy}"))
+        self.context.dir.join(format!("{COPY_DIR_PREFIX}{copy}"))
     }
 
-    async fn delete_files(&self, copy: CopyId) {
-        let dir = self.directory(copy);
-        let result = self.context.storage_pool.run(move || match std::fs::remove_dir_all(&dir) {
+    /// Closes the copy if it is open, and deletes its files if there are any.
+    async fn retire(&self, id: CopyId) {
+        let open = self.open.write().remove(&id);
+        if let Some(copy) = open {
+            close(copy).await;
+        }
+        let dir = self.directory(id);
+        let deleted = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             result => result.map(|()| true),
         });
-        match result.await {
-            Ok(Ok(true)) => tracing::info!(%copy, "files of a retired copy deleted"),
+        match deleted.await {
+            Ok(Ok(true)) => tracing::info!(copy = %id, "files of a retired copy deleted"),
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%copy, %error, "files of a retired copy cannot be deleted"),
-            Err(error) => tracing::warn!(%copy, %error, "files of a retired copy not deleted yet"),
+            Ok(Err(error)) => tracing::warn!(copy = %id, %error, "files of a retired copy cannot be deleted"),
+            Err(error) => tracing::warn!(copy = %id, %error, "deleting the files of a retired copy failed"),
         }
     }
 
     async fn close_all(&self) {
         while !self.opening.lock().is_empty() {
-            self.opened.notified().await;
+            self.changed.notified().await;
         }
         let open = std::mem::take(&mut *self.open.write());
         futures::future::join_all(open.into_values().map(close)).await;
@@ -281,73 +337,9 @@ async fn close(copy: Arc<Copy>) {
     copy.stop.cancel();
     copy.handle.clone().close().await;
     let shard = Arc::clone(&copy.shard);
-    let flushed = tokio::task::spawn_blocking(move || shard.flush()).await;
-    match flushed {
+    match tokio::task::spawn_blocking(move || shard.close()).await {
         Ok(Ok(())) => tracing::info!(shard = %copy.shard_id, copy = %copy.id, "copy closed"),
         Ok(Err(error)) => tracing::error!(shard = %copy.shard_id, %error, "copy not flushed; its log will be replayed"),
-        Err(error) => tracing::error!(shard = %copy.shard_id, %error, "flush panicked"),
-    }
-}
-
-/// Trains and extends the index while the copy is primary; both are logged operations, so every copy follows.
-async fn maintain(copy: Arc<Copy>, training_pool: Pool) {
-    loop {
-        let worked = match copy.handle.is_primary().then(|| copy.shard.next_maintenance()).flatten() {
-            None => false,
-            Some(Maintenance::IndexUpTo { generation, row_end }) => {
-                log_operations(&copy, vec![Operation::IndexUpTo { generation, row_end }]).await
-            }
-            Some(Maintenance::Train) => train(&copy, &training_pool).await,
-        };
-        if copy.stop.is_cancelled() {
-            return;
-        }
-        if !worked {
-            tokio::select! {
-                () = tokio::time::sleep(MAINTENANCE_INTERVAL) => {}
-                () = copy.stop.cancelled() => return,
-            }
-        }
-    }
-}
-
-async fn train(copy: &Arc<Copy>, training_pool: &Pool) -> bool {
-    let started = Instant::now();
-    let (shard, cancel) = (Arc::clone(&copy.shard), Cancel::new());
-    let cancelled = cancel.clone();
-    let trained = tokio::select! {
-        trained = training_pool.run(move || shard.train(&cancel)) => trained,
-        () = copy.stop.cancelled() => {
-            cancelled.cancel();
-            return false;
-        }
-    };
-    match trained {
-        Ok(Ok(pieces)) => {
-            tracing::info!(shard = %copy.shard_id, seconds = started.elapsed().as_secs_f32(), "model generation trained");
-            for piece in pieces {
-                if !log_operations(copy, vec![piece]).await {
-                    return false;
-                }
-            }
-            true
-        }
-        Ok(Err(error)) => {
-            tracing::warn!(shard = %copy.shard_id, %error, "training failed, the shard stays exact");
-            false
-        }
-        // The pool has one thread; another shard is training.
-        Err(_) => false,
-    }
-}
-
-async fn log_operations(copy: &Copy, operations: Vec<Operation>) -> bool {
-    let id = OperationId(uuid::Uuid::new_v4().as_u128());
-    match copy.handle.write(id, operations, Instant::now() + MAINTENANCE_TIMEOUT).await {
-        Ok(_) => true,
-        Err(error) => {
-            tracing::info!(shard = %copy.shard_id, %error, "maintenance put off");
-            false
-        }
+        Err(error) => tracing::error!(shard = %copy.shard_id, %error, "closing a copy failed"),
     }
 }

@@ -4,6 +4,7 @@ use cluster_config::error::ErrorKind;
 pub use proto::convert::status::RemoteError as Error;
 
 use crate::pool::PoolError;
+use crate::replication::ReplicationError;
 use crate::rpc::client::PeerError;
 use crate::shard::ShardError;
 
@@ -26,5 +27,15 @@ impl From<PeerError> for Error {
 impl From<ShardError> for Error {
     fn from(error: ShardError) -> Self {
         Self::new(error.kind(), error.to_string())
+    }
+}
+
+impl From<ReplicationError> for Error {
+    fn from(error: ReplicationError) -> Self {
+        let mapped = Self::new(error.kind(), error.to_string());
+        match error {
+            ReplicationError::NotPrimary { register: Some(register) } => mapped.with_register(*register),
+            _ => mapped,
+        }
     }
 }

@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{Encoder, TextEncoder};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Metrics;
@@ -28,20 +29,22 @@ struct Pages {
     metrics: Arc<Metrics>,
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` on `listen` until `stop`. Errors: the port is taken.
+/// Serves `/livez`, `/readyz` and `/metrics` on `listen` until `stop`, and returns the port. Errors: the port is taken.
 pub async fn serve(
     listen: SocketAddr,
     health: Arc<dyn Health>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
-) -> std::io::Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+) -> std::io::Result<(u16, JoinHandle<std::io::Result<()>>)> {
     let listener = tokio::net::TcpListener::bind(listen).await?;
+    let port = listener.local_addr()?.port();
     let router = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(text))
         .with_state(Pages { health, metrics });
-    Ok(tokio::spawn(axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future()))
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).into_future();
+    Ok((port, tokio::spawn(serving)))
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {

@@ -50,9 +50,10 @@ impl ReplicationServer {
         let (_, copy) = self.find(request.envelope.as_ref(), request.target)?;
         let id = operation_id(&request.operation_id)?;
         let operations: Vec<Operation> = each("operations", request.operations)?;
-        validate_operations(&copy.spec, &operations)?;
+        validate_operations(&copy.spec, &operations)
+            .map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()).with_hint(error.hint.clone()))?;
         let count = operations.len() as u64;
-        let outcome = copy.handle.write(id, operations, deadline).await?;
+        let outcome = copy.handle.write(id, operations, deadline.into()).await?;
         self.metrics.operations.inc_by(count);
         Ok(v1::WriteReply {
             position: Some(outcome.position.into()),
@@ -80,24 +81,20 @@ impl ReplicationService for ReplicationServer {
         let target = request.target.clone();
         let (target, copy) = match self.find(request.envelope.take().as_ref(), target) {
             Ok(found) => found,
-            // A primary's message for a copy that is not open is an answer of the protocol, not a failure of the call.
-            Err(error) if error.kind == ErrorKind::Unavailable || error.kind == ErrorKind::TokenVoid => {
-                let refusal = match error.kind {
-                    ErrorKind::TokenVoid => AppendRefusal::Lineage,
-                    _ => AppendRefusal::UnknownCopy,
-                };
+            // Another lineage is an answer of the protocol, not a failure of the call; a copy that is not open yet is a failure.
+            Err(error) if error.kind == ErrorKind::TokenVoid => {
                 let result = AppendResult {
                     copy: copy_target("target", request.target)?.copy,
                     incarnation: self.peers.incarnation(),
                     term: PrimaryTerm(0),
                     applied: SeqNo::ZERO,
-                    outcome: AppendOutcome::Refused(refusal),
+                    outcome: AppendOutcome::Refused(AppendRefusal::Lineage),
                 };
                 return Ok(Response::new(result_to_wire(result, CopyPosition::default())));
             }
             Err(error) => return Err(error.into()),
         };
-        let result = copy.handle.append(append_from_wire(request)?).await.map_err(Error::from)?;
+        let result = copy.handle.append(append_from_wire(request)?).await;
         let position = CopyPosition { shard: Some(target.shard), lineage: target.lineage, ..CopyPosition::default() };
         Ok(Response::new(result_to_wire(result, position)))
     }
@@ -105,7 +102,7 @@ impl ReplicationService for ReplicationServer {
     async fn confirm(&self, request: Request<v1::ConfirmRequest>) -> Result<Response<v1::ConfirmReply>, Status> {
         let request = request.into_inner();
         let (_, copy) = self.find(request.envelope.as_ref(), request.target)?;
-        let current = copy.handle.confirm(PrimaryTerm(request.term)).await.map_err(Error::from)?;
+        let current = copy.handle.confirm(PrimaryTerm(request.term)).await;
         Ok(Response::new(v1::ConfirmReply { position: Some(copy.position().into()), current_term: current.0 }))
     }
 
@@ -113,7 +110,7 @@ impl ReplicationService for ReplicationServer {
         let deadline = deadline_of(&request);
         let request = request.into_inner();
         let (_, copy) = self.find(request.envelope.as_ref(), request.target)?;
-        copy.handle.wait_applied(SeqNo(request.at_least), deadline).await.map_err(Error::from)?;
+        copy.handle.wait_applied(SeqNo(request.at_least), deadline.into()).await.map_err(Error::from)?;
         let digested = self
             .pool
             .run(move || -> Result<v1::DigestReply, Error> {
@@ -149,7 +146,7 @@ impl GrpcTransport {
 }
 
 impl ReplicationTransport for GrpcTransport {
-    fn append(&self, node: cluster_config::ids::NodeId, append: Append) -> BoxFuture<'static, Result<AppendResult, TransportError>> {
+    fn append(&self, node: cluster_config::ids::NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
         let (peers, timeout) = (self.peers.clone(), self.timeout);
         Box::pin(async move {
             let call = async {
@@ -161,7 +158,7 @@ impl ReplicationTransport for GrpcTransport {
                 let reply = client.append(request).await.map_err(Error::from)?;
                 result_from_wire(node, reply.into_inner())
             };
-            call.await.map_err(|error: Error| TransportError::new(error.to_string()))
+            call.await.map_err(|error: Error| TransportError(error.to_string()))
         })
     }
 }

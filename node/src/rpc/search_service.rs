@@ -19,8 +19,8 @@ use proto::v1::search_service_server::SearchService;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::deadline::deadline_of;
 use super::client::Peers;
+use super::deadline::deadline_of;
 use crate::copies::{Copies, Copy};
 use crate::error::Error;
 use crate::pool::Pool;
@@ -136,7 +136,10 @@ impl Read {
                 }
                 Ok(())
             }
-            Consistency::Session => copy.handle.wait_applied(target.min_seqno, self.deadline).await.map_err(Error::from),
+            Consistency::Session => {
+                copy.handle.wait_applied(target.min_seqno, self.deadline.into()).await?;
+                Ok(())
+            }
             Consistency::Strong => Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
                 .with_hint("use eventual, or session with the token of a write")),
         }
@@ -184,7 +187,7 @@ impl SearchService for SearchServer {
             max_staleness_ms: search.max_staleness_ms,
             deadline,
         };
-        let cancel = Cancel::with_deadline(deadline);
+        let cancel = Cancel::new(Some(deadline));
         let guard = CancelOnDrop(cancel.clone());
         let queries: Arc<[ShardQuery]> = search.queries.into();
         let (sender, receiver) = tokio::sync::mpsc::channel(search.targets.len().max(1));
