@@ -29,8 +29,6 @@ pub const FIELD_NAME_BYTES_MAX: usize = 64;
 pub const CHUNK_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one chunk's metadata, as JSON.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
-/// Most bytes of a document's title.
-pub const TITLE_BYTES_MAX: usize = 4 * 1024;
 /// Most chunks of one document.
 pub const CHUNKS_PER_DOCUMENT_MAX: usize = 10_000;
 /// Most bytes of an uploaded document.

@@ -22,6 +22,7 @@ use crate::replication::Timing;
 use crate::replication::pool::StoragePool;
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
+use crate::rpc::register_client::MetadataRegister;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
 use crate::rpc::search_service::SearchServer;
 use crate::rpc::server::{self, Services};
@@ -95,7 +96,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
-            register: Arc::new(agent.clone()),
+            register: Arc::new(MetadataRegister::new(metadata.clone())),
             opened: Arc::new(move || nudge.heartbeat_now()),
         };
         let copies_stop = CancellationToken::new();
@@ -125,7 +126,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> anyhow::Result<CopiesContext> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let timing = Timing { ack_timeout_ms: millis(config.timing.ack_timeout), ..Timing::default() };
-    let resources = StorageResources::new(config.storage.block_cache, config.storage.write_buffer);
+    let resources = StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
     Ok(CopiesContext {
         node: config.node_id,
         dir: config.data_dir.join("copies"),

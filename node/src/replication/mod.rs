@@ -21,5 +21,8 @@ mod tracker;
 pub mod transport;
 
 pub use self::copy::CopyOptions;
+pub use self::core::Timing;
 pub use self::error::ReplicationError;
 pub use self::handle::{CopyHandle, ReplicationReport, WriteOutcome};
+pub use self::messages::{Append, AppendOutcome, AppendRefusal, AppendResult};
+pub use self::transport::{RegisterClient, ReplicationTransport, TransportError};

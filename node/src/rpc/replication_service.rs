@@ -115,7 +115,7 @@ impl ReplicationService for ReplicationServer {
             .pool
             .run(move || -> Result<v1::DigestReply, Error> {
                 let digest = copy.shard.digest()?;
-                let position = CopyPosition { applied: digest.applied, ..copy.position() };
+                let position = CopyPosition { applied: digest.position.applied, ..copy.position() };
                 Ok(v1::DigestReply {
                     position: Some(position.into()),
                     documents: digest.documents,

@@ -259,7 +259,7 @@ impl SearchService for SearchServer {
                         key: Some(document.key.into()),
                         title: document.title,
                         chunk_count: document.chunk_count,
-                        seqno: document.seqno.0,
+                        seqno: document.seqno,
                     })
                     .collect(),
                 more,
