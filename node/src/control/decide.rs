@@ -186,9 +186,7 @@ fn decide_shard(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, usi
 fn first_primary(eyes: &Eyes<'_>, group: &ShardGroup) -> Option<CopyId> {
     let voters = || group.copies.iter().filter(|(_, record)| record.role == CopyRole::Voter);
     let preferred = voters().find(|(_, record)| eyes.is_alive(record.node)).map(|(copy, _)| *copy);
-    let waited = |seen: &CopySeen| {
-        eyes.view.now_ms.saturating_sub(seen.first_ms) >= eyes.view.patience.first_grant_ms
-    };
+    let waited = |seen: &CopySeen| eyes.view.now_ms.saturating_sub(seen.first_ms) >= eyes.view.patience.first_grant_ms;
     voters()
         .filter(|(copy, record)| eyes.fit(**copy, record).is_some_and(|seen| Some(**copy) == preferred || waited(seen)))
         .map(|(copy, _)| *copy)
@@ -278,11 +276,7 @@ fn decide_replacements(view: &View<'_>) -> Vec<Command> {
                 let is_whole = group.in_sync.len() >= collection.spec.copies as usize || role == CopyRole::ReadReplica;
                 is_gone(view, record.node) && !group.in_sync.contains(copy) && is_whole
             }) {
-                commands.push(Command::RetireCopy {
-                    shard: group.shard,
-                    expect_version: group.version,
-                    copy: *copy,
-                });
+                commands.push(Command::RetireCopy { shard: group.shard, expect_version: group.version, copy: *copy });
                 break;
             }
         }

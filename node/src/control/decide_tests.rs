@@ -198,23 +198,15 @@ fn the_death_of_a_primary_moves_all_its_shards_in_one_command() {
     scene.shard(1, &[(3, 1), (4, 3)], &[3, 4], Some((3, 1)));
     scene.shard(2, &[(5, 2), (6, 3)], &[5, 6], Some((5, 1)));
     scene.shard(3, &[(7, 2), (8, 1)], &[7, 8], Some((7, 1)));
+    scene.hear(1, 1, &[(1, 5), (3, 5), (8, 5)], 0);
     scene.hear(2, 1, &[(2, 5), (5, 5), (7, 5)], 3000);
     scene.hear(3, 1, &[(4, 5), (6, 5)], 3000);
     let commands = scene.decide(3000);
     let [first, Command::Reconfigure(parts)] = commands.as_slice() else { panic!("{commands:?}") };
     assert_eq!(*first, dead(1));
-    let told: Vec<_> = parts
-        .iter()
-        .map(|part| (part.shard.index, part.grant.map(|grant| grant.copy.0), part.drop.clone()))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            (0, Some(2), vec![CopyId(1)]),
-            (1, Some(4), vec![CopyId(3)]),
-            (3, None, vec![CopyId(8)]),
-        ]
-    );
+    let told: Vec<_> =
+        parts.iter().map(|part| (part.shard.index, part.grant.map(|grant| grant.copy.0), part.drop.clone())).collect();
+    assert_eq!(told, [(0, Some(2), vec![CopyId(1)]), (1, Some(4), vec![CopyId(3)]), (3, None, vec![CopyId(8)]),]);
 }
 
 #[test]
@@ -242,6 +234,7 @@ fn the_longest_log_wins_then_the_least_loaded_node() {
 fn without_a_candidate_the_register_stays_as_it_is() {
     let mut scene = Scene::new();
     scene.shard(0, &[(1, 1), (2, 2)], &[1], Some((1, 1)));
+    scene.hear(1, 1, &[(1, 5)], 0);
     scene.hear(2, 1, &[(2, 9)], 3000);
     scene.hear(3, 1, &[], 3000);
     assert_eq!(scene.decide(3000), [dead(1)], "copy 2 is not in sync, however long its log");
@@ -274,8 +267,10 @@ fn a_grant_to_a_former_life_is_no_grant() {
 #[test]
 fn a_sick_primary_hands_over_if_it_can() {
     type Edit = fn(&mut Heartbeat);
-    let sick: [Edit; 2] =
-        [|heartbeat| heartbeat.is_disk_stalled = true, |heartbeat| heartbeat.copies[0].index_state = INDEX_STATE_POISONED.into()];
+    let sick: [Edit; 2] = [
+        |heartbeat| heartbeat.is_disk_stalled = true,
+        |heartbeat| heartbeat.copies[0].index_state = INDEX_STATE_POISONED.into(),
+    ];
     for edit in sick {
         let mut scene = Scene::new();
         scene.shard(0, &[(1, 1), (2, 2)], &[1, 2], Some((1, 1)));

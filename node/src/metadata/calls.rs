@@ -136,7 +136,10 @@ impl Metadata {
         Ok(v1::ReadRegisterReply { register: Some(group.clone().into()) })
     }
 
-    async fn create_collection_here(&self, request: v1::CreateCollectionRequest) -> Result<v1::CollectionReply, NotHere> {
+    async fn create_collection_here(
+        &self,
+        request: v1::CreateCollectionRequest,
+    ) -> Result<v1::CollectionReply, NotHere> {
         let spec: CollectionSpec = required("spec", request.spec)?;
         spec.validate().map_err(|error| {
             let error = RemoteError::new(ErrorKind::InvalidArgument, format!("{}: {}", error.key, error.problem))
@@ -172,8 +175,7 @@ impl Metadata {
 
     async fn status_here(&self, _request: v1::StatusRequest) -> Result<v1::StatusReply, NotHere> {
         let state = self.read_here().await?;
-        let (metrics, watching) =
-            self.raft_metrics().zip(self.watching()).ok_or(NotHere::NotLeader)?;
+        let (metrics, watching) = self.raft_metrics().zip(self.watching()).ok_or(NotHere::NotLeader)?;
         let (reports, contacts) = watching.with(|observed, now_ms| {
             let reports = observed.nodes().flat_map(|(_, seen)| seen.copies.values().map(|copy| copy.report.clone()));
             let contacts = observed.nodes().map(|(node, seen)| v1::NodeContact {

@@ -133,12 +133,9 @@ impl Metadata {
         let (feed, _) = watch::channel(State::empty(&config.cluster_id).cluster);
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let voter = if config.is_voter() {
-            Some(open_voter(config, &peers, &feed).await?)
-        } else {
-            None
-        };
-        let inner = Inner { peers, voters: config.voters.clone(), feed, voter, leader_hint: RwLock::default(), stop, tasks };
+        let voter = if config.is_voter() { Some(open_voter(config, &peers, &feed).await?) } else { None };
+        let inner =
+            Inner { peers, voters: config.voters.clone(), feed, voter, leader_hint: RwLock::default(), stop, tasks };
         let metadata = Self { inner: Arc::new(inner) };
         metadata.spawn_tasks(&config.timing);
         Ok(metadata)
@@ -206,7 +203,8 @@ impl Metadata {
         *self.inner.leader_hint.write() = leader;
     }
 
-    pub(crate) fn peers(&self) -> &Peers {
+    /// How this process reaches the others.
+    pub fn peers(&self) -> &Peers {
         &self.inner.peers
     }
 
@@ -248,6 +246,22 @@ impl Metadata {
         }
     }
 
+    /// Takes a snapshot now and drops the log it covers; a voter that is behind gets the snapshot. Returns the last index covered.
+    pub async fn compact(&self) -> Result<u64, MetadataError> {
+        let failed = |error: &dyn std::fmt::Display| MetadataError::Raft(error.to_string());
+        let raft = self.raft().ok_or(MetadataError::NotLeader)?;
+        let applied = raft.metrics().borrow_watched().last_applied;
+        raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+        let waiting = raft.wait(Some(Duration::from_millis(SNAPSHOT_TIMEOUT_MS)));
+        let done = waiting
+            .metrics(|metrics| metrics.snapshot >= applied, "snapshot taken")
+            .await
+            .map_err(|error| failed(&error))?;
+        let covered = done.snapshot.map_or(0, |last| last.index);
+        raft.trigger().purge_log(covered).await.map_err(|error| failed(&error))?;
+        Ok(covered)
+    }
+
     /// Stops the tasks and Raft. Nothing acknowledged is lost by not calling it.
     pub async fn close(&self) {
         self.inner.stop.cancel();
@@ -267,13 +281,11 @@ async fn open_voter(
     feed: &watch::Sender<Arc<ClusterState>>,
 ) -> Result<Voter, MetadataError> {
     let dir = config.data_dir.join("metadata");
-    let (cluster_id, node, checked) =
-        (config.cluster_id.clone(), config.node_id, config.test_hooks.check_invariants);
+    let (cluster_id, node, checked) = (config.cluster_id.clone(), config.node_id, config.test_hooks.check_invariants);
     let shown = feed.clone();
-    let storage =
-        tokio::task::spawn_blocking(move || Storage::open_with(&dir, &cluster_id, node, checked, shown))
-            .await
-            .map_err(io::Error::other)??;
+    let storage = tokio::task::spawn_blocking(move || Storage::open_with(&dir, &cluster_id, node, checked, shown))
+        .await
+        .map_err(io::Error::other)??;
     let raft_config = raft_config(&config.timing).map_err(|error| MetadataError::Raft(error.to_string()))?;
     let network = Network { peers: peers.clone() };
     let raft = Raft::new(config.node_id, Arc::new(raft_config), network, storage.log, storage.machine)

@@ -219,6 +219,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     /// Not synced by itself: nothing is acknowledged on top of it before a later append is, and that sync covers both.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        if last_log_id.is_some_and(|kept| self.last.is_none_or(|last| last.index <= kept.index)) {
+            return Ok(());
+        }
         let first = last_log_id.map_or(0, |last| last.index + 1);
         let mut batch = WriteBatch::default();
         self.store.delete_log_entries(&mut batch, first, u64::MAX);

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use cluster_config::ids::NodeId;
 use cluster_config::limits;
 use futures::stream;
-use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::RPCTypes;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
@@ -120,8 +120,7 @@ impl Connection {
     async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<TypeConfig>, CallError> {
         let header = encode(&SnapshotHeader { vote, meta: snapshot.meta })?;
         let envelope = self.peers.envelope(self.target);
-        let first =
-            v1::SnapshotPiece { envelope: Some(envelope.clone()), header, data: Bytes::new() };
+        let first = v1::SnapshotPiece { envelope: Some(envelope.clone()), header, data: Bytes::new() };
         let data = snapshot.snapshot;
         let starts = (0..data.len()).step_by(limits::METADATA_SNAPSHOT_PIECE_BYTES);
         let pieces = starts.map(move |start| {

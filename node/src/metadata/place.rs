@@ -51,8 +51,7 @@ pub(crate) fn plan_collection(state: &ClusterState, spec: &CollectionSpec) -> Re
                 if position == 0 {
                     *first.entry(node.id).or_default() += 1;
                 }
-                let role =
-                    if position < spec.copies as usize { CopyRole::Voter } else { CopyRole::ReadReplica };
+                let role = if position < spec.copies as usize { CopyRole::Voter } else { CopyRole::ReadReplica };
                 planned.push(PlannedCopy { node: node.id, role });
             }
             planned

@@ -37,9 +37,7 @@ impl RaftEndpoint {
         if envelope.is_none_or(|envelope| NodeId(envelope.to_node) != peers.self_node()) {
             return Err(refuse(ErrorKind::InvalidArgument, "a raft message without an addressee".into()));
         }
-        self.metadata
-            .raft()
-            .ok_or_else(|| refuse(ErrorKind::Unavailable, "this node is no metadata voter".into()))
+        self.metadata.raft().ok_or_else(|| refuse(ErrorKind::Unavailable, "this node is no metadata voter".into()))
     }
 }
 
@@ -98,8 +96,8 @@ impl RaftService for RaftEndpoint {
             }
             bytes.extend_from_slice(&piece.data);
         }
-        let (meta, _) = snapshot::unpack(&bytes, self.metadata.peers().cluster_id())
-            .map_err(|error| invalid(error.to_string()))?;
+        let (meta, _) =
+            snapshot::unpack(&bytes, self.metadata.peers().cluster_id()).map_err(|error| invalid(error.to_string()))?;
         if meta.last_log_id != header.meta.last_log_id {
             return Err(invalid("the metadata snapshot is not the announced one".into()));
         }

@@ -50,8 +50,7 @@ pub(crate) fn unpack(bytes: &[u8], cluster_id: &str) -> io::Result<(SnapshotMeta
     if body.cluster.cluster_id != cluster_id {
         return Err(invalid(format!("a snapshot of cluster {:?}, this is {cluster_id:?}", body.cluster.cluster_id)));
     }
-    let state =
-        State { cluster: Arc::new(body.cluster.into_owned()), registrations: body.registrations.into_owned() };
+    let state = State { cluster: Arc::new(body.cluster.into_owned()), registrations: body.registrations.into_owned() };
     Ok((body.meta.into_owned(), state))
 }
 

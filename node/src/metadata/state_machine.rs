@@ -161,8 +161,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let meta =
-            SnapshotMeta { last_log_id: self.applied.last, last_membership: self.applied.membership.clone() };
+        let meta = SnapshotMeta { last_log_id: self.applied.last, last_membership: self.applied.membership.clone() };
         let bytes = snapshot::pack(&meta, &self.state)?;
         if bytes.len() > limits::METADATA_SNAPSHOT_BYTES_MAX {
             return Err(io::Error::other(format!("the metadata snapshot has {} bytes", bytes.len())));

@@ -224,7 +224,13 @@ impl Store {
     }
 
     /// Puts into `batch` what makes the stored `old` into `new`, and how far `new` has come.
-    pub(crate) fn put_state(&self, batch: &mut WriteBatch, old: &State, new: &State, applied: &Applied) -> io::Result<()> {
+    pub(crate) fn put_state(
+        &self,
+        batch: &mut WriteBatch,
+        old: &State,
+        new: &State,
+        applied: &Applied,
+    ) -> io::Result<()> {
         if !Arc::ptr_eq(&old.cluster, &new.cluster) {
             let (from, to) = (&*old.cluster, &*new.cluster);
             self.put_changes(batch, TAG_NODE, &from.nodes, &to.nodes, |id| id.0.to_be_bytes().to_vec())?;

@@ -124,9 +124,8 @@ async fn digest(
         Ok(reply.into_inner())
     };
     let bounded = tokio::time::timeout(route.remaining(), taken).await;
-    let result = bounded.unwrap_or_else(|_| {
-        Err(RemoteError::new(ErrorKind::DeadlineExceeded, format!("no answer from node {node}")))
-    });
+    let result = bounded
+        .unwrap_or_else(|_| Err(RemoteError::new(ErrorKind::DeadlineExceeded, format!("no answer from node {node}"))));
     let (digest, error) = match result {
         Ok(digest) => (Some(digest), None),
         Err(error) => (None, Some(error.into())),

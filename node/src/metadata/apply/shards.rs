@@ -49,7 +49,8 @@ fn proposed(cluster: &ClusterState, group: &ShardGroup, proposal: &Proposal) -> 
             if record.role != CopyRole::Voter {
                 return Err(format!("copy {copy} is a read replica"));
             }
-            if !matches!(record.phase, CopyPhase::New | CopyPhase::CatchingUp) {
+            // A new copy must first be known to be on disk: missing there it would be built again under the same id.
+            if record.phase != CopyPhase::CatchingUp {
                 return Err(format!("copy {copy} is {:?}", record.phase));
             }
             if !cluster.is_alive_in(record.node, incarnation) {

@@ -294,10 +294,7 @@ fn failover_grants_and_drops_in_one_step() {
 fn one_raced_register_does_not_hold_up_the_others() {
     let mut story = Story::with_primary();
     let stale = Reconfiguration { expect_version: 0, ..story.part(Some((2, 1)), &[]) };
-    let unknown = Reconfiguration {
-        shard: ShardId { collection: CollectionId(9), index: 0 },
-        ..story.part(None, &[])
-    };
+    let unknown = Reconfiguration { shard: ShardId { collection: CollectionId(9), index: 0 }, ..story.part(None, &[]) };
     let good = story.part(Some((2, 1)), &[1]);
     let Response::Reconfigured { refused } = story.apply(Command::Reconfigure(vec![stale, unknown, good])) else {
         panic!("reconfigured")
@@ -365,7 +362,9 @@ fn copies_are_added_once_per_node_and_retired_unless_needed() {
         copy: CopyId(copy),
     };
     story.register(5, "a", &[]);
-    for (command, expected) in [(add(&story, 2), "already"), (add(&story, 9), "no data node"), (retire(&story, 1), "primary")] {
+    for (command, expected) in
+        [(add(&story, 2), "already"), (add(&story, 9), "no data node"), (retire(&story, 1), "primary")]
+    {
         let Response::Refused { message, .. } = story.apply(command) else { panic!("refused") };
         assert!(message.contains(expected), "{message}");
     }
@@ -387,16 +386,19 @@ fn any_command() -> impl Strategy<Value = Command> {
         Just(CopyPhase::Retiring)
     ];
     let change = prop_oneof![
-        (copy.clone(), incarnation.clone())
-            .prop_map(|(copy, incarnation)| ProposedChange::Add { copy: CopyId(copy), incarnation: Incarnation(incarnation) }),
+        (copy.clone(), incarnation.clone()).prop_map(|(copy, incarnation)| ProposedChange::Add {
+            copy: CopyId(copy),
+            incarnation: Incarnation(incarnation)
+        }),
         copy.clone().prop_map(|copy| ProposedChange::Remove(CopyId(copy))),
         copy.clone().prop_map(|copy| ProposedChange::HandOff(CopyId(copy))),
         Just(ProposedChange::FailSelf),
     ];
-    let grant = proptest::option::of((copy.clone(), incarnation.clone()).prop_map(|(copy, incarnation)| PrimaryGrant {
-        copy: CopyId(copy),
-        incarnation: Incarnation(incarnation),
-    }));
+    let grant =
+        proptest::option::of((copy.clone(), incarnation.clone()).prop_map(|(copy, incarnation)| PrimaryGrant {
+            copy: CopyId(copy),
+            incarnation: Incarnation(incarnation),
+        }));
     prop_oneof![
         2 => (node.clone(), "[a-c]", prop::collection::vec(copy.clone().prop_map(CopyId), 0..4)).prop_map(
             |(node, registration, copies_on_disk)| Command::RegisterNode(RegisterNode {
