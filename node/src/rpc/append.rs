@@ -15,7 +15,7 @@ use crate::replication::{Append, AppendOutcome, AppendRefusal, AppendResult};
 use crate::shard::operation::EncodedEntry;
 
 /// The request that carries `append`.
-pub fn append_to_wire(envelope: v1::Envelope, append: Append) -> v1::AppendRequest {
+pub(super) fn append_to_wire(envelope: v1::Envelope, append: Append) -> v1::AppendRequest {
     let target = CopyTarget {
         shard: append.shard,
         copy: append.to_copy,
@@ -34,7 +34,7 @@ pub fn append_to_wire(envelope: v1::Envelope, append: Append) -> v1::AppendReque
 }
 
 /// Reads an append. Errors: `InvalidArgument` naming the field.
-pub fn append_from_wire(wire: v1::AppendRequest) -> Result<Append, Error> {
+pub(super) fn append_from_wire(wire: v1::AppendRequest) -> Result<Append, Error> {
     let target = copy_target("target", wire.target)?;
     let entries = wire.entries.into_iter().map(EncodedEntry::try_from).collect::<Result<Vec<_>, _>>();
     Ok(Append {
@@ -51,7 +51,7 @@ pub fn append_from_wire(wire: v1::AppendRequest) -> Result<Append, Error> {
 }
 
 /// The reply that carries `result`.
-pub fn result_to_wire(result: AppendResult, position: CopyPosition) -> v1::AppendReply {
+pub(super) fn result_to_wire(result: AppendResult, position: CopyPosition) -> v1::AppendReply {
     let position = CopyPosition { copy: result.copy, applied: result.applied, ..position };
     let outcome = match result.outcome {
         AppendOutcome::Match(seqno) => v1::append_reply::Outcome::MatchSeqno(seqno.0),
@@ -77,7 +77,7 @@ pub fn result_to_wire(result: AppendResult, position: CopyPosition) -> v1::Appen
 }
 
 /// Reads a reply. Errors: `Internal` where it says nothing; `node` names who answered.
-pub fn result_from_wire(node: NodeId, wire: v1::AppendReply) -> Result<AppendResult, Error> {
+pub(super) fn result_from_wire(node: NodeId, wire: v1::AppendReply) -> Result<AppendResult, Error> {
     let position = wire.position.map(CopyPosition::from).unwrap_or_default();
     let outcome = match wire.outcome {
         Some(v1::append_reply::Outcome::MatchSeqno(seqno)) => AppendOutcome::Match(SeqNo(seqno)),
