@@ -5,6 +5,7 @@
 
 mod follow;
 mod heartbeat;
+mod register_client;
 
 use std::collections::BTreeSet;
 use std::io;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::ids::{CopyId, NodeId};
 use cluster_config::limits;
+use cluster_config::quorum::{PrimaryCandidate, choose_primary};
 use cluster_config::seqno::PrimaryTerm;
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, PrimaryGrant, ShardGroup};
 
@@ -124,7 +125,7 @@ impl Eyes<'_> {
 /// One part per shard that has to change, at most [`limits::RECONFIGURE_SHARDS_MAX`].
 fn decide_reconfigurations(view: &View<'_>, dying: &BTreeSet<NodeId>) -> Vec<Reconfiguration> {
     let eyes = Eyes { view, dying };
-    let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut load: BTreeMap<NodeId, u64> = BTreeMap::new();
     for group in view.state.shards.values().filter(|group| eyes.primary_holds(group)) {
         if let Some(node) = group.primary_node() {
             *load.entry(node).or_default() += 1;
@@ -146,7 +147,7 @@ fn decide_reconfigurations(view: &View<'_>, dying: &BTreeSet<NodeId>) -> Vec<Rec
     parts
 }
 
-fn decide_shard(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, usize>) -> Reconfiguration {
+fn decide_shard(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64>) -> Reconfiguration {
     let mut part = Reconfiguration {
         shard: group.shard,
         expect_version: group.version,
@@ -193,21 +194,16 @@ fn first_primary(eyes: &Eyes<'_>, group: &ShardGroup) -> Option<CopyId> {
         .next()
 }
 
-/// The in-sync copy that takes over. All of them hold every acknowledged write; the longest log saves the others a resync, then the
-/// node with the fewest primaries, then the lowest id. Only a copy that its node's present life reports as open counts, so a copy
+/// The in-sync copy that takes over. Only a copy that its node's present life reports as open counts, so a copy
 /// on a wiped disk is never mistaken for an empty one.
-fn next_primary(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, usize>) -> Option<CopyId> {
-    group
-        .in_sync
-        .iter()
-        .filter_map(|copy| {
-            let record = group.copies.get(copy)?;
-            let seen = eyes.fit(*copy, record)?;
-            let primaries = load.get(&record.node).copied().unwrap_or(0);
-            Some((std::cmp::Reverse(seen.last), primaries, *copy))
-        })
-        .min()
-        .map(|(_, _, copy)| copy)
+fn next_primary(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64>) -> Option<CopyId> {
+    let candidates = group.in_sync.iter().filter_map(|copy| {
+        let record = group.copies.get(copy)?;
+        let seen = eyes.fit(*copy, record)?;
+        let node_primaries = load.get(&record.node).copied().unwrap_or(0);
+        Some(PrimaryCandidate { copy: *copy, is_live: true, last: seen.last, node_primaries })
+    });
+    choose_primary(group, candidates)
 }
 
 /// Copies that move on in their life: a new one that is open begins to catch up; a read replica serves while it keeps up.

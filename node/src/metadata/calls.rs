@@ -147,10 +147,15 @@ impl Metadata {
             NotHere::Failed(error.into())
         })?;
         let state = self.read_here().await?;
-        let assignment = match state.collection_named(&spec.name) {
+        let assignment = if state.collection_named(&spec.name).is_some() {
             // Apply says whether it is the same one.
-            Some(_) => Vec::new(),
-            None => plan_collection(&state, &spec)?,
+            Vec::new()
+        } else {
+            let planned_for = spec.clone();
+            tokio::task::spawn_blocking(move || plan_collection(&state, &planned_for))
+                .await
+                .map_err(|error| refused(ErrorKind::Internal, error.to_string()))?
+                .map_err(|error| NotHere::Failed(error.into()))?
         };
         match self.submit_here(Command::CreateCollection { spec: Box::new(spec), assignment }).await? {
             Response::Collection(collection) => {

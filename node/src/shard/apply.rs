@@ -21,8 +21,8 @@ use super::keys::{self, BitmapKey, Family, MetaKey};
 use super::operation::EncodedEntry;
 use super::reclaim::{self, Reclaimer};
 use super::records::{
-    AppliedState, DocumentRecord, PendingGeneration, RowBody, RowHead, corrupt, decode, decode_operation_id, decode_u64,
-    encode, encode_u64,
+    AppliedState, DocumentRecord, PendingGeneration, RowBody, RowHead, corrupt, decode, decode_operation_id,
+    decode_u64, encode, encode_u64,
 };
 use super::store::{Durability, Store};
 use super::view::{Tenants, View};
@@ -117,7 +117,11 @@ impl<'a> Group<'a> {
         Ok((self.batch, view))
     }
 
-    fn apply_entry(&mut self, entry: &EncodedEntry, replaced: &mut Vec<std::ops::Range<u64>>) -> Result<(), StorageError> {
+    fn apply_entry(
+        &mut self,
+        entry: &EncodedEntry,
+        replaced: &mut Vec<std::ops::Range<u64>>,
+    ) -> Result<(), StorageError> {
         let LogPosition { term, seqno } = self.applied.position;
         if entry.seqno != seqno.next() {
             return Err(StorageError::Refused(format!("entry {} cannot be applied after {seqno}", entry.seqno)));
@@ -225,8 +229,7 @@ impl<'a> Group<'a> {
                 self.bitmaps.insert(store, &BitmapKey::Value { field, value: &value }, row)?;
             }
         }
-        let head =
-            RowHead { tenant: key.tenant.clone(), document_id: key.document_id.clone(), ordinal: chunk.ordinal };
+        let head = RowHead { tenant: key.tenant.clone(), document_id: key.document_id.clone(), ordinal: chunk.ordinal };
         let body = RowBody {
             title: title.to_owned(),
             text: chunk.text,
@@ -303,7 +306,13 @@ impl<'a> Group<'a> {
 
     /// Pieces come in order; piece 0 begins anew (a primary may have died between two of its pieces), anything else out of order
     /// is left over from such a start and is ignored.
-    fn take_piece(&mut self, generation: u64, piece: u32, piece_count: u32, bytes: Vec<u8>) -> Result<(), StorageError> {
+    fn take_piece(
+        &mut self,
+        generation: u64,
+        piece: u32,
+        piece_count: u32,
+        bytes: Vec<u8>,
+    ) -> Result<(), StorageError> {
         let store = self.parts.store;
         let is_newer = generation > self.applied.generation;
         let expected = PendingGeneration { generation, next_piece: piece, piece_count };

@@ -117,7 +117,8 @@ fn digest_log(frozen: &Frozen<'_>, from: SeqNo, to: SeqNo) -> Result<u64, Storag
     let end = keys::log(to.next()).to_vec();
     frozen.scan(Family::Log, &keys::log(from.next()), Some(end), |key, value| {
         let seqno = SeqNo(decode_u64("log key", key)?);
-        let entry = EncodedEntry::from_stored(seqno, value).map_err(|error| StorageError::Corrupt(error.to_string()))?;
+        let entry =
+            EncodedEntry::from_stored(seqno, value).map_err(|error| StorageError::Corrupt(error.to_string()))?;
         hash.update(&seqno.0.to_be_bytes());
         hash.update(&entry.term.0.to_be_bytes());
         hash.update(&entry.crc32c.to_be_bytes());

@@ -114,7 +114,11 @@ pub(crate) fn parse_document_key(key: &[u8]) -> Result<DocumentKey, StorageError
 }
 
 /// `None`: the row was never given out, or its text is gone.
-pub(crate) fn read_chunk(frozen: &Frozen<'_>, row: u64, with_vector: bool) -> Result<Option<StoredChunk>, StorageError> {
+pub(crate) fn read_chunk(
+    frozen: &Frozen<'_>,
+    row: u64,
+    with_vector: bool,
+) -> Result<Option<StoredChunk>, StorageError> {
     let Some(body) = frozen.get(Family::Docs, &keys::row_body(row))? else { return Ok(None) };
     let body: RowBody = decode("row body", &body)?;
     let head = frozen.get(Family::Docs, &keys::row_head(row))?;

@@ -142,7 +142,12 @@ impl FilterReader<'_> {
 type Bound<'a> = Option<&'a (FieldValue, bool)>;
 
 /// Keys of the values within the bounds. Values end themselves, so the bytes after a value's prefix are its chunks.
-fn value_bounds(field: &str, field_type: FieldType, lower: Bound<'_>, upper: Bound<'_>) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+fn value_bounds(
+    field: &str,
+    field_type: FieldType,
+    lower: Bound<'_>,
+    upper: Bound<'_>,
+) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
     let prefix = keys::value_prefix(field);
     let start = match lower {
         None => prefix.clone(),
@@ -178,11 +183,23 @@ fn document_bounds(tenant: &str, lower: Bound<'_>, upper: Bound<'_>) -> (Vec<u8>
     };
     let start = match lower {
         None => all_start,
-        Some((value, inclusive)) => if *inclusive { key(value) } else { after(value) },
+        Some((value, inclusive)) => {
+            if *inclusive {
+                key(value)
+            } else {
+                after(value)
+            }
+        }
     };
     let end = match upper {
         None => all_end.clone(),
-        Some((value, inclusive)) => if *inclusive { after(value) } else { key(value) },
+        Some((value, inclusive)) => {
+            if *inclusive {
+                after(value)
+            } else {
+                key(value)
+            }
+        }
     };
     (start, end)
 }

@@ -37,7 +37,13 @@ pub(crate) enum Found {
 }
 
 impl Identity {
-    pub(crate) fn new(cluster_id: String, shard: ShardId, copy: CopyId, lineage: Lineage, spec: CollectionSpec) -> Self {
+    pub(crate) fn new(
+        cluster_id: String,
+        shard: ShardId,
+        copy: CopyId,
+        lineage: Lineage,
+        spec: CollectionSpec,
+    ) -> Self {
         Self { layout: LAYOUT, cluster_id, shard, copy, lineage, spec }
     }
 
@@ -59,7 +65,8 @@ impl Identity {
     }
 
     fn difference(&self, stored: &Identity) -> Option<String> {
-        let differs = |what: &str, stored: String, asked: String| Some(format!("{what} is {stored}, asked for {asked}"));
+        let differs =
+            |what: &str, stored: String, asked: String| Some(format!("{what} is {stored}, asked for {asked}"));
         if stored.layout != self.layout {
             return differs("layout", stored.layout.to_string(), self.layout.to_string());
         }

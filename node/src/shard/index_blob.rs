@@ -1,4 +1,5 @@
-//! The index as it lies in RocksDB: in pieces, stamped with the generation and the rows it holds.
+//! The index as it lies in RocksDB: in the checksummed pieces that the vector engine writes (`limits::INDEX_PIECE_BYTES`), stamped
+//! with the generation and the rows it holds.
 //!
 //! It is derived: lost or damaged, it is rebuilt from the stored reduced vectors. Two slots alternate and the stamp is written
 //! last, so a crash while writing leaves the earlier index whole.
@@ -10,14 +11,11 @@ use rocksdb::WriteBatch;
 
 use super::index_steps;
 use super::keys::{self, Family};
-use super::records::{IndexStamp, corrupt, decode, encode};
+use super::records::{AppliedState, IndexStamp, corrupt, decode, encode};
 use super::store::{Durability, Store};
 use super::view::View;
 use crate::replication::storage::StorageError;
 use crate::vector::{Generation, IvfIndex, VectorIndex};
-
-/// Bytes of one piece.
-const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Writes the view's index, unless what is stored is as good. Concurrent calls are the caller's to prevent.
 pub(crate) fn save(store: &Store, view: &View) -> Result<(), StorageError> {
@@ -30,7 +28,9 @@ pub(crate) fn save(store: &Store, view: &View) -> Result<(), StorageError> {
         return Ok(());
     }
     let slot = stored.as_ref().map_or(0, |stamp| 1 - stamp.slot.min(1));
-    let stamp = write_pieces(store, index, slot, view)?;
+    let piece_count = write_pieces(store, index, slot)?;
+    let AppliedState { generation, indexed_row_end, .. } = view.applied;
+    let stamp = IndexStamp { slot, generation, indexed_row_end, piece_count };
     let mut batch = WriteBatch::default();
     batch.put_cf(store.family(Family::Index), keys::index_stamp(), encode(&stamp));
     if let Some(old) = stored {
@@ -40,49 +40,24 @@ pub(crate) fn save(store: &Store, view: &View) -> Result<(), StorageError> {
     store.write(batch, Durability::Buffered)
 }
 
-fn write_pieces(store: &Store, index: &IvfIndex, slot: u8, view: &View) -> Result<IndexStamp, StorageError> {
-    let mut stamp = IndexStamp {
-        slot,
-        generation: view.applied.generation,
-        indexed_row_end: view.applied.indexed_row_end,
-        piece_count: 0,
-        length_bytes: 0,
-        crc32c: 0,
-    };
+/// Writes each piece by itself: the whole may be much larger than a batch should be.
+fn write_pieces(store: &Store, index: &IvfIndex, slot: u8) -> Result<u32, StorageError> {
+    let mut piece_count = 0;
     let mut failed = None;
-    let mut piece = Vec::with_capacity(PIECE_BYTES);
-    let mut write_piece = |stamp: &mut IndexStamp, piece: &mut Vec<u8>| -> io::Result<()> {
+    let written = index.write_to(&mut |piece| {
         let mut batch = WriteBatch::default();
-        batch.put_cf(store.family(Family::Index), keys::index_piece(slot, stamp.piece_count), &piece);
-        stamp.piece_count += 1;
-        stamp.length_bytes += piece.len() as u64;
-        stamp.crc32c = crc32c::crc32c_append(stamp.crc32c, piece);
-        piece.clear();
+        batch.put_cf(store.family(Family::Index), keys::index_piece(slot, piece_count), piece);
+        piece_count += 1;
         store.write(batch, Durability::Buffered).map_err(|error| {
             let text = error.to_string();
             failed = Some(error);
             io::Error::other(text)
         })
-    };
-    let written = index.write_to(&mut |mut bytes| {
-        while !bytes.is_empty() {
-            let (head, rest) = bytes.split_at(bytes.len().min(PIECE_BYTES - piece.len()));
-            piece.extend_from_slice(head);
-            bytes = rest;
-            if piece.len() == PIECE_BYTES {
-                write_piece(&mut stamp, &mut piece)?;
-            }
-        }
-        Ok(())
     });
-    let finished = match written {
-        Ok(()) if !piece.is_empty() => write_piece(&mut stamp, &mut piece).map_err(|e| StorageError::Io(e.to_string())),
-        Ok(()) => Ok(()),
-        Err(error) => Err(super::storage_error(error)),
-    };
-    match (failed, finished) {
-        (Some(error), _) | (None, Err(error)) => Err(error),
-        (None, Ok(())) => Ok(stamp),
+    match (failed, written) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(super::storage_error(error)),
+        (None, Ok(())) => Ok(piece_count),
     }
 }
 
@@ -121,9 +96,9 @@ fn load_stored(store: &Store, generation: &Arc<Generation>) -> Result<Option<(Iv
     let Some(stamp) = read_stamp(store)?.filter(|stamp| stamp.generation == generation.number()) else {
         return Ok(None);
     };
-    let mut reader = PieceReader { store, stamp: &stamp, next: 0, piece: Vec::new(), used: 0, crc32c: 0, length: 0 };
-    let index = IvfIndex::read_from(generation.clone(), &mut |buffer| reader.read(buffer)).map_err(super::storage_error)?;
-    reader.finish()?;
+    let mut reader = PieceReader { store, stamp: &stamp, next: 0, piece: Vec::new(), used: 0 };
+    let index =
+        IvfIndex::read_from(generation.clone(), &mut |buffer| reader.read(buffer)).map_err(super::storage_error)?;
     Ok(Some((index, stamp.indexed_row_end)))
 }
 
@@ -138,8 +113,6 @@ struct PieceReader<'a> {
     next: u32,
     piece: Vec<u8>,
     used: usize,
-    crc32c: u32,
-    length: u64,
 }
 
 impl PieceReader<'_> {
@@ -164,17 +137,6 @@ impl PieceReader<'_> {
         self.piece.extend_from_slice(&piece);
         self.used = 0;
         self.next += 1;
-        self.crc32c = crc32c::crc32c_append(self.crc32c, &piece);
-        self.length += piece.len() as u64;
         Ok(true)
-    }
-
-    /// Checks that the whole stream was the one that was stamped.
-    fn finish(mut self) -> Result<(), StorageError> {
-        while self.fetch().map_err(|error| corrupt("stored index", &error.to_string()))? {}
-        if self.crc32c != self.stamp.crc32c || self.length != self.stamp.length_bytes {
-            return Err(corrupt("stored index", "does not match its stamp"));
-        }
-        Ok(())
     }
 }

@@ -376,12 +376,16 @@ mod tests {
         assert_eq!(BitmapKey::Tenant { tenant: "t" }.prefix(), [3, b't', 0]);
         assert_eq!(bitmap_chunk(&[7], 1), [7, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(value(FieldType::Bool, &FieldValue::Bool(true)), Some(vec![1]));
-        assert_eq!(value(FieldType::Integer, &FieldValue::Integer(-1)), Some(vec![127, 255, 255, 255, 255, 255, 255, 255]));
+        assert_eq!(
+            value(FieldType::Integer, &FieldValue::Integer(-1)),
+            Some(vec![127, 255, 255, 255, 255, 255, 255, 255])
+        );
         assert_eq!(value(FieldType::Float, &FieldValue::Integer(1)), Some(vec![0xbf, 0xf0, 0, 0, 0, 0, 0, 0]));
         assert_eq!(value(FieldType::Keyword, &FieldValue::Keyword("a\0".into())), Some(vec![b'a', 0, 255, 0, 1]));
         assert_eq!(value(FieldType::Integer, &FieldValue::Keyword("a".into())), None);
         let names: Vec<&str> = Family::ALL.iter().map(|family| family.name()).collect();
-        let design = ["meta", "log", "docs", "documents", "vectors", "reduced", "filters", "tombstones", "dedup", "index"];
+        let design =
+            ["meta", "log", "docs", "documents", "vectors", "reduced", "filters", "tombstones", "dedup", "index"];
         assert_eq!(names, design);
     }
 

@@ -56,7 +56,8 @@ impl Log {
             None => purged,
             Some((key, value)) => {
                 let seqno = SeqNo(decode_u64("log key", &key)?);
-                let entry = EncodedEntry::from_stored(seqno, &value).map_err(|e| StorageError::Corrupt(e.to_string()))?;
+                let entry =
+                    EncodedEntry::from_stored(seqno, &value).map_err(|e| StorageError::Corrupt(e.to_string()))?;
                 LogPosition { term: entry.term, seqno }
             }
         };
@@ -258,7 +259,10 @@ impl Bounds {
             return Err(format!("the last entry {:?} is not of the recorded term", self.last));
         }
         if self.last.term > self.current_term {
-            return Err(format!("the last entry is of term {}, but only {} was adopted", self.last.term, self.current_term));
+            return Err(format!(
+                "the last entry is of term {}, but only {} was adopted",
+                self.last.term, self.current_term
+            ));
         }
         Ok(())
     }

@@ -116,7 +116,14 @@ mod tests {
     fn a_busy_shard_indexes_when_the_tail_is_a_share_of_the_index() {
         let tail = |indexed_row_end, rows_tail, quiet| {
             let row_end = indexed_row_end + rows_tail;
-            decide_maintenance(&MaintenanceInput { generation: 3, row_end, indexed_row_end, rows_tail, quiet, ..input() })
+            decide_maintenance(&MaintenanceInput {
+                generation: 3,
+                row_end,
+                indexed_row_end,
+                rows_tail,
+                quiet,
+                ..input()
+            })
         };
         assert_eq!(tail(0, 2047, BUSY), None);
         assert_eq!(tail(0, 2048, BUSY), Some(Maintenance::IndexUpTo { generation: 3, row_end: 2048 }));

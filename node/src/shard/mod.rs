@@ -262,7 +262,10 @@ impl CopyStorage for Shard {
         if let Some(entry) = entries.last()
             && entry.seqno > last
         {
-            return Err(StorageError::Refused(format!("entry {} is not in the log, which ends at {last}", entry.seqno)));
+            return Err(StorageError::Refused(format!(
+                "entry {} is not in the log, which ends at {last}",
+                entry.seqno
+            )));
         }
         let parts = Parts { store: &self.store, vectors: &self.vectors, spec: &self.spec };
         let applied = apply::apply_entries(parts, self.view(), entries, &mut reclaimer, &mut |batch, next| {

@@ -131,8 +131,8 @@ impl TryFrom<v1::LogEntry> for EncodedEntry {
 
     fn try_from(entry: v1::LogEntry) -> Result<Self, EntryError> {
         let seqno = SeqNo(entry.seqno);
-        let operation_id = operation_id(&entry.operation_id)
-            .map_err(|error| EntryError { seqno, problem: error.to_string() })?;
+        let operation_id =
+            operation_id(&entry.operation_id).map_err(|error| EntryError { seqno, problem: error.to_string() })?;
         Ok(Self { seqno, term: PrimaryTerm(entry.term), operation_id, payload: entry.payload, crc32c: entry.crc32c })
     }
 }
@@ -210,6 +210,6 @@ mod tests {
         expected.extend_from_slice(&entry.crc32c.to_be_bytes());
         expected.extend_from_slice(&[0x0a, 0x02, 0x0a, 0x00]);
         assert_eq!(entry.to_stored(), expected);
-        assert_eq!(entry.crc32c, 0);
+        assert_eq!(entry.crc32c, 3_169_480_998);
     }
 }

@@ -96,8 +96,6 @@ pub(crate) struct IndexStamp {
     /// The index holds the steps up to this row.
     pub(crate) indexed_row_end: u64,
     pub(crate) piece_count: u32,
-    pub(crate) length_bytes: u64,
-    pub(crate) crc32c: u32,
 }
 
 /// Encodes a record.
@@ -165,15 +163,8 @@ mod tests {
         assert_eq!(encode(&body), [1, 1, b't', 1, b'x', 2, b'{', b'}', 0, 1]);
         let pending = PendingGeneration { generation: 1, next_piece: 2, piece_count: 3 };
         assert_eq!(encode(&pending), [1, 1, 2, 3]);
-        let stamp = IndexStamp {
-            slot: 1,
-            generation: 2,
-            indexed_row_end: 3,
-            piece_count: 4,
-            length_bytes: 5,
-            crc32c: 6,
-        };
-        assert_eq!(encode(&stamp), [1, 1, 2, 3, 4, 5, 6]);
+        let stamp = IndexStamp { slot: 1, generation: 2, indexed_row_end: 3, piece_count: 4 };
+        assert_eq!(encode(&stamp), [1, 1, 2, 3, 4]);
         assert_eq!(decode::<AppliedState>("applied", &encode(&applied())), Ok(applied()));
     }
 

@@ -44,7 +44,10 @@ pub(crate) fn recover(
     let state = log.state();
     if applied.position > state.last || applied.position < state.purged {
         let (first, last) = (state.purged, state.last);
-        return Err(corrupt("log", &format!("applied {:?} lies outside of it, {first:?} to {last:?}", applied.position)));
+        return Err(corrupt(
+            "log",
+            &format!("applied {:?} lies outside of it, {first:?} to {last:?}", applied.position),
+        ));
     }
     let (tombstones, reclaimer) = reclaim::read_tombstones(store)?;
     let vectors = recover_vectors(store, dir, identity, spec, applied.row_end)?;
@@ -69,8 +72,7 @@ fn recover_vectors(
     row_end: u64,
 ) -> Result<MappedVectors, StorageError> {
     let stamp = (u128::from(identity.copy.0) << 64) | u128::from(identity.lineage.0);
-    let mut vectors =
-        MappedVectors::open(&dir.join("vectors.f16"), spec.dim as usize, stamp).map_err(storage_error)?;
+    let mut vectors = MappedVectors::open(&dir.join("vectors.f16"), spec.dim as usize, stamp).map_err(storage_error)?;
     if vectors.len() > row_end {
         // Appended by a batch that was never written.
         vectors.truncate(row_end).map_err(storage_error)?;

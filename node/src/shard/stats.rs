@@ -53,6 +53,8 @@ pub struct ShardStats {
     pub rows_tail: u64,
     /// Rows ever given out, with the dead ones.
     pub row_end: u64,
+    /// Rows that the index has reached.
+    pub indexed_row_end: u64,
     /// Installed generation; 0: none.
     pub generation: u64,
     /// How the copy searches.
@@ -93,6 +95,7 @@ impl Shard {
             rows_indexed,
             rows_tail,
             row_end: view.applied.row_end,
+            indexed_row_end: view.applied.indexed_row_end,
             generation: view.applied.generation,
             index_state,
             codes: view.index.as_ref().map_or(0, |index| index.len()),

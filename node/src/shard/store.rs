@@ -56,6 +56,9 @@ pub(crate) enum Durability {
     Buffered,
 }
 
+/// A key and its value, taken out of the database.
+pub(crate) type KeyAndValue = (Vec<u8>, Vec<u8>);
+
 /// The open database of one copy.
 pub(crate) struct Store {
     db: DB,
@@ -161,7 +164,7 @@ impl Store {
         family: Family,
         start: &[u8],
         end: Option<Vec<u8>>,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StorageError> {
+    ) -> Result<Option<KeyAndValue>, StorageError> {
         self.check()?;
         let mut options = ReadOptions::default();
         if let Some(end) = end {

@@ -45,10 +45,9 @@ pub(crate) fn validate_operation(spec: &CollectionSpec, operation: &Operation, p
                     format!("send 1 to {}", limits::CHUNKS_PER_DOCUMENT_MAX),
                 ));
             }
-            chunks
-                .iter()
-                .enumerate()
-                .try_for_each(|(ordinal, chunk)| validate_chunk(spec, chunk, ordinal, &format!("{path}.chunks[{ordinal}]")))
+            chunks.iter().enumerate().try_for_each(|(ordinal, chunk)| {
+                validate_chunk(spec, chunk, ordinal, &format!("{path}.chunks[{ordinal}]"))
+            })
         }
         Operation::InstallGeneration { generation, piece, piece_count, bytes } => {
             let pieces_max = (limits::GENERATION_BYTES_MAX / limits::GENERATION_PIECE_BYTES) as u32;
@@ -85,7 +84,11 @@ fn validate_chunk(spec: &CollectionSpec, chunk: &Chunk, ordinal: usize, path: &s
     at_most(&format!("{path}.text"), chunk.text.len(), limits::CHUNK_TEXT_BYTES_MAX)?;
     at_most(&format!("{path}.metadata"), chunk.metadata_json.len(), limits::METADATA_BYTES_MAX)?;
     if chunk.span.start > chunk.span.end {
-        return Err(ConfigError::new(format!("{path}.span"), "ends before it begins", "send start and end, in this order"));
+        return Err(ConfigError::new(
+            format!("{path}.span"),
+            "ends before it begins",
+            "send start and end, in this order",
+        ));
     }
     declared_fields(spec, &chunk.metadata_json).map_err(|problem| {
         let key = problem.field.map_or_else(|| format!("{path}.metadata"), |field| format!("{path}.metadata.{field}"));
@@ -107,7 +110,11 @@ fn validate_vector(spec: &CollectionSpec, bytes: &[u8], path: &str) -> Result<()
     for pair in bytes.chunks_exact(2) {
         let value = f16::from_le_bytes([pair[0], pair[1]]).to_f32();
         if !value.is_finite() {
-            return Err(ConfigError::new(path, "has a value that is not finite", "send finite numbers within half precision"));
+            return Err(ConfigError::new(
+                path,
+                "has a value that is not finite",
+                "send finite numbers within half precision",
+            ));
         }
         squares += value * value;
     }
@@ -161,12 +168,18 @@ mod tests {
             ("operations[0].key", put(|key, _| key.tenant = "a\u{0}b".into())),
             ("operations[0].chunks", put(|_, chunks| chunks.clear())),
             ("operations[0].chunks[1].ordinal", put(|_, chunks| chunks[1].ordinal = 2)),
-            ("operations[0].chunks[0].vector", put(|_, chunks| drop(chunks[0].vector.pop()))),
+            ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector.truncate(3))),
             ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector[..2].copy_from_slice(&nan))),
             ("operations[0].chunks[0].vector", put(|_, chunks| chunks[0].vector.fill(0))),
-            ("operations[0].chunks[1].metadata.year", put(|_, chunks| chunks[1].metadata_json = r#"{"year":"x"}"#.into())),
+            (
+                "operations[0].chunks[1].metadata.year",
+                put(|_, chunks| chunks[1].metadata_json = r#"{"year":"x"}"#.into()),
+            ),
             ("operations[0].chunks[1].metadata", put(|_, chunks| chunks[1].metadata_json = "[]".into())),
-            ("operations[0].chunks[0].text", put(|_, chunks| chunks[0].text = "x".repeat(limits::CHUNK_TEXT_BYTES_MAX + 1))),
+            (
+                "operations[0].chunks[0].text",
+                put(|_, chunks| chunks[0].text = "x".repeat(limits::CHUNK_TEXT_BYTES_MAX + 1)),
+            ),
             ("operations[0].generation", Operation::IndexUpTo { generation: 0, row_end: 1 }),
             (
                 "operations[0].piece",

@@ -76,7 +76,10 @@ impl View {
         self.applied.check()?;
         let dead = self.tombstones.len();
         if self.applied.rows_live + dead != self.applied.row_end {
-            return Err(format!("{} live and {dead} dead rows are not {}", self.applied.rows_live, self.applied.row_end));
+            return Err(format!(
+                "{} live and {dead} dead rows are not {}",
+                self.applied.rows_live, self.applied.row_end
+            ));
         }
         if self.tombstones.max().is_some_and(|row| row >= self.applied.row_end) {
             return Err("a row that was never given out is dead".into());

@@ -184,7 +184,9 @@ fn assignments_that_do_not_fit_are_refused() {
         ("too many replicas", vec![vec![voter(1), replica(2), replica(3)]]),
     ] {
         let mut story = Story::new();
-        (1..=4).for_each(|node| drop(story.register(node, "a", &[])));
+        for node in 1..=4 {
+            story.register(node, "a", &[]);
+        }
         let response = story.apply(Command::CreateCollection { spec: Box::new(spec()), assignment });
         assert!(matches!(response, Response::Refused { kind: ErrorKind::Conflict, .. }), "{why}: {response:?}");
     }
