@@ -17,6 +17,8 @@ mod primary;
 mod proposer;
 mod recent;
 pub mod storage;
+#[cfg(test)]
+mod stories;
 mod tracker;
 pub mod transport;
 
