@@ -11,6 +11,7 @@ use cluster_config::ids::check_collection_name;
 use crate::api::json::BodyBudget;
 use crate::catalog::Catalog;
 use crate::cluster::client::NodeClient;
+use crate::cluster::health::FailureMemory;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ use crate::telemetry::Metrics;
 
 /// The parts of a running coordinator.
 pub struct Services {
+    /// Nodes that just failed.
+    pub failures: Arc<FailureMemory>,
     /// The cluster as last seen.
     pub view: Arc<ClusterView>,
     /// Calls to nodes.
