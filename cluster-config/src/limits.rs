@@ -107,6 +107,8 @@ pub const HEADING_DEPTH_MAX: usize = 6;
 pub const TITLE_BYTES_MAX: usize = 512;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
+pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Longest word an operator gives: cluster, zone, backend.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Sizes of the metadata group.
