@@ -434,7 +434,7 @@ async fn fetch_document(
     key: &DocumentKey,
     deadline: Instant,
 ) -> Result<Vec<FetchedChunk>> {
-    let shard = routing::shard_of(collection, key);
+    let shard = routing::shard_of(collection, key).map_err(|error| Error::internal(error.to_string()))?;
     let state = services.view.state();
     let group = state.shards.get(&shard).ok_or_else(|| NodeError::new(ErrorKind::NotFound, "the collection was deleted"))?;
     let primary = group.primary_copy();
@@ -442,7 +442,7 @@ async fn fetch_document(
     copies.sort();
     let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {shard} has no copy that may answer"));
     for (_, copy, node) in copies {
-        let target = FetchTarget { target: CopyTarget::of(group, copy), rows: Vec::new(), keys: vec![key.clone()] };
+        let target = FetchTarget { target: group.target(copy), rows: Vec::new(), keys: vec![key.clone()] };
         let call = services.client.fetch(node, vec![target], false, deadline);
         match tokio::time::timeout_at(deadline.into(), call).await {
             Ok(Ok(fetched)) => match fetched.failures.into_iter().next() {
@@ -478,7 +478,7 @@ async fn list_shards(
             copies.sort();
             let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {} has no copy that may answer", group.shard));
             for (_, copy, node) in copies {
-                let target = CopyTarget::of(&group, copy);
+                let target = group.target(copy);
                 let tenant = DEFAULT_TENANT.to_owned();
                 let call = services.client.list_documents(node, target, tenant, after.to_owned(), limit, deadline);
                 match tokio::time::timeout_at(deadline.into(), call).await {

@@ -111,7 +111,7 @@ impl RetrievalCache {
         let state = view.state();
         let primaries = shards.iter().filter_map(|shard| {
             let group = state.shards.get(shard)?;
-            let target = CopyTarget::of(group, group.primary_copy()?);
+            let target = group.target(group.primary_copy()?);
             Some(Candidate { node: group.primary_node()?, target })
         });
         let asked = Instant::now();

@@ -9,10 +9,11 @@ use std::time::Instant;
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{CopyId, DocumentKey, Lineage, NodeId, OperationId, ShardId};
+use cluster_config::ids::{CopyId, DocumentKey, NodeId, OperationId, ShardId};
 use cluster_config::operation::Operation;
-use cluster_config::search::{Consistency, CopyPosition, ShardAnswer, ShardQuery};
+use cluster_config::search::{Consistency, CopyPosition, ShardAnswer, ShardQuery, ShardTarget};
 use cluster_config::seqno::{LogPosition, SeqNo};
+pub use cluster_config::shard_group::CopyTarget;
 use cluster_config::shard_group::ShardGroup;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -51,33 +52,13 @@ impl NodeError {
     }
 }
 
-/// One copy, addressed exactly: the receiver refuses another copy id or lineage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CopyTarget {
-    /// Its shard.
-    pub shard: ShardId,
-    /// The copy.
-    pub copy: CopyId,
-    /// The lineage it must have.
-    pub lineage: Lineage,
-    /// Version of the register that the choice was made on.
-    pub cfg_version: u64,
-}
-
-impl CopyTarget {
-    /// Addresses `copy` as `group` describes it.
-    pub fn of(group: &ShardGroup, copy: CopyId) -> Self {
-        Self { shard: group.shard, copy, lineage: group.lineage, cfg_version: group.version }
-    }
-}
-
 /// One node's part of a scatter: every query is run on every target.
 #[derive(Clone, Debug)]
 pub struct NodeSearch {
     /// Shared by all nodes of one scatter.
     pub queries: Arc<Vec<ShardQuery>>,
-    /// Copies on this node, with the lowest position each may answer at (0: any).
-    pub targets: Vec<(CopyTarget, SeqNo)>,
+    /// Copies on this node, with the lowest position each may answer at.
+    pub targets: Vec<ShardTarget>,
     /// How fresh the answers must be.
     pub consistency: Consistency,
     /// Bound for `Eventual`.

@@ -15,7 +15,7 @@ use cluster_config::error::ErrorKind;
 use cluster_config::filter::{Condition, DOCUMENT_ID_FIELD, FieldValue, Filter, Predicate};
 use cluster_config::ids::{CollectionId, CopyId, DocumentKey, Incarnation, Lineage, NodeId, OperationId, ShardId};
 use cluster_config::operation::{Chunk, Operation};
-use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery};
+use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery, ShardTarget};
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, PrimaryGrant, ShardGroup};
 use futures::future::BoxFuture;
@@ -422,7 +422,7 @@ impl NodeClient for TwinClient {
                 yield Err(error);
                 return;
             }
-            for (target, _) in &search.targets {
+            for ShardTarget { target, .. } in &search.targets {
                 let outcome = twin.inner.lock().search(node, target, &search.queries);
                 yield Ok(ShardReply { shard: target.shard, outcome, queued_us: 0, service_us: 1 });
             }
@@ -567,7 +567,7 @@ impl NodeClient for TwinClient {
             let group = inner.state.shards.get(&shard).ok_or_else(missing)?;
             let rows = inner.shards.get(&shard).map_or(0, |data| data.rows.iter().filter(|row| row.is_live).count());
             let digests = group.copies.iter().map(|(copy, record)| {
-                let position = inner.position(&CopyTarget::of(group, *copy));
+                let position = inner.position(&group.target(*copy));
                 let digest = Digest { position, documents: rows as u64, chunk_count: rows as u64, ..Digest::default() };
                 CopyDigest { copy: *copy, node: record.node, outcome: Ok(digest) }
             });

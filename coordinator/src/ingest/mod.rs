@@ -35,8 +35,6 @@ const EMBED_STEP_CHUNKS: usize = 64;
 const EMBED_STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for a document's write, a failover (7 s) included several times over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Tokens given to title and headings in front of a chunk; what is longer is left out.
-const CONTEXT_TOKENS_MAX: usize = 64;
 /// Locks that documents share by hash: more than workers and deletions at one time.
 const DOCUMENT_LOCKS: usize = 256;
 
@@ -168,17 +166,19 @@ impl Ingest {
 
     async fn parse(&self, claim: &Claim) -> Result<Parsed> {
         let upload = claim.upload.clone();
-        blocking(move || Ok(parse::parse(&upload.content, &upload.media_type, &upload.file_name)?)).await
+        blocking(move || {
+            let given = |text: &'static str, value: String| Some(value).filter(|value| value != text);
+            let (media_type, file_name) = (given("", upload.media_type), given("", upload.file_name));
+            Ok(parse::parse(&upload.content, media_type.as_deref(), file_name.as_deref())?)
+        })
+        .await
     }
 
     async fn cut(&self, parsed: Parsed, title: String) -> Result<(Parsed, Vec<TextChunk>)> {
         let embedder = Arc::clone(&self.embedder);
         blocking(move || {
-            let count = |text: &str| embedder.count_tokens(text);
-            let headings = parsed.sections.iter().map(|section| context(&title, &section.heading_path, ""));
-            let context_tokens = headings.map(|text| count(&text)).max().unwrap_or(0).min(CONTEXT_TOKENS_MAX);
-            let tokens_max = embedder.tokens_max().saturating_sub(context_tokens).max(CONTEXT_TOKENS_MAX);
-            let chunks = chunk::chunk(&parsed, &count, tokens_max)?;
+            let parsed = Parsed { title: Some(title).filter(|title| !title.is_empty()), ..parsed };
+            let chunks = chunk::chunk(&parsed, embedder.tokens_max(), &|text| embedder.count_tokens(text))?;
             Ok((parsed, chunks))
         })
         .await
@@ -196,7 +196,7 @@ impl Ingest {
         let total = chunks.len();
         let mut embedded = Vec::with_capacity(total);
         for step in chunks.chunks(EMBED_STEP_CHUNKS) {
-            let texts = step.iter().map(|chunk| self.text_to_embed(title, chunk)).collect();
+            let texts = step.iter().map(|chunk| chunk::embedding_text(Some(title), chunk)).collect();
             let vectors = self.embedder.embed(texts, Instant::now() + EMBED_STEP_TIMEOUT).await?;
             for (text_chunk, vector) in step.iter().zip(vectors) {
                 let vector = encode::encode_stored(metric, dim, &vector)
@@ -213,15 +213,6 @@ impl Ingest {
             self.advance(claim, JobState::Embedding, progress, total as u32).await?;
         }
         Ok(embedded)
-    }
-
-    /// The chunk with what it stands under in front, unless that is too long to be worth its tokens.
-    fn text_to_embed(&self, title: &str, chunk: &TextChunk) -> String {
-        let context = context(title, &chunk.heading_path, &chunk.text);
-        if context.is_empty() || self.embedder.count_tokens(&context) > CONTEXT_TOKENS_MAX {
-            return chunk.text.clone();
-        }
-        format!("{context}\n{}", chunk.text)
     }
 }
 
@@ -249,32 +240,6 @@ fn choose_title(claim: &Claim, parsed: &Parsed) -> String {
     given.or_else(|| parsed.title.clone()).unwrap_or_else(|| claim.upload.file_name.clone())
 }
 
-/// Title and headings, one per line, without what `text` already begins with and without repetitions.
-fn context(title: &str, heading_path: &[String], text: &str) -> String {
-    let mut lines: Vec<&str> = Vec::new();
-    for line in std::iter::once(title).chain(heading_path.iter().map(String::as_str)) {
-        let line = line.trim();
-        let is_repeated = lines.iter().any(|known| same_words(known, line));
-        if !line.is_empty() && !is_repeated && !begins_with(text, line) {
-            lines.push(line);
-        }
-    }
-    lines.join("\n")
-}
-
-fn same_words(left: &str, right: &str) -> bool {
-    words(left).eq(words(right))
-}
-
-fn begins_with(text: &str, line: &str) -> bool {
-    let mut text = words(text);
-    words(line).all(|word| text.next().is_some_and(|next| next == word))
-}
-
-fn words(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
-}
-
 /// Runs CPU work off the reactor. A panic in it is this document's failure, not the process'.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
@@ -286,19 +251,5 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
 impl From<CatalogError> for Stop {
     fn from(error: CatalogError) -> Self {
         Self::Error(error.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn context_leaves_out_what_the_text_says_itself() {
-        let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
-        assert_eq!(context("Wings", &path(&["Wings", "Lift"]), "It rises."), "Wings\nLift");
-        assert_eq!(context("wings .", &path(&[]), "Wings, as such"), "");
-        assert_eq!(context("", &path(&["Lift"]), "# Lift\nIt rises."), "");
-        assert_eq!(context("", &path(&[]), "x"), "");
     }
 }

@@ -186,7 +186,7 @@ impl Writer {
         let none = || NodeError::new(ErrorKind::Unavailable, format!("shard {} has no primary now", batch.shard));
         let (node, copy) = group.primary_node().zip(group.primary_copy()).ok_or_else(none)?;
         let write = NodeWrite {
-            target: CopyTarget::of(group, copy),
+            target: group.target(copy),
             operation_id: batch.operation_id,
             operations: Arc::clone(&batch.operations),
         };
@@ -257,7 +257,7 @@ fn plan_batches(
         let Some(key) = key_of(&operation) else {
             return Err(refuse(ErrorKind::InvalidArgument, "only documents are written by clients".into()));
         };
-        let shard = routing::shard_of(collection, key);
+        let shard = routing::shard_of(collection, key).map_err(|error| refuse(ErrorKind::Internal, error.to_string()))?;
         let bytes = encoded_bytes(&operation);
         if bytes > limits::ENTRY_BYTES_MAX {
             let text = format!("document {:?} takes {bytes} bytes, at most {}", key.document_id, limits::ENTRY_BYTES_MAX);
@@ -328,7 +328,7 @@ mod tests {
             let mut seen = 0;
             for (shard, batches) in &planned {
                 let in_shard: Vec<&Operation> = operations.iter()
-                    .filter(|op| routing::shard_of(&collection(), key_of(op).expect("put")) == *shard).collect();
+                    .filter(|op| routing::shard_of(&collection(), key_of(op).expect("put")).expect("known scheme") == *shard).collect();
                 let flat: Vec<&Operation> = batches.iter().flat_map(|batch| batch.operations.iter()).collect();
                 prop_assert_eq!(&flat, &in_shard);
                 seen += flat.len();

@@ -72,7 +72,7 @@ pub fn plan_read(state: &ClusterState, collection: CollectionId, options: &PlanO
                 };
                 // Rotates by shard too, so that one query spreads over the nodes instead of hitting one with all shards.
                 let turn = (position as u64 + options.rotation + u64::from(group.shard.index)) % group.copies.len() as u64;
-                let candidate = Candidate { node: record.node, target: CopyTarget::of(group, copy) };
+                let candidate = Candidate { node: record.node, target: group.target(copy) };
                 ((!is_alive, options.suspects.contains(&record.node), !is_wanted, turn), candidate)
             })
             .collect();

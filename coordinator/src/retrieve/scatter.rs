@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{NodeId, ShardId};
-use cluster_config::search::{Consistency, ShardAnswer, ShardQuery};
+use cluster_config::search::{Consistency, ShardAnswer, ShardQuery, ShardTarget};
 use cluster_config::seqno::SeqNo;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{StreamExt, stream};
@@ -262,7 +262,7 @@ impl Scatter<'_> {
         };
         let search = NodeSearch {
             queries: Arc::clone(&self.queries),
-            targets: targets.iter().map(|target| (*target, lowest(target))).collect(),
+            targets: targets.iter().map(|target| ShardTarget { target: *target, min_seqno: lowest(target) }).collect(),
             consistency: self.consistency,
             max_staleness_ms: self.max_staleness.as_millis() as u64,
         };
