@@ -57,6 +57,13 @@ pub const GENERATION_PIECE_BYTES: usize = 1024 * 1024;
 pub const GENERATION_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows added to the index by one `IndexUpTo`, so that applying it is a bounded pause.
 pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
+/// Most vectors a model generation is trained on. FAISS' k-means looks at no more than 256 vectors a centroid and wants 39,
+/// so this serves up to 1,680 lists; further rows would cost time and teach little.
+pub const TRAINING_ROWS_MAX: usize = 65_536;
+/// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
+pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one checksummed piece of a stored index.
+pub const INDEX_PIECE_BYTES: usize = 1024 * 1024;
 /// Most results of a search.
 pub const TOP_K_MAX: u32 = 1000;
 /// Most candidates re-scored exactly per shard.
