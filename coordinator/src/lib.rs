@@ -12,4 +12,5 @@ pub mod generate;
 pub mod ingest;
 pub mod retrieve;
 pub mod services;
+pub mod startup;
 pub mod telemetry;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::check_collection_name;
+use tokio::sync::Semaphore;
 
 use crate::api::json::BodyBudget;
 use crate::catalog::Catalog;
@@ -15,7 +16,7 @@ use crate::cluster::health::FailureMemory;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
-use crate::generate::Generator;
+use crate::generate::pool::Pool;
 use crate::ingest::Ingest;
 use crate::ingest::write::Writer;
 use crate::retrieve::Retriever;
@@ -39,10 +40,12 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Sources to answer.
-    pub generator: Generator,
+    /// Language models; without any, answers are extractive.
+    pub llm: Option<Pool>,
     /// Series.
     pub metrics: Arc<Metrics>,
+    /// Bound on requests answered at one time.
+    pub admission: Arc<Semaphore>,
     /// Bound on bodies held.
     pub body_budget: BodyBudget,
     /// Deadline of requests that name none.

@@ -3,10 +3,10 @@
 //! Metric names of the mission are exact: `query_duration_seconds`, `cache_hit_rate`. Labels have bounded values: routes as written in
 //! the router, never paths; outcomes, stages and tiers, never tenants or documents.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::embed::metrics::EmbedMetrics;
 use crate::retrieve::ShardCounts;
 
 /// From one millisecond (a cached search) to two minutes (the longest request).
@@ -52,7 +53,8 @@ pub struct Metrics {
     cache_hit_rate: GaugeVec,
     cache_lookups: IntCounterVec,
     retrieval_lookups: Lookups,
-    embedding_lookups: Lookups,
+    /// The embedder counts its own cache.
+    embedding_cache: OnceLock<EmbedMetrics>,
     shard_answers: IntCounterVec,
     shard_coverage: Gauge,
     /// Repeated calls to nodes, by what was repeated.
@@ -71,11 +73,6 @@ pub struct Metrics {
     pub nodes: IntGaugeVec,
     /// Shards by whether they have a primary.
     pub shards: IntGaugeVec,
-    /// Language model backends: permits in use, and whether they are ejected.
-    pub llm_in_flight: IntGaugeVec,
-    /// 1 while the backend takes requests.
-    pub llm_healthy: IntGaugeVec,
-    encode: Mutex<()>,
 }
 
 impl Metrics {
@@ -119,7 +116,7 @@ impl Metrics {
             cache_hit_rate,
             cache_lookups: counters("cache_lookups_total", "lookups in a cache", &["tier", "result"])?,
             retrieval_lookups: Lookups::default(),
-            embedding_lookups: Lookups::default(),
+            embedding_cache: OnceLock::new(),
             shard_answers: counters("shard_answers_total", "shards asked by searches, by outcome", &["outcome"])?,
             shard_coverage,
             retries: counters("node_call_retries_total", "repeated calls to nodes", &["call"])?,
@@ -130,9 +127,6 @@ impl Metrics {
             state_version: gauge("cluster_state_version", "version of the cluster state that is followed")?,
             nodes: gauges("cluster_nodes", "nodes by liveness", &["liveness"])?,
             shards: gauges("cluster_shards", "shards by whether they can be written", &["state"])?,
-            llm_in_flight: gauges("llm_pool_in_flight", "generations running on a backend", &["backend"])?,
-            llm_healthy: gauges("llm_pool_backend_up", "1 while the backend takes requests", &["backend"])?,
-            encode: Mutex::new(()),
             registry,
         };
         // Present from the first scrape on, so that a rate has a beginning.
@@ -149,19 +143,22 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts one lookup and moves the tier's rate. `tier` is `retrieval` or `embedding`.
-    pub fn cache_lookup(&self, tier: &'static str, is_hit: bool) {
-        let lookups = if tier == "embedding" { &self.embedding_lookups } else { &self.retrieval_lookups };
-        let total = lookups.total.fetch_add(1, Ordering::Relaxed) + 1;
-        let hits = lookups.hits.fetch_add(u64::from(is_hit), Ordering::Relaxed) + u64::from(is_hit);
-        self.cache_lookups.with_label_values(&[tier, if is_hit { "hit" } else { "miss" }]).inc();
-        self.cache_hit_rate.with_label_values(&[tier]).set(hits as f64 / total as f64);
+    /// Where parts register series of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
-    /// Sets a tier's rate from counts kept elsewhere.
-    pub fn cache_counts(&self, tier: &'static str, hits: u64, total: u64) {
-        let rate = if total == 0 { 0.0 } else { hits as f64 / total as f64 };
-        self.cache_hit_rate.with_label_values(&[tier]).set(rate);
+    /// Lets the rate of the embedding cache follow the embedder's own counts.
+    pub fn follow_embedding_cache(&self, counts: EmbedMetrics) {
+        let _ = self.embedding_cache.set(counts);
+    }
+
+    /// Counts one lookup in the retrieval cache and moves its rate.
+    pub fn cache_lookup(&self, is_hit: bool) {
+        let total = self.retrieval_lookups.total.fetch_add(1, Ordering::Relaxed) + 1;
+        let hits = self.retrieval_lookups.hits.fetch_add(u64::from(is_hit), Ordering::Relaxed) + u64::from(is_hit);
+        self.cache_lookups.with_label_values(&["retrieval", if is_hit { "hit" } else { "miss" }]).inc();
+        self.cache_hit_rate.with_label_values(&["retrieval"]).set(hits as f64 / total as f64);
     }
 
     /// Counts the shards of one scatter.
@@ -180,7 +177,11 @@ impl Metrics {
 
     /// Everything in Prometheus' text format, process series included.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        let _one_at_a_time = self.encode.lock();
+        if let Some(counts) = self.embedding_cache.get() {
+            let (hits, misses) = (counts.cache_hits.get(), counts.cache_misses.get());
+            let rate = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
+            self.cache_hit_rate.with_label_values(&["embedding"]).set(rate);
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -192,8 +193,8 @@ mod tests {
     #[test]
     fn the_mission_s_names_are_there_and_the_rate_moves() {
         let metrics = Metrics::new().expect("registers");
-        metrics.cache_lookup("retrieval", false);
-        metrics.cache_lookup("retrieval", true);
+        metrics.cache_lookup(false);
+        metrics.cache_lookup(true);
         let text = metrics.render().expect("renders");
         assert!(text.contains("cache_hit_rate{tier=\"retrieval\"} 0.5"), "{text}");
         assert!(text.contains("# TYPE query_duration_seconds histogram"), "{text}");

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -27,6 +28,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use cluster_config::error::ErrorKind;
 use cluster_config::limits;
+use futures::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
@@ -71,13 +74,27 @@ pub fn router(services: Arc<Services>) -> Router {
 
 /// Refuses requests beyond the bound at once: a queue here would only hide the overload.
 async fn admit(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
-    match services.admission.try_acquire() {
-        Ok(_permit) => next.run(request).await,
+    match Arc::clone(&services.admission).try_acquire_owned() {
+        Ok(permit) => {
+            let response = next.run(request).await;
+            let is_stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
+            if is_stream { hold_while_streaming(response, permit) } else { response }
+        }
         Err(_) => {
             let text = format!("{} requests are being answered", limits::REQUESTS_IN_FLIGHT_MAX);
             ApiError(Error::refused(ErrorKind::Overloaded, text, "retry with a pause")).into_response()
         }
     }
+}
+
+/// A stream's place is free when its body is gone, not when its handler has returned.
+fn hold_while_streaming(response: Response, permit: OwnedSemaphorePermit) -> Response {
+    let (parts, body) = response.into_parts();
+    let frames = body.into_data_stream().map(move |frame| {
+        let _held = &permit;
+        frame
+    });
+    Response::from_parts(parts, Body::from_stream(frames))
 }
 
 /// Counts and times every request under its route's pattern, never its path.

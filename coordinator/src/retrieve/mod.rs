@@ -256,7 +256,7 @@ impl Retriever {
                     }
                 }
             }
-            self.metrics.cache_lookup("retrieval", result.is_some());
+            self.metrics.cache_lookup(result.is_some());
         }
         (results, flights)
     }
