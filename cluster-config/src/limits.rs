@@ -92,6 +92,8 @@ pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
 pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
+/// Answers to its primary that one copy holds back until its disk has caught up; one is usual.
+pub const APPENDS_WAITING_MAX: usize = 16;
 /// Messages queued at one copy's task.
 pub const COPY_MAILBOX_MAX: usize = 4096;
 /// Searches queued for a node's search pool before `Overloaded`.
