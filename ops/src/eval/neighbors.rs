@@ -1,0 +1,114 @@
+//! Query vectors with known exact neighbours: recall@10 and the share of codes scanned.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+
+use super::{Arguments, Latency, Ranking, check_floors, explained, metrics, timed_search, write_rankings};
+use crate::cli::Global;
+use crate::client::Client;
+use crate::error::Error;
+use crate::npy;
+use crate::wire::SearchRequest;
+
+/// Neighbours asked for and compared.
+const K: usize = 10;
+/// Most query vectors of a run: they are held in memory.
+const QUERIES_MAX: usize = 100_000;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    collection: String,
+    queries: usize,
+    recall_at_10: f64,
+    recall_at_10_worst: f64,
+    /// Absent where the answers do not explain themselves, or nothing is indexed.
+    codes_scanned_share: Option<f64>,
+    rows_exact_mean: Option<f64>,
+    latency_ms: Latency,
+}
+
+struct Answered {
+    documents: Vec<String>,
+    scores: Vec<f64>,
+    recall: f64,
+    codes_scanned: Option<u64>,
+    codes_total: Option<u64>,
+    rows_exact: Option<u64>,
+    elapsed: Duration,
+}
+
+/// Runs every query vector and prints the means.
+pub(super) async fn run(global: &Global, arguments: &Arguments, vectors: &Path, neighbors: &Path) -> Result<(), Error> {
+    let (mut queries, mut exact) = (npy::open(vectors)?, npy::open(neighbors)?);
+    if queries.rows() != exact.rows() || queries.rows() > QUERIES_MAX || exact.columns() < K {
+        return Err(Error::usage(
+            format!("{} query vectors, but {} lists of {} neighbours", queries.rows(), exact.rows(), exact.columns()),
+            format!("give one list of at least {K} neighbours for each of at most {QUERIES_MAX} vectors"),
+        ));
+    }
+    let vectors = queries.next_vectors(QUERIES_MAX)?;
+    let expected = exact.next_numbers(QUERIES_MAX)?;
+    let (client, output) = (global.client()?, global.output());
+    let bar = output.progress(vectors.len() as u64, "queries");
+    let answers: Vec<_> = vectors.into_iter().zip(&expected).map(|(vector, expected)| ask(&client, arguments, vector, &expected[..K])).collect();
+    let answered: Vec<Answered> =
+        futures::stream::iter(answers).buffered(usize::from(arguments.concurrency)).inspect(|_| bar.inc(1)).try_collect().await?;
+    bar.finish_and_clear();
+
+    let recalls: Vec<f64> = answered.iter().map(|answer| answer.recall).collect();
+    let total = |counter: fn(&Answered) -> Option<u64>| answered.iter().map(counter).sum::<Option<u64>>();
+    let share = match (total(|answer| answer.codes_scanned), total(|answer| answer.codes_total)) {
+        (Some(scanned), Some(codes)) if codes > 0 => Some(scanned as f64 / codes as f64),
+        _ => None,
+    };
+    let report = Report {
+        collection: arguments.collection.clone(),
+        queries: answered.len(),
+        recall_at_10: metrics::mean(&recalls),
+        recall_at_10_worst: recalls.iter().copied().fold(1.0, f64::min),
+        codes_scanned_share: share,
+        rows_exact_mean: total(|answer| answer.rows_exact).map(|rows| rows as f64 / answered.len().max(1) as f64),
+        latency_ms: Latency::of(&answered.iter().map(|answer| answer.elapsed).collect::<Vec<_>>()),
+    };
+    output.result(&report, || report.text());
+    let rankings = answered.iter().enumerate().map(|(row, answer)| Ranking {
+        query: row.to_string(),
+        documents: &answer.documents,
+        scores: answer.scores.clone(),
+    });
+    write_rankings(arguments.rankings.as_ref(), rankings)?;
+    check_floors(&[("recall@10", report.recall_at_10, arguments.min_recall)])
+}
+
+async fn ask(client: &Client, arguments: &Arguments, vector: Vec<f32>, expected: &[i64]) -> Result<Answered, Error> {
+    let request = SearchRequest {
+        vector: Some(vector),
+        include: Some(Vec::new()),
+        explain: true,
+        ..arguments.knobs.request(&arguments.collection, K as u32)
+    };
+    let (found, elapsed) = timed_search(client, &request).await?;
+    let counter = |name: &str| found.explain.as_ref().and_then(|explain| explained(explain, name));
+    let expected: HashSet<String> = expected.iter().map(|row| format!("{}{row}", arguments.id_prefix)).collect();
+    let (codes_scanned, codes_total, rows_exact) = (counter("codes_scanned"), counter("codes_total"), counter("rows_exact"));
+    let (documents, scores): (Vec<String>, Vec<f64>) = found.hits.into_iter().map(|hit| (hit.document_id, hit.score)).unzip();
+    Ok(Answered { recall: metrics::recall(&documents, &expected, K), documents, scores, codes_scanned, codes_total, rows_exact, elapsed })
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let share = match self.codes_scanned_share {
+            Some(share) => format!("{:.1} % of the codes per query", share * 100.0),
+            None => "no index used".into(),
+        };
+        let exact = self.rows_exact_mean.map(|rows| format!(", {rows:.0} rows compared exactly")).unwrap_or_default();
+        format!(
+            "{} query vectors over {}\n  recall@{K}   {:.4} (worst query {:.1})\n  scanned     {share}{exact}\n  latency     {}",
+            self.queries, self.collection, self.recall_at_10, self.recall_at_10_worst, self.latency_ms.text()
+        )
+    }
+}
