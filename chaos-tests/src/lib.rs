@@ -1,1 +1,12 @@
-//! placeholder
+//! Starts the real binaries, hurts them, and checks from outside that every promise held.
+//!
+//! Nothing here links the node or the coordinator: a cluster is processes, files and HTTP, as a user has it.
+
+pub mod checker;
+pub mod client;
+pub mod cluster;
+pub mod ports;
+pub mod process;
+pub mod vectors;
+pub mod wait;
+pub mod workload;

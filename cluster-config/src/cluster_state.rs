@@ -105,9 +105,9 @@ impl ClusterState {
 
     /// Data nodes that take new copies now.
     pub fn placeable(&self) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values().filter(|node| {
-            node.is_data && node.liveness == Liveness::Alive && node.lifecycle == NodeLifecycle::Active
-        })
+        self.nodes
+            .values()
+            .filter(|node| node.is_data && node.liveness == Liveness::Alive && node.lifecycle == NodeLifecycle::Active)
     }
 
     /// Checks the invariants over all registers; the text names the broken one.

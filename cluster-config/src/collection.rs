@@ -130,9 +130,10 @@ impl CollectionSpec {
         self.pca_dim.unwrap_or(self.dim)
     }
 
-    /// Sub-quantisers: as asked, else half the reduced dimension (one per two dimensions).
+    /// Sub-quantisers: as asked, else one per two dimensions, or one per dimension where their number is odd.
     pub fn sub_quantisers(&self) -> u32 {
-        self.index.m.unwrap_or_else(|| (self.reduced_dim() / 2).max(1))
+        let reduced = self.reduced_dim();
+        self.index.m.unwrap_or(if reduced.is_multiple_of(2) { reduced / 2 } else { reduced })
     }
 
     /// Checks every range. Errors name the field as the HTTP body spells it.
@@ -256,7 +257,7 @@ mod tests {
             ("index.m", |s| s.index.m = Some(7)),
             ("index.oversample", |s| s.index.oversample = f32::NAN),
             ("index.nprobe", |s| s.index.nprobe = Some(0)),
-            ("fields.a b", |s| drop(s.fields.insert("a b".into(), FieldType::Bool))),
+            ("fields.a b", |s| s.fields = [("a b".into(), FieldType::Bool)].into()),
         ];
         for (key, break_it) in cases {
             let mut spec = base();

@@ -1,1 +1,517 @@
-//! (being written)
+//! The configuration of a coordinator: TOML as written, overridden by the environment, then validated. Every error names its
+//! key (or the environment variable it came from) and says what to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config_text as text;
+use crate::error::ConfigError;
+use crate::ids::NodeId;
+use crate::limits;
+use crate::units::{ByteSize, WrittenDuration};
+
+/// A validated coordinator configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CoordinatorConfig {
+    /// Name of the cluster; nodes of another one refuse us.
+    pub cluster_id: String,
+    /// Where the HTTP API listens. Port 0 takes any free port.
+    pub http_listen: SocketAddr,
+    /// Some nodes of the cluster, `host:port`; the others are learned from them.
+    pub nodes: Vec<String>,
+    /// Holds the embedded catalog and the embedding model.
+    pub data_dir: PathBuf,
+    /// Where to dial a node instead of at its address.
+    pub dial_overrides: BTreeMap<NodeId, String>,
+    /// `[catalog]`.
+    pub catalog: CatalogConfig,
+    /// `[embedder]`.
+    pub embedder: EmbedderConfig,
+    /// `[cache]`.
+    pub cache: CacheConfig,
+    /// `[llm]` and `[[llm.backends]]`.
+    pub llm: LlmConfig,
+    /// `[search]`.
+    pub search: SearchConfig,
+    /// `[ingest]`.
+    pub ingest: IngestConfig,
+}
+
+/// The catalog database and its pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogConfig {
+    /// sqlx URL, `{data_dir}` already put in.
+    pub url: String,
+    /// Connections kept.
+    pub pool_size: u32,
+    /// Further connections under load, closed when given back.
+    pub max_overflow: u32,
+    /// How long a caller waits for a connection before a 503.
+    pub pool_timeout: Duration,
+}
+
+impl CatalogConfig {
+    /// Most connections at once.
+    pub fn connections_max(&self) -> u32 {
+        self.pool_size + self.max_overflow
+    }
+}
+
+/// The embedding model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbedderConfig {
+    /// Name that collections refer to.
+    pub name: String,
+    /// Directory of the model's files, `{data_dir}` already put in.
+    pub model_dir: PathBuf,
+    /// Threads that embed; `None`: one per CPU.
+    pub threads: Option<usize>,
+    /// Most texts embedded together.
+    pub batch_max: usize,
+    /// Embeddings of query texts kept; 0 switches the cache off.
+    pub cache_entries: u64,
+}
+
+/// The cache of results and answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Whether anything is cached.
+    pub enabled: bool,
+    /// Longest life of an entry.
+    pub ttl: Duration,
+    /// Bytes held in this process.
+    pub memory: ByteSize,
+}
+
+/// Generation of answers. Without backends answers are extractive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlmConfig {
+    /// Where answers are generated; may be empty.
+    pub backends: Vec<LlmBackendConfig>,
+    /// Most tokens of an answer, where the request names none.
+    pub max_tokens: u32,
+    /// Sampling temperature, where the request names none.
+    pub temperature: f32,
+    /// Sampling top-k, where the backend knows it.
+    pub top_k: u32,
+}
+
+/// The protocol an LLM backend speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LlmKind {
+    /// Ollama's NDJSON.
+    Ollama,
+    /// OpenAI's chat completions with server-sent events.
+    Openai,
+}
+
+/// One LLM backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LlmBackendConfig {
+    /// Unique name, used in metrics.
+    pub name: String,
+    /// Protocol.
+    pub kind: LlmKind,
+    /// Base URL without a trailing slash.
+    pub url: String,
+    /// Model asked for.
+    pub model: String,
+    /// Environment variable that holds the key; the key itself never stands in a file.
+    pub api_key_env: Option<String>,
+    /// Share of the requests relative to other backends.
+    pub weight: u32,
+    /// Most requests at once.
+    pub concurrency_max: usize,
+}
+
+/// Defaults of retrieval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchConfig {
+    /// Deadline of a request that names none.
+    pub default_timeout: Duration,
+    /// How old an eventual read may be.
+    pub max_staleness: Duration,
+}
+
+/// The ingest workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngestConfig {
+    /// Documents worked on at once.
+    pub workers: usize,
+}
+
+/// A coordinator's TOML file as written. Public so that tools can write one that a coordinator will read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as CoordinatorConfig; examples/coordinator.toml describes every key")]
+pub struct WrittenCoordinatorConfig {
+    pub cluster_id: Option<String>,
+    pub http_listen: Option<String>,
+    pub nodes: Vec<String>,
+    pub data_dir: Option<PathBuf>,
+    pub dial_overrides: BTreeMap<String, String>,
+    pub catalog: WrittenCatalog,
+    pub embedder: WrittenEmbedder,
+    pub cache: WrittenCache,
+    pub llm: WrittenLlm,
+    pub search: WrittenSearch,
+    pub ingest: WrittenIngest,
+}
+
+/// `[catalog]` as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as CatalogConfig")]
+pub struct WrittenCatalog {
+    pub url: Option<String>,
+    pub pool_size: Option<u32>,
+    pub max_overflow: Option<u32>,
+    pub pool_timeout: Option<WrittenDuration>,
+}
+
+/// `[embedder]` as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as EmbedderConfig")]
+pub struct WrittenEmbedder {
+    pub name: Option<String>,
+    pub model_dir: Option<String>,
+    pub threads: Option<usize>,
+    pub batch_max: Option<usize>,
+    pub cache_entries: Option<u64>,
+}
+
+/// `[cache]` as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as CacheConfig")]
+pub struct WrittenCache {
+    pub enabled: Option<bool>,
+    pub ttl: Option<WrittenDuration>,
+    pub memory: Option<ByteSize>,
+}
+
+/// `[llm]` as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as LlmConfig")]
+pub struct WrittenLlm {
+    pub max_tokens: Option<u32>,
+    pub temperature: Option<f32>,
+    pub top_k: Option<u32>,
+    pub backends: Vec<WrittenLlmBackend>,
+}
+
+/// `[[llm.backends]]` as written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "as LlmBackendConfig")]
+pub struct WrittenLlmBackend {
+    pub name: String,
+    pub kind: LlmKind,
+    pub url: String,
+    pub model: String,
+    pub api_key_env: Option<String>,
+    pub weight: Option<u32>,
+    pub concurrency_max: Option<usize>,
+}
+
+/// `[search]` of a coordinator as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as SearchConfig")]
+pub struct WrittenSearch {
+    pub default_timeout: Option<WrittenDuration>,
+    pub max_staleness: Option<WrittenDuration>,
+}
+
+/// `[ingest]` as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as IngestConfig")]
+pub struct WrittenIngest {
+    pub workers: Option<usize>,
+}
+
+impl CoordinatorConfig {
+    /// Reads a coordinator's TOML, lets the environment override it, and validates the whole.
+    pub fn from_toml<I>(toml_text: &str, environment: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator<Item = (String, String)>,
+    {
+        let mut written: WrittenCoordinatorConfig =
+            text::parse_toml(toml_text, "cluster-config/examples/coordinator.toml")?;
+        written.apply_environment(environment)?;
+        written.validate()
+    }
+}
+
+impl WrittenCoordinatorConfig {
+    /// As TOML.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|error| ConfigError::new("(file)", error.to_string(), "report this as a bug"))
+    }
+
+    /// Overrides keys by the environment variables people know from the predecessor. An empty variable counts as unset.
+    pub fn apply_environment<I>(&mut self, environment: I) -> Result<(), ConfigError>
+    where
+        I: IntoIterator<Item = (String, String)>,
+    {
+        for (name, value) in environment {
+            let value = value.trim();
+            if value.is_empty() {
+                continue;
+            }
+            match name.as_str() {
+                "ENABLE_CACHING" => self.cache.enabled = Some(read_bool(&name, value)?),
+                "CACHE_TTL_SECONDS" => self.cache.ttl = Some(read_seconds(&name, value)?),
+                "DATABASE_POOL_SIZE" => self.catalog.pool_size = Some(read_number(&name, value)?),
+                "DATABASE_MAX_OVERFLOW" => self.catalog.max_overflow = Some(read_number(&name, value)?),
+                "DATABASE_POOL_TIMEOUT" => self.catalog.pool_timeout = Some(read_seconds(&name, value)?),
+                "OLLAMA_MAX_TOKENS" => self.llm.max_tokens = Some(read_number(&name, value)?),
+                "OLLAMA_TEMPERATURE" => self.llm.temperature = Some(read_number(&name, value)?),
+                "OLLAMA_TOP_K" => self.llm.top_k = Some(read_number(&name, value)?),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in the defaults and checks every key.
+    pub fn validate(self) -> Result<CoordinatorConfig, ConfigError> {
+        let data_dir = text::required_path(
+            "data_dir",
+            self.data_dir,
+            "give the directory for the embedded catalog and the embedding model",
+        )?;
+        let http_listen = self.http_listen.unwrap_or_else(|| "127.0.0.1:8000".to_owned());
+        Ok(CoordinatorConfig {
+            cluster_id: text::cluster_id(self.cluster_id)?,
+            http_listen: text::listen_address("http_listen", &http_listen)?,
+            nodes: validate_nodes(self.nodes)?,
+            dial_overrides: text::dial_overrides(self.dial_overrides)?,
+            catalog: self.catalog.validate(&data_dir)?,
+            embedder: self.embedder.validate(&data_dir)?,
+            cache: self.cache.validate()?,
+            llm: self.llm.validate()?,
+            search: self.search.validate()?,
+            ingest: IngestConfig {
+                workers: text::in_range(
+                    "ingest.workers",
+                    self.ingest.workers.unwrap_or(2),
+                    1,
+                    limits::INGEST_WORKERS_MAX,
+                )?,
+            },
+            data_dir,
+        })
+    }
+}
+
+fn validate_nodes(written: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    if written.is_empty() {
+        return Err(ConfigError::new("nodes", "missing", "list host:port of at least one node, best of three"));
+    }
+    let mut seen = BTreeSet::new();
+    for (position, address) in written.iter().enumerate() {
+        let key = format!("nodes[{position}]");
+        text::dial_address(&key, address)?;
+        if !seen.insert(address) {
+            return Err(ConfigError::new(key, format!("{address} is listed twice"), "list each node once"));
+        }
+    }
+    Ok(written)
+}
+
+impl WrittenCatalog {
+    fn validate(self, data_dir: &Path) -> Result<CatalogConfig, ConfigError> {
+        let url = self.url.unwrap_or_else(|| "sqlite://{data_dir}/catalog.db".to_owned());
+        if !url.starts_with("sqlite:") {
+            return Err(ConfigError::new(
+                "catalog.url",
+                "not a database this build speaks",
+                "use sqlite://PATH; {data_dir} stands for the data directory",
+            ));
+        }
+        let pool_size = self.pool_size.unwrap_or(20);
+        let max_overflow = self.max_overflow.unwrap_or(40);
+        text::in_range("catalog.pool_size", pool_size, 1, limits::POOL_CONNECTIONS_MAX)?;
+        text::in_range("catalog.max_overflow", max_overflow, 0, limits::POOL_CONNECTIONS_MAX - pool_size)?;
+        let pool_timeout = self.pool_timeout.unwrap_or(WrittenDuration(Duration::from_secs(30)));
+        Ok(CatalogConfig {
+            url: put_in_data_dir(&url, data_dir),
+            pool_size,
+            max_overflow,
+            pool_timeout: text::duration_in(
+                "catalog.pool_timeout",
+                pool_timeout,
+                limits::INTERVAL_MIN,
+                limits::INTERVAL_MAX,
+            )?,
+        })
+    }
+}
+
+impl WrittenEmbedder {
+    fn validate(self, data_dir: &Path) -> Result<EmbedderConfig, ConfigError> {
+        let name = self.name.unwrap_or_else(|| "all-MiniLM-L6-v2".to_owned());
+        text::check_word("embedder.name", &name)?;
+        let model_dir = self.model_dir.unwrap_or_else(|| format!("{{data_dir}}/models/{name}"));
+        if model_dir.is_empty() {
+            return Err(ConfigError::new("embedder.model_dir", "empty", "give the directory of the model's files"));
+        }
+        let threads =
+            self.threads.map(|count| text::in_range("embedder.threads", count, 1, limits::THREADS_MAX)).transpose()?;
+        let cache_entries = self.cache_entries.unwrap_or(10_000);
+        Ok(EmbedderConfig {
+            name,
+            model_dir: put_in_data_dir(&model_dir, data_dir).into(),
+            threads,
+            batch_max: text::in_range("embedder.batch_max", self.batch_max.unwrap_or(32), 1, limits::EMBED_BATCH_MAX)?,
+            cache_entries: text::in_range("embedder.cache_entries", cache_entries, 0, limits::EMBED_CACHE_ENTRIES_MAX)?,
+        })
+    }
+}
+
+impl WrittenCache {
+    fn validate(self) -> Result<CacheConfig, ConfigError> {
+        let ttl = self.ttl.unwrap_or(WrittenDuration(Duration::from_secs(3600)));
+        let memory = self.memory.unwrap_or(ByteSize::mib(64));
+        Ok(CacheConfig {
+            enabled: self.enabled.unwrap_or(true),
+            ttl: text::duration_in("cache.ttl", ttl, Duration::from_secs(1), limits::CACHE_TTL_MAX)?,
+            memory: text::size_at_least("cache.memory", memory, ByteSize::mib(1))?,
+        })
+    }
+}
+
+impl WrittenLlm {
+    fn validate(self) -> Result<LlmConfig, ConfigError> {
+        if self.backends.len() > limits::LLM_BACKENDS_MAX {
+            return Err(ConfigError::new(
+                "llm.backends",
+                format!("{} backends", self.backends.len()),
+                format!("use at most {}", limits::LLM_BACKENDS_MAX),
+            ));
+        }
+        let mut backends: Vec<LlmBackendConfig> = Vec::with_capacity(self.backends.len());
+        for (position, written) in self.backends.into_iter().enumerate() {
+            let key = format!("llm.backends[{position}]");
+            let backend = written.validate(&key)?;
+            if backends.iter().any(|other| other.name == backend.name) {
+                return Err(ConfigError::new(
+                    format!("{key}.name"),
+                    format!("{:?} is the name of another backend too", backend.name),
+                    "give each backend its own name",
+                ));
+            }
+            backends.push(backend);
+        }
+        Ok(LlmConfig {
+            backends,
+            max_tokens: text::in_range("llm.max_tokens", self.max_tokens.unwrap_or(256), 1, limits::LLM_TOKENS_MAX)?,
+            temperature: text::in_range("llm.temperature", self.temperature.unwrap_or(0.1), 0.0, 2.0)?,
+            top_k: text::in_range("llm.top_k", self.top_k.unwrap_or(20), 1, limits::TOP_K_MAX)?,
+        })
+    }
+}
+
+impl WrittenLlmBackend {
+    fn validate(self, key: &str) -> Result<LlmBackendConfig, ConfigError> {
+        text::check_word(&format!("{key}.name"), &self.name)?;
+        let url = self.url.trim_end_matches('/');
+        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
+            return Err(ConfigError::new(
+                format!("{key}.url"),
+                format!("{:?} is not an HTTP address", self.url),
+                "use http://HOST:PORT or https://HOST",
+            ));
+        }
+        if self.model.trim().is_empty() {
+            return Err(ConfigError::new(format!("{key}.model"), "empty", "name a model the backend serves"));
+        }
+        if let Some(variable) = &self.api_key_env {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if variable.is_empty() || !variable.chars().all(allowed) {
+                return Err(ConfigError::new(
+                    format!("{key}.api_key_env"),
+                    "not the name of an environment variable",
+                    "name the variable that holds the key; do not write the key itself",
+                ));
+            }
+        }
+        let weight = text::in_range(&format!("{key}.weight"), self.weight.unwrap_or(1), 1, limits::NODE_WEIGHT_MAX)?;
+        let concurrency_max = self.concurrency_max.unwrap_or(4);
+        Ok(LlmBackendConfig {
+            url: url.to_owned(),
+            name: self.name,
+            kind: self.kind,
+            model: self.model,
+            api_key_env: self.api_key_env,
+            weight,
+            concurrency_max: text::in_range(
+                &format!("{key}.concurrency_max"),
+                concurrency_max,
+                1,
+                limits::LLM_CONCURRENCY_MAX,
+            )?,
+        })
+    }
+}
+
+impl WrittenSearch {
+    fn validate(self) -> Result<SearchConfig, ConfigError> {
+        let default_timeout =
+            self.default_timeout.unwrap_or(WrittenDuration(Duration::from_millis(limits::TIMEOUT_MS_DEFAULT)));
+        let max_staleness = self.max_staleness.unwrap_or(WrittenDuration(Duration::from_secs(10)));
+        let timeout_max = Duration::from_millis(limits::TIMEOUT_MS_MAX);
+        Ok(SearchConfig {
+            default_timeout: text::duration_in(
+                "search.default_timeout",
+                default_timeout,
+                limits::INTERVAL_MIN,
+                timeout_max,
+            )?,
+            max_staleness: text::duration_in(
+                "search.max_staleness",
+                max_staleness,
+                limits::INTERVAL_MIN,
+                limits::INTERVAL_MAX,
+            )?,
+        })
+    }
+}
+
+fn put_in_data_dir(pattern: &str, data_dir: &Path) -> String {
+    pattern.replace("{data_dir}", &data_dir.to_string_lossy())
+}
+
+fn read_bool(name: &str, value: &str) -> Result<bool, ConfigError> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(ConfigError::new(name, format!("{value:?} is neither true nor false"), "use true or false")),
+    }
+}
+
+/// The predecessor's variables are whole seconds; a written unit is taken too.
+fn read_seconds(name: &str, value: &str) -> Result<WrittenDuration, ConfigError> {
+    if let Ok(seconds) = value.parse() {
+        return Ok(WrittenDuration(Duration::from_secs(seconds)));
+    }
+    value.parse().map_err(|_| {
+        ConfigError::new(name, format!("{value:?} is not a number of seconds"), "use a number, such as 30")
+    })
+}
+
+fn read_number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, ConfigError> {
+    value
+        .parse()
+        .map_err(|_| ConfigError::new(name, format!("{value:?} is not such a number"), "use a number, or unset it"))
+}

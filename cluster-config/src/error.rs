@@ -80,7 +80,14 @@ impl ErrorKind {
         use ErrorKind::*;
         matches!(
             self,
-            RateLimited | NotPrimary | StaleTerm | NotEnoughCopies | Overloaded | StorageFull | Unavailable | DeadlineExceeded
+            RateLimited
+                | NotPrimary
+                | StaleTerm
+                | NotEnoughCopies
+                | Overloaded
+                | StorageFull
+                | Unavailable
+                | DeadlineExceeded
         )
     }
 
@@ -89,7 +96,14 @@ impl ErrorKind {
         use ErrorKind::*;
         matches!(
             self,
-            InvalidArgument | NotFound | AlreadyExists | Unauthenticated | PermissionDenied | TooLarge | UnsupportedMedia | TokenVoid
+            InvalidArgument
+                | NotFound
+                | AlreadyExists
+                | Unauthenticated
+                | PermissionDenied
+                | TooLarge
+                | UnsupportedMedia
+                | TokenVoid
         )
     }
 
@@ -176,7 +190,10 @@ mod tests {
     fn every_kind_reads_what_it_prints() {
         for kind in ErrorKind::ALL {
             assert_eq!(ErrorKind::parse(kind.as_str()), Some(kind));
-            assert!(!(kind.is_retryable() && kind.is_deterministic()), "{kind}: a deterministic refusal is not retryable");
+            assert!(
+                !(kind.is_retryable() && kind.is_deterministic()),
+                "{kind}: a deterministic refusal is not retryable"
+            );
         }
     }
 }

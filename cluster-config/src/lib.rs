@@ -6,6 +6,7 @@
 
 pub mod cluster_state;
 pub mod collection;
+mod config_text;
 pub mod coordinator_config;
 pub mod error;
 pub mod filter;

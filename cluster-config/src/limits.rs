@@ -1,6 +1,8 @@
 //! Every upper bound of the system, by name. A bound that is not here does not exist; relations between them are asserted
 //! at compile time.
 
+use std::time::Duration;
+
 /// Longest collection name. Names appear in metric labels and paths.
 pub const COLLECTION_NAME_BYTES_MAX: usize = 64;
 /// Longest tenant name.
@@ -77,17 +79,68 @@ pub const TIMEOUT_MS_MAX: u64 = 120_000;
 pub const TIMEOUT_MS_DEFAULT: u64 = 10_000;
 /// Writes queued at one primary before `Overloaded`.
 pub const WRITE_QUEUE_MAX: usize = 1024;
+/// Most bytes of payload in flight at one primary before `Overloaded`, unless a single write is larger.
+pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most bytes of recent log entries a copy keeps in memory besides those in flight, so that peers and apply rarely read the disk.
+pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
+pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
 /// Messages queued at one copy's task.
 pub const COPY_MAILBOX_MAX: usize = 4096;
 /// Searches queued for a node's search pool before `Overloaded`.
 pub const SEARCH_QUEUE_MAX: usize = 1024;
+/// Texts waiting for the embedding model before `Overloaded`: at 5 ms each on one core, ten seconds of work.
+pub const EMBED_QUEUE_MAX: usize = 2048;
+/// Most texts of one call to the embedder; callers with more send several.
+pub const EMBED_TEXTS_MAX: usize = 1024;
+/// Most bytes of one embedded text that reach the tokenizer; the model reads 256 tokens, words of it are rarely above 20 bytes.
+pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one line or event of a language model's stream.
+pub const LLM_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most requests waiting for a language model permit before `Overloaded`.
+pub const LLM_QUEUE_MAX: usize = 256;
+/// Most sources offered to one prompt.
+pub const SOURCES_MAX: usize = 64;
+/// Deepest heading path kept.
+pub const HEADING_DEPTH_MAX: usize = 6;
+/// Most bytes of a title or of one heading.
+pub const TITLE_BYTES_MAX: usize = 512;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Longest word an operator gives: cluster, zone, backend.
+pub const WORD_BYTES_MAX: usize = 64;
+/// Sizes of the metadata group.
+pub const VOTER_COUNTS: [usize; 3] = [1, 3, 5];
+/// Largest weight of a node: a hundred shares. Bounds the hash ring.
+pub const NODE_WEIGHT_MAX: u32 = 10_000;
+/// Most threads of any one pool.
+pub const THREADS_MAX: usize = 1024;
+/// Shortest interval or timeout that may be configured: timers tick in milliseconds.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Longest interval or timeout that may be configured.
+pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
+/// Longest a cached answer may live, whatever else would keep it.
+pub const CACHE_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Most connections of the catalog's pool, overflow included.
+pub const POOL_CONNECTIONS_MAX: u32 = 1000;
+/// Most LLM backends of a coordinator.
+pub const LLM_BACKENDS_MAX: usize = 64;
+/// Most requests a single LLM backend may be given at once.
+pub const LLM_CONCURRENCY_MAX: usize = 1024;
+/// Most tokens an answer may be asked to have.
+pub const LLM_TOKENS_MAX: u32 = 32_768;
+/// Most texts of one embedding batch.
+pub const EMBED_BATCH_MAX: usize = 1024;
+/// Most embeddings cached by a coordinator.
+pub const EMBED_CACHE_ENTRIES_MAX: u64 = 10_000_000;
+/// Most documents a coordinator ingests at once.
+pub const INGEST_WORKERS_MAX: usize = 256;
 
 const _: () = {
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);
+    assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);

@@ -117,7 +117,10 @@ impl ShardGroup {
             match self.copies.get(copy) {
                 None => return Err(format!("shard {}: in-sync copy {copy} does not exist", self.shard)),
                 Some(record) if record.role != CopyRole::Voter || record.phase != CopyPhase::InSync => {
-                    return Err(format!("shard {}: in-sync copy {copy} is {:?} {:?}", self.shard, record.role, record.phase));
+                    return Err(format!(
+                        "shard {}: in-sync copy {copy} is {:?} {:?}",
+                        self.shard, record.role, record.phase
+                    ));
                 }
                 Some(_) => {}
             }

@@ -2,7 +2,9 @@
 
 pub mod agent;
 pub mod control;
+pub mod error;
 pub mod metadata;
+pub mod pool;
 pub mod replication;
 pub mod rpc;
 pub mod shard;

@@ -78,7 +78,9 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
 /// Prints the answer's pieces as they arrive and returns the whole. Errors: the stream ends with an error, or without `done`.
 /// Cancel: closing the connection makes the coordinator stop the language model.
 async fn stream(client: &Client, request: &QueryRequest, timeout: std::time::Duration) -> Result<QueryResponse, Error> {
-    let broken = |detail: String| Error::local(format!("the stream broke: {detail}"), "ask again; `susui status` shows the cluster");
+    let broken = |detail: String| {
+        Error::local(format!("the stream broke: {detail}"), "ask again; `susui status` shows the cluster")
+    };
     let response = client.post_stream(&["api", "v1", "query"], request, timeout).await?;
     let mut pieces = response.bytes_stream();
     let mut parser = Parser::default();
@@ -127,7 +129,8 @@ impl Streamed {
                 }
             }
             "delta" => {
-                let text = data["text"].as_str().or(data["delta"].as_str()).or(data.as_str()).unwrap_or_default().to_owned();
+                let text =
+                    data["text"].as_str().or(data["delta"].as_str()).or(data.as_str()).unwrap_or_default().to_owned();
                 self.response.answer.push_str(&text);
                 return Ok(Some(text));
             }
@@ -167,7 +170,12 @@ fn sources_text(answered: &QueryResponse) -> String {
     for citation in &answered.citations {
         let title = citation.title.as_deref().filter(|title| !title.is_empty()).unwrap_or(&citation.document_id);
         let span = citation.span().map(|(start, end)| format!(", bytes {start}..{end}")).unwrap_or_default();
-        text.push_str(&format!("\n  [{}] {title} ({}{span}), score {:.3}", citation.number(), citation.chunk_id, citation.score));
+        text.push_str(&format!(
+            "\n  [{}] {title} ({}{span}), score {:.3}",
+            citation.number(),
+            citation.chunk_id,
+            citation.score
+        ));
     }
     text
 }
@@ -202,12 +210,16 @@ mod tests {
         assert_eq!(answer.response.answer, "It is so [1].");
         assert_eq!(answer.response.citations.len(), 1);
         let sources = sources_text(&answer.response);
-        assert!(sources.contains("extractive") && sources.contains("[1] D (d#0, bytes 0..5), score 0.500"), "{sources}");
+        assert!(
+            sources.contains("extractive") && sources.contains("[1] D (d#0, bytes 0..5), score 0.500"),
+            "{sources}"
+        );
     }
 
     #[test]
     fn an_error_in_the_stream_ends_it_with_its_kind() {
-        let data = r#"{"error":{"type":"deadline_exceeded","message":"too slow","hint":"ask for less","retryable":true}}"#;
+        let data =
+            r#"{"error":{"type":"deadline_exceeded","message":"too slow","hint":"ask for less","retryable":true}}"#;
         let error = Streamed::default().take(&event("error", data)).expect_err("an error");
         assert_eq!(error.exit(), crate::error::Exit::Busy);
     }

@@ -65,9 +65,13 @@ fn check(file: &Path) -> Result<Checked, Error> {
     })
 }
 
-fn check_text(text: &str, environment: impl Iterator<Item = (String, String)>) -> (&'static str, Result<(), ConfigError>) {
+fn check_text(
+    text: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> (&'static str, Result<(), ConfigError>) {
     // Text that is no TOML at all is somebody's node file as likely as not; either reader names the line.
-    let is_coordinator = text.parse::<toml::Table>().is_ok_and(|table| !table.contains_key("node_id") && table.contains_key("nodes"));
+    let is_coordinator =
+        text.parse::<toml::Table>().is_ok_and(|table| !table.contains_key("node_id") && table.contains_key("nodes"));
     if is_coordinator {
         ("coordinator", CoordinatorConfig::from_toml(text, environment).map(drop))
     } else {
@@ -79,7 +83,11 @@ impl Checked {
     fn text(&self) -> String {
         match (&self.key, &self.problem, &self.hint) {
             (Some(key), Some(problem), Some(hint)) => {
-                format!("{}: invalid {} configuration: {key}: {problem}\n  hint: {hint}\n", self.file.display(), self.kind)
+                format!(
+                    "{}: invalid {} configuration: {key}: {problem}\n  hint: {hint}\n",
+                    self.file.display(),
+                    self.kind
+                )
             }
             _ => format!("{}: valid {} configuration\n", self.file.display(), self.kind),
         }

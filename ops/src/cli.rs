@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
@@ -22,7 +22,7 @@ pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
 ///   susui ask "what did we decide about backups?" -c docs
 ///   susui dev down
 #[derive(Debug, Parser)]
-#[command(name = "susui", version, max_term_width = 110, propagate_version = true, after_help = exit_codes_help(), verbatim_doc_comment)]
+#[command(name = "susui", version, max_term_width = 110, propagate_version = true, verbatim_doc_comment)]
 pub struct Cli {
     /// Options every command takes.
     #[command(flatten)]
@@ -58,26 +58,21 @@ impl Global {
     }
 }
 
-/// The verb families.
+/// The verb families. A text on a variant would hide that of its arguments, so only the families have one here.
 #[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "the arguments of each verb carry its text, and --help prints it")]
 pub enum Command {
     /// Start, stop and look at a cluster on this machine.
     #[command(subcommand)]
     Dev(dev::Command),
-    /// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state.
     Status(status::Arguments),
     /// Create, list, show and delete collections.
     #[command(subcommand)]
     Collection(collection::Command),
-    /// Put documents (files, folders, JSON lines) or vectors (.npy) into a collection.
     Ingest(ingest::Arguments),
-    /// Find the passages nearest to a text or a vector.
     Search(search::Arguments),
-    /// Ask a question and print the answer with its sources.
     Ask(ask::Arguments),
-    /// Measure retrieval quality and latency against judged queries or exact neighbours.
     Eval(eval::Arguments),
-    /// Check configuration files of nodes and coordinators without starting anything.
     CheckConfig(check_config::Arguments),
     /// Look into one shard.
     #[command(subcommand)]
@@ -85,6 +80,20 @@ pub enum Command {
     /// Replace this process by another one in a session of its own (used by `dev up`).
     #[command(name = dev::EXEC_VERB, hide = true)]
     Exec(dev::ExecArguments),
+}
+
+/// The command line with the exit codes below the help of every verb: a script's author reads that of the verb in use.
+pub fn command() -> clap::Command {
+    fn with_exit_codes(command: clap::Command) -> clap::Command {
+        command.after_long_help(exit_codes_help()).mut_subcommands(with_exit_codes)
+    }
+    with_exit_codes(Cli::command())
+}
+
+/// Parses the command line; ends the process on `--help`, `--version` and mistakes.
+pub fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// Runs the command.
@@ -107,11 +116,10 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -127,7 +135,7 @@ mod tests {
                 check(sub, &path);
             }
         }
-        let mut command = Cli::command();
+        let mut command = command();
         command.build();
         check(&mut command, "susui");
     }

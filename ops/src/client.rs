@@ -100,14 +100,23 @@ impl Client {
     }
 
     /// `GET` with query parameters, repeated while the cluster is busy.
-    pub async fn get_with<T: DeserializeOwned>(&self, segments: &[&str], parameters: &[(&str, String)]) -> Result<T, Error> {
+    pub async fn get_with<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        parameters: &[(&str, String)],
+    ) -> Result<T, Error> {
         let mut url = reqwest::Url::parse(&self.path(segments)).expect("path() printed it");
         url.query_pairs_mut().extend_pairs(parameters);
         self.read_json(|| self.http.get(url.clone())).await
     }
 
     /// Sends JSON with an idempotent method, or one made so by the server's semantics; repeated while the cluster is busy.
-    pub async fn send<B: Serialize, T: DeserializeOwned>(&self, method: Method, segments: &[&str], body: &B) -> Result<T, Error> {
+    pub async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        segments: &[&str],
+        body: &B,
+    ) -> Result<T, Error> {
         let body = encode(body)?;
         self.read_json(|| with_json(self.http.request(method.clone(), self.path(segments)), body.clone())).await
     }
@@ -124,7 +133,10 @@ impl Client {
         idempotency_key: &str,
         form: impl Fn() -> reqwest::multipart::Form,
     ) -> Result<T, Error> {
-        self.read_json(|| self.http.post(self.path(segments)).header("idempotency-key", idempotency_key).multipart(form())).await
+        self.read_json(|| {
+            self.http.post(self.path(segments)).header("idempotency-key", idempotency_key).multipart(form())
+        })
+        .await
     }
 
     /// `POST` of JSON under an idempotency key, so that it may be repeated.
@@ -143,12 +155,20 @@ impl Client {
 
     /// `POST` of JSON once, for measuring: neither repeated nor delayed.
     pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, segments: &[&str], body: &B) -> Result<T, Error> {
-        let response = self.attempt(with_json(self.http.post(self.path(segments)), encode(body)?)).await.map_err(|failed| failed.error)?;
+        let response = self
+            .attempt(with_json(self.http.post(self.path(segments)), encode(body)?))
+            .await
+            .map_err(|failed| failed.error)?;
         self.decode(response).await
     }
 
     /// `POST` of JSON whose answer is a stream of events; not repeated, bounded by `timeout`.
-    pub async fn post_stream<B: Serialize>(&self, segments: &[&str], body: &B, timeout: Duration) -> Result<Response, Error> {
+    pub async fn post_stream<B: Serialize>(
+        &self,
+        segments: &[&str],
+        body: &B,
+        timeout: Duration,
+    ) -> Result<Response, Error> {
         let request = with_json(self.http.post(self.path(segments)), encode(body)?).timeout(timeout);
         self.attempt(request.header("accept", "text/event-stream")).await.map_err(|failed| failed.error)
     }
@@ -192,7 +212,10 @@ impl Client {
         let bytes = response.bytes().await.map_err(|error| self.transport_error(&error))?;
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(bytes).map_err(|error| {
-            Error::local(format!("the answer of {url} is not as expected: {error}"), "is the coordinator of the same version as this susui?")
+            Error::local(
+                format!("the answer of {url} is not as expected: {error}"),
+                "is the coordinator of the same version as this susui?",
+            )
         })
     }
 
@@ -286,7 +309,10 @@ mod tests {
     #[test]
     fn paths_escape_what_callers_chose() {
         let client = Client::new("http://127.0.0.1:8000/", Duration::from_secs(1)).expect("a URL");
-        assert_eq!(client.path(&["api", "v1", "documents", "a/b c#1"]), "http://127.0.0.1:8000/api/v1/documents/a%2Fb%20c%231");
+        assert_eq!(
+            client.path(&["api", "v1", "documents", "a/b c#1"]),
+            "http://127.0.0.1:8000/api/v1/documents/a%2Fb%20c%231"
+        );
         assert!(matches!(Client::new("127.0.0.1:8000", Duration::ZERO), Err(Error::Usage { .. })));
     }
 }

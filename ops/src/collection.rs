@@ -200,12 +200,17 @@ async fn delete(client: &Client, output: Output, name: &str, yes: bool) -> Resul
     let found = show(client, name).await?;
     if !yes {
         output.result(&json!({"collection": name, "deleted": false, "dry_run": true}), || {
-            format!("would delete collection {} with all its documents; nothing was done: repeat with --yes", found.summary())
+            format!(
+                "would delete collection {} with all its documents; nothing was done: repeat with --yes",
+                found.summary()
+            )
         });
         return Ok(());
     }
     let _: Value = client.delete(&["api", "v1", "collections", name]).await?;
-    output.result(&json!({"collection": name, "deleted": true, "dry_run": false}), || format!("collection {name} is deleted"));
+    output.result(&json!({"collection": name, "deleted": true, "dry_run": false}), || {
+        format!("collection {name} is deleted")
+    });
     Ok(())
 }
 
@@ -221,13 +226,19 @@ async fn wait_indexed(client: &Client, output: Output, name: &str, wait: Duratio
         let waiting: Vec<String> = report.shards.iter().flat_map(not_indexed).collect();
         if waiting.is_empty() {
             spinner.finish_and_clear();
-            output.result(&report.shards, || format!("all {} shards of {name} are indexed or exact", report.shards.len()));
+            output.result(&report.shards, || {
+                format!("all {} shards of {name} are indexed or exact", report.shards.len())
+            });
             return Ok(());
         }
         spinner.set_message(waiting.join("; "));
         if Instant::now() >= deadline {
             spinner.finish_and_clear();
-            return Err(Error::CheckFailed(format!("not indexed after {}: {}", humantime::format_duration(wait), waiting.join("; "))));
+            return Err(Error::CheckFailed(format!(
+                "not indexed after {}: {}",
+                humantime::format_duration(wait),
+                waiting.join("; ")
+            )));
         }
         tokio::time::sleep(WAIT_POLL).await;
     }
@@ -246,7 +257,10 @@ fn not_indexed(shard: &ShardReport) -> Vec<String> {
 
 impl CollectionInfo {
     fn summary(&self) -> String {
-        let source = self.embedder.as_deref().map_or_else(|| "vectors of your own".to_owned(), |name| format!("texts by {name}"));
+        let source = self
+            .embedder
+            .as_deref()
+            .map_or_else(|| "vectors of your own".to_owned(), |name| format!("texts by {name}"));
         format!("{} ({source}, {} dimensions, {} shards x {} copies)", self.name, self.dim, self.shards, self.copies)
     }
 }
@@ -281,7 +295,17 @@ fn show_text(collection: &CollectionInfo) -> String {
         ("min in-sync", collection.min_in_sync.to_string()),
         ("embedder", collection.embedder.clone().unwrap_or_else(|| "none: bring your own vectors".into())),
         ("fields", if fields.is_empty() { "none".into() } else { fields.join(", ") }),
-        ("index", format!("nlist {}, m {}, nbits {}, nprobe {}, oversample {}", automatic(index.nlist), automatic(index.m), index.nbits, automatic(index.nprobe), index.oversample)),
+        (
+            "index",
+            format!(
+                "nlist {}, m {}, nbits {}, nprobe {}, oversample {}",
+                automatic(index.nlist),
+                automatic(index.m),
+                index.nbits,
+                automatic(index.nprobe),
+                index.oversample
+            ),
+        ),
         ("exact below", format!("{} rows per shard", index.training_floor)),
     ];
     table(&rows.map(|(key, value)| vec![key.to_owned(), value]))
@@ -344,7 +368,13 @@ mod tests {
                 "copies": [{"copy_id": 1, "node": 1, "role": "voter", "phase": "in_sync", "index_state": state, "rows_tail": tail}]}))
             .expect("the documented shape")
         };
-        let cases = [(json!("exact"), 9, 0), (json!("indexed"), 0, 0), (json!("indexed"), 1, 1), (json!("training"), 0, 1), (Value::Null, 0, 1)];
+        let cases = [
+            (json!("exact"), 9, 0),
+            (json!("indexed"), 0, 0),
+            (json!("indexed"), 1, 1),
+            (json!("training"), 0, 1),
+            (Value::Null, 0, 1),
+        ];
         for (state, tail, waiting) in cases {
             assert_eq!(not_indexed(&shard(state.clone(), tail)).len(), waiting, "{state} with a tail of {tail}");
         }

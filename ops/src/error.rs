@@ -124,7 +124,9 @@ impl Error {
     pub fn hint(&self) -> &str {
         match self {
             Error::Usage { hint, .. } | Error::Local { hint, .. } => hint,
-            Error::Unreachable { .. } => "is the cluster up? `susui dev up` starts one; --url or SUSUI_URL names another coordinator",
+            Error::Unreachable { .. } => {
+                "is the cluster up? `susui dev up` starts one; --url or SUSUI_URL names another coordinator"
+            }
             Error::Api(error) => &error.hint,
             Error::Partial(_) | Error::CheckFailed(_) | Error::Interrupted => "",
         }
@@ -152,7 +154,14 @@ impl Error {
             Error::Interrupted => ("interrupted", None),
         };
         let retryable = matches!(self.exit(), Exit::Busy | Exit::Unreachable);
-        let body = Body { r#type: kind, message: self.to_string(), hint: self.hint(), retryable, exit_code: self.exit() as u8, request_id };
+        let body = Body {
+            r#type: kind,
+            message: self.to_string(),
+            hint: self.hint(),
+            retryable,
+            exit_code: self.exit() as u8,
+            request_id,
+        };
         serde_json::json!({ "error": body })
     }
 }
@@ -185,7 +194,14 @@ mod tests {
     #[test]
     fn refusals_and_overload_end_differently() {
         let api = |retryable| {
-            Error::Api(ApiError { status: 400, kind: "x".into(), message: String::new(), hint: String::new(), retryable, request_id: None })
+            Error::Api(ApiError {
+                status: 400,
+                kind: "x".into(),
+                message: String::new(),
+                hint: String::new(),
+                retryable,
+                request_id: None,
+            })
         };
         assert_eq!(api(false).exit(), Exit::Refused);
         assert_eq!(api(true).exit(), Exit::Busy);

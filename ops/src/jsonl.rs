@@ -74,7 +74,9 @@ impl<R: BufRead> Lines<R> {
         match taken {
             Err(error) => Err(format!("cannot be read: {error}")),
             Ok(0) => Ok(None),
-            Ok(_) if bytes.len() > LINE_BYTES_MAX => Err(format!("line is longer than {LINE_BYTES_MAX} bytes; the rest of the file is not read")),
+            Ok(_) if bytes.len() > LINE_BYTES_MAX => {
+                Err(format!("line is longer than {LINE_BYTES_MAX} bytes; the rest of the file is not read"))
+            }
             Ok(_) => Ok(Some(bytes)),
         }
     }

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use ops::cli::{self, Cli};
 use ops::error::{Error, Exit};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let json = cli.global.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -23,8 +22,8 @@ fn main() -> ExitCode {
 /// its help: processes of `dev up` go on running, accepted documents go on being indexed.
 async fn interruptible(cli: Cli) -> Result<(), Error> {
     use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| Error::local(format!("cannot listen for signals: {error}"), ""))?;
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| Error::local(format!("cannot listen for signals: {error}"), ""))?;
     tokio::select! {
         done = cli::run(cli) => done,
         _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),

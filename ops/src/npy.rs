@@ -174,16 +174,23 @@ fn parse_header(text: &str) -> Result<Header, String> {
     let value_of = |key: &str| -> Result<&str, String> {
         let at = text.find(&format!("'{key}'")).ok_or_else(|| format!("the header has no {key}"))?;
         let rest = &text[at + key.len() + 2..];
-        rest.split_once(':').map(|(_, value)| value.trim_start()).ok_or_else(|| format!("the header's {key} has no value"))
+        rest.split_once(':')
+            .map(|(_, value)| value.trim_start())
+            .ok_or_else(|| format!("the header's {key} has no value"))
     };
     let descr = value_of("descr")?;
-    let descr = descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or("a structured type", |(name, _)| name);
+    let descr =
+        descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map_or("a structured type", |(name, _)| name);
     let element = match descr {
         "<f2" => Element::F16,
         "<f4" => Element::F32,
         "<u4" => Element::U32,
         "<i8" => Element::I64,
-        other => return Err(format!("element type {other} is not supported: save as little-endian float16, float32, uint32 or int64")),
+        other => {
+            return Err(format!(
+                "element type {other} is not supported: save as little-endian float16, float32, uint32 or int64"
+            ));
+        }
     };
     if !value_of("fortran_order")?.starts_with("False") {
         return Err("the array is in Fortran order: save it with numpy.ascontiguousarray".into());
@@ -227,7 +234,8 @@ mod tests {
 
     #[test]
     fn halves_singles_and_integers_are_read_in_batches() {
-        let halves: Vec<u8> = [1.0, -0.5, 0.25, 2.0, 0.0, 1.5].iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let halves: Vec<u8> =
+            [1.0, -0.5, 0.25, 2.0, 0.0, 1.5].iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
         let bytes = file(1, "{'descr': '<f2', 'fortran_order': False, 'shape': (3, 2), }   \n", &halves);
         let mut array = read(&bytes).expect("opens");
         assert_eq!((array.rows(), array.columns()), (3, 2));
@@ -257,7 +265,10 @@ mod tests {
             (file(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 0), }", &[]), "0 columns"),
             (file(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }", &[0; 15]), "does not fit"),
             // A shape whose byte count overflows must not be believed.
-            (file(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551615, 4), }", &[]), "does not fit"),
+            (
+                file(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551615, 4), }", &[]),
+                "does not fit",
+            ),
             (file(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4), }", &[]), "\"-1\""),
         ];
         for (bytes, expected) in cases {

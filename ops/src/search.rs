@@ -106,7 +106,10 @@ pub async fn search(client: &Client, request: &SearchRequest) -> Result<SearchRe
 fn read_row(file: &std::path::Path, row: usize) -> Result<Vec<f32>, Error> {
     let mut array = npy::open(file)?;
     if row >= array.rows() {
-        return Err(Error::usage(format!("{} has {} rows, there is no row {row}", file.display(), array.rows()), "rows count from 0"));
+        return Err(Error::usage(
+            format!("{} has {} rows, there is no row {row}", file.display(), array.rows()),
+            "rows count from 0",
+        ));
     }
     for _ in 0..row {
         array.next_vectors(1)?;
@@ -123,7 +126,8 @@ fn text(found: &SearchResponse) -> String {
 }
 
 fn hit_text(place: usize, hit: &Hit) -> String {
-    let title = hit.title.as_deref().filter(|title| !title.is_empty()).map(|title| format!("  {title}")).unwrap_or_default();
+    let title =
+        hit.title.as_deref().filter(|title| !title.is_empty()).map(|title| format!("  {title}")).unwrap_or_default();
     let text = hit.text.as_deref().map(snippet).filter(|text| !text.is_empty());
     let text = text.map(|text| format!("\n      {text}")).unwrap_or_default();
     format!("{place:>3}.  {:.4}  {}{title}{text}", hit.score, hit.chunk_id)

@@ -29,8 +29,9 @@ pub enum Command {
 /// Runs one verb.
 pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
     let Command::Digest { shard: (collection, index) } = command;
-    let index = index.to_string();
-    let digest: ShardDigest = global.client()?.get(&["api", "v1", "collections", &collection, "shards", &index, "digest"]).await?;
+    let verb = format!("{index}:digest");
+    let path = ["api", "v1", "shards", &collection, &verb];
+    let digest: ShardDigest = global.client()?.send(reqwest::Method::POST, &path, &serde_json::json!({})).await?;
     global.output().result(&digest, || text(&digest));
     match verdict(&digest) {
         None => Ok(()),
@@ -39,17 +40,20 @@ pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
 }
 
 fn text(digest: &ShardDigest) -> String {
-    let mut rows = vec![row(["COPY", "NODE", "APPLIED", "DOCUMENTS", "CHUNKS", "CONTENTS", "INDEX"])];
+    let mut rows = vec![row(["COPY", "NODE", "APPLIED", "DOCUMENTS", "CHUNKS", "CONTENTS", "INDEX", "LOG"])];
     for copy in &digest.copies {
         let mut cells = vec![copy.copy_id.to_string(), copy.node.to_string()];
         match &copy.error {
-            Some(error) => cells.push(format!("no digest: {}", error["message"].as_str().unwrap_or(&error.to_string()))),
+            Some(error) => {
+                cells.push(format!("no digest: {}", error["message"].as_str().unwrap_or(&error.to_string())))
+            }
             None => cells.extend([
                 copy.applied.to_string(),
                 copy.document_count.to_string(),
                 copy.chunk_count.to_string(),
-                copy.documents.clone(),
-                copy.index_membership.clone(),
+                hexadecimal(&copy.documents),
+                hexadecimal(&copy.index_membership),
+                hexadecimal(&copy.log),
             ]),
         }
         rows.push(cells);
@@ -64,15 +68,25 @@ fn verdict(digest: &ShardDigest) -> Option<String> {
     if digest.copies.is_empty() || silent > 0 {
         return Some(format!("{silent} of {} copies gave no digest", digest.copies.len()));
     }
-    let contents = |copy: &CopyDigest| (copy.documents.clone(), copy.index_membership.clone(), copy.document_count, copy.chunk_count);
+    let same = |a: &CopyDigest, b: &CopyDigest| {
+        let logs_comparable = a.log_from == b.log_from;
+        (&a.documents, &a.index_membership, a.document_count, a.chunk_count)
+            == (&b.documents, &b.index_membership, b.document_count, b.chunk_count)
+            && (!logs_comparable || a.log == b.log)
+    };
     let first = &digest.copies[0];
     if digest.copies.iter().any(|copy| copy.applied != first.applied) {
         return Some("the copies stand at different positions: repeat when writes rest".into());
     }
-    if digest.copies.iter().any(|copy| contents(copy) != contents(first)) {
+    if !digest.copies.iter().all(|copy| same(copy, first)) {
         return Some("the copies DIFFER at the same position: keep the data directories and report this".into());
     }
     None
+}
+
+/// A digest as people compare it.
+fn hexadecimal(digest: &serde_json::Value) -> String {
+    digest.as_u64().map_or_else(|| digest.as_str().unwrap_or("-").to_owned(), |number| format!("{number:016x}"))
 }
 
 fn parse_shard(text: &str) -> Result<(String, u32), String> {
@@ -97,6 +111,15 @@ mod tests {
             (json!([copy(1, 5, "a"), copy(2, 5, "a")]), None),
             (json!([copy(1, 5, "a"), copy(2, 5, "b")]), Some("DIFFER")),
             (json!([copy(1, 5, "a"), copy(2, 4, "b")]), Some("different positions")),
+            (
+                json!([{"copy_id": 1, "node": 1, "documents": 7, "log": 1, "log_from": 3}, {"copy_id": 2, "node": 2, "documents": 7, "log": 2, "log_from": 3}]),
+                Some("DIFFER"),
+            ),
+            // Logs that begin at different entries have different digests by right.
+            (
+                json!([{"copy_id": 1, "node": 1, "documents": 7, "log": 1, "log_from": 3}, {"copy_id": 2, "node": 2, "documents": 7, "log": 2, "log_from": 4}]),
+                None,
+            ),
             (json!([copy(1, 5, "a"), {"copy_id": 2, "node": 2, "error": {"message": "down"}}]), Some("1 of 2 copies")),
             (json!([]), Some("0 of 0")),
         ];

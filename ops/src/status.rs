@@ -56,7 +56,11 @@ pub async fn fetch(client: &crate::client::Client) -> Result<ClusterReport, Erro
 
 /// Everything that is not as it should be, in words.
 fn findings(report: &ClusterReport) -> Vec<String> {
-    let dead = report.nodes.iter().filter(|node| node.liveness == Liveness::Dead).map(|node| format!("node {} is dead", node.id));
+    let dead = report
+        .nodes
+        .iter()
+        .filter(|node| node.liveness == Liveness::Dead)
+        .map(|node| format!("node {} is dead", node.id));
     let shards = report.shards.iter().flat_map(|shard| {
         let name = format!("shard {}/{}", shard.collection, shard.index);
         let headless = shard.primary.is_none().then(|| format!("{name} has no primary"));
@@ -95,7 +99,9 @@ fn text(report: &ClusterReport) -> String {
         text.push_str("\nno shards: create a collection with `susui collection create NAME`\n");
         return text;
     }
-    let mut rows = vec![row(["SHARD", "TERM", "COPY", "NODE", "ROLE", "APPLIED", "END", "INDEX", "INDEXED", "TAIL", "LIVE", "DISK"])];
+    let mut rows = vec![row([
+        "SHARD", "TERM", "COPY", "NODE", "ROLE", "APPLIED", "END", "INDEX", "INDEXED", "TAIL", "LIVE", "DISK",
+    ])];
     for shard in &report.shards {
         rows.extend(shard.copies.iter().map(|copy| copy_row(shard, copy)));
     }
@@ -114,7 +120,14 @@ fn node_row(node: &NodeReport) -> Vec<String> {
         (Liveness::Alive, NodeLifecycle::Active) => "alive",
     };
     let heard = node.heard_ms_ago.map_or_else(|| "-".into(), |ms| format!("{ms} ms ago"));
-    vec![node.id.to_string(), state.into(), node.zone.clone(), node.rpc_address.clone(), node.incarnation.to_string(), heard]
+    vec![
+        node.id.to_string(),
+        state.into(),
+        node.zone.clone(),
+        node.rpc_address.clone(),
+        node.incarnation.to_string(),
+        heard,
+    ]
 }
 
 fn copy_row(shard: &ShardReport, copy: &CopyReport) -> Vec<String> {
@@ -179,7 +192,9 @@ mod tests {
     #[test]
     fn roles_positions_and_index_state_are_shown() {
         let text = text(&report(&[10], "dead"));
-        let line = |word: &str| text.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("no {word} in:\n{text}"));
+        let line = |word: &str| {
+            text.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("no {word} in:\n{text}"))
+        };
         assert!(line("primary ").contains("indexed g2"));
         assert!(line("catching-up ").starts_with("docs/0"));
         assert!(text.contains("attention: node 2 is dead"));

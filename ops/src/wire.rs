@@ -328,9 +328,10 @@ impl Job {
     pub fn reason(&self) -> String {
         match &self.error {
             Some(Value::String(text)) => text.clone(),
-            Some(Value::Object(error)) => {
-                error.get("message").and_then(Value::as_str).map_or_else(|| Value::Object(error.clone()).to_string(), str::to_owned)
-            }
+            Some(Value::Object(error)) => error
+                .get("message")
+                .and_then(Value::as_str)
+                .map_or_else(|| Value::Object(error.clone()).to_string(), str::to_owned),
             Some(other) => other.to_string(),
             None => "no reason given".into(),
         }
@@ -487,14 +488,14 @@ pub struct CopyReport {
     pub memory_bytes: Option<u64>,
 }
 
-/// Answer of `GET /api/v1/collections/{c}/shards/{i}/digest`.
+/// Answer of `POST /api/v1/shards/{collection}/{index}:digest`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardDigest {
     /// Each taken on its own node.
     pub copies: Vec<CopyDigest>,
 }
 
-/// Digest of one copy: equal contents give equal numbers, in hexadecimal.
+/// Digest of one copy: equal contents give equal numbers (or texts).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CopyDigest {
     /// The copy.
@@ -506,10 +507,16 @@ pub struct CopyDigest {
     pub applied: u64,
     /// Over documents, chunks, metadata and vectors.
     #[serde(default)]
-    pub documents: String,
+    pub documents: Value,
     /// Over live rows and rows in the index.
     #[serde(default)]
-    pub index_membership: String,
+    pub index_membership: Value,
+    /// Over the log's entries after `log_from`.
+    #[serde(default)]
+    pub log: Value,
+    /// Where the digested part of the log begins; copies may have purged to different positions.
+    #[serde(default)]
+    pub log_from: u64,
     /// Documents.
     #[serde(default)]
     pub document_count: u64,

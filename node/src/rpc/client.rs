@@ -1,1 +1,191 @@
-//! (being written)
+//! How this process reaches its peers: one lazily connected HTTP/2 channel per peer and lane.
+//!
+//! Lanes keep heartbeats and Raft from queueing behind bulk data (reference, pitfall 18). A channel pings an idle peer, because
+//! a black-holed connection would otherwise swallow calls until the process restarts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster_config::cluster_state::ClusterState;
+use cluster_config::ids::{Incarnation, NodeId};
+use parking_lot::RwLock;
+use proto::v1;
+use tonic::transport::{Channel, Endpoint};
+
+/// A peer that answers the connect slower than this is treated as absent.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between HTTP/2 pings; with the timeout below, a frozen or cut-off peer is noticed within three seconds.
+pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Without a pong for this long the connection and its calls fail.
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a channel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Heartbeats, Raft, registration, proposals.
+    Control,
+    /// The stream of log entries between copies.
+    Replication,
+    /// Reads.
+    Query,
+}
+
+/// Why a peer cannot be called.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// Neither the configuration nor the cluster state has an address for it.
+    #[error("no address known for node {0}")]
+    Unknown(NodeId),
+    /// The address is not one.
+    #[error("node {node} has an invalid address {address:?}")]
+    InvalidAddress {
+        /// The peer.
+        node: NodeId,
+        /// What is written for it.
+        address: String,
+    },
+}
+
+/// The peers of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster_id: String,
+    self_node: NodeId,
+    dial_overrides: BTreeMap<NodeId, String>,
+    book: RwLock<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    addresses: BTreeMap<NodeId, String>,
+    channels: HashMap<(NodeId, Lane), Channel>,
+    incarnation: Incarnation,
+}
+
+impl Peers {
+    /// `seeds` are the addresses known before the cluster state is (the voters of the configuration). `dial_overrides` win over
+    /// every other source, so that a directed link can be led through a proxy.
+    pub fn new(
+        cluster_id: impl Into<String>,
+        self_node: NodeId,
+        dial_overrides: BTreeMap<NodeId, String>,
+        seeds: BTreeMap<NodeId, String>,
+    ) -> Self {
+        let book = RwLock::new(Book { addresses: seeds, ..Book::default() });
+        Self { inner: Arc::new(Inner { cluster_id: cluster_id.into(), self_node, dial_overrides, book }) }
+    }
+
+    /// Takes the addresses of the cluster state; a changed address drops the old channels.
+    pub fn learn(&self, state: &ClusterState) {
+        let mut book = self.inner.book.write();
+        for node in state.nodes.values() {
+            let known = book.addresses.insert(node.id, node.rpc_address.clone());
+            if known.as_ref().is_some_and(|address| *address != node.rpc_address) {
+                book.channels.retain(|(id, _), _| *id != node.id);
+            }
+        }
+    }
+
+    /// Remembers the incarnation that later envelopes carry.
+    pub fn set_incarnation(&self, incarnation: Incarnation) {
+        self.inner.book.write().incarnation = incarnation;
+    }
+
+    /// This process.
+    pub fn self_node(&self) -> NodeId {
+        self.inner.self_node
+    }
+
+    /// The cluster this process belongs to.
+    pub fn cluster_id(&self) -> &str {
+        &self.inner.cluster_id
+    }
+
+    /// Where `node` is dialled, overrides applied.
+    pub fn address(&self, node: NodeId) -> Result<String, PeerError> {
+        if let Some(address) = self.inner.dial_overrides.get(&node) {
+            return Ok(address.clone());
+        }
+        self.inner.book.read().addresses.get(&node).cloned().ok_or(PeerError::Unknown(node))
+    }
+
+    /// A channel to `node`; connects on first use and again after a failure. Errors: no or bad address.
+    pub fn channel(&self, node: NodeId, lane: Lane) -> Result<Channel, PeerError> {
+        if let Some(channel) = self.inner.book.read().channels.get(&(node, lane)) {
+            return Ok(channel.clone());
+        }
+        let address = self.address(node)?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| PeerError::InvalidAddress { node, address })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let mut book = self.inner.book.write();
+        Ok(book.channels.entry((node, lane)).or_insert_with(|| endpoint.connect_lazy()).clone())
+    }
+
+    /// The envelope of a message to `to`.
+    pub fn envelope(&self, to: NodeId) -> v1::Envelope {
+        v1::Envelope {
+            cluster_id: self.inner.cluster_id.clone(),
+            to_node: to.0,
+            from_incarnation: self.inner.book.read().incarnation.0,
+            from_node: self.inner.self_node.0,
+        }
+    }
+
+    /// Checks that a received message is meant for this process. Errors: text for an `InvalidArgument`. A missing node (0) is
+    /// accepted: clients that only know an address send it.
+    pub fn check_envelope(&self, envelope: Option<&v1::Envelope>) -> Result<(), String> {
+        let Some(envelope) = envelope else {
+            return Err("the message has no envelope".into());
+        };
+        if envelope.cluster_id != self.inner.cluster_id {
+            return Err(format!("message for cluster {:?}, this is {:?}", envelope.cluster_id, self.inner.cluster_id));
+        }
+        if envelope.to_node != 0 && envelope.to_node != self.inner.self_node.0 {
+            return Err(format!("message for node {}, this is node {}", envelope.to_node, self.inner.self_node));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers() -> Peers {
+        Peers::new(
+            "c",
+            NodeId(1),
+            BTreeMap::from([(NodeId(2), "127.0.0.1:9".into())]),
+            BTreeMap::from([(NodeId(2), "127.0.0.1:2".into()), (NodeId(3), "127.0.0.1:3".into())]),
+        )
+    }
+
+    #[test]
+    fn overrides_win_and_unknown_peers_are_errors() {
+        let peers = peers();
+        assert_eq!(peers.address(NodeId(2)).expect("known"), "127.0.0.1:9");
+        assert_eq!(peers.address(NodeId(3)).expect("known"), "127.0.0.1:3");
+        assert!(matches!(peers.address(NodeId(4)), Err(PeerError::Unknown(NodeId(4)))));
+    }
+
+    #[test]
+    fn envelopes_for_others_are_refused() {
+        let peers = peers();
+        let mine = v1::Envelope { cluster_id: "c".into(), to_node: 1, ..Default::default() };
+        assert!(peers.check_envelope(Some(&mine)).is_ok());
+        assert!(peers.check_envelope(Some(&v1::Envelope { to_node: 0, ..mine.clone() })).is_ok());
+        assert!(peers.check_envelope(Some(&v1::Envelope { to_node: 2, ..mine.clone() })).is_err());
+        assert!(peers.check_envelope(Some(&v1::Envelope { cluster_id: "d".into(), ..mine })).is_err());
+        assert!(peers.check_envelope(None).is_err());
+    }
+}

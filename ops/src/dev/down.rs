@@ -40,16 +40,26 @@ pub async fn run(global: &Global, arguments: &DownArguments) -> Result<(), Error
 
 impl DownReport {
     fn text(&self) -> String {
-        let list = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}\n", names.join(", ")));
-        [list("stopped", &self.stopped), list("killed after the grace period", &self.killed), list("not running", &self.not_running)]
-            .into_iter()
-            .flatten()
-            .collect()
+        let list =
+            |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}\n", names.join(", ")));
+        [
+            list("stopped", &self.stopped),
+            list("killed after the grace period", &self.killed),
+            list("not running", &self.not_running),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
 /// SIGTERM to all at once, then SIGKILL to those still there after the grace period.
-async fn stop(layout: &Layout, names: &[String], grace: std::time::Duration, report: &mut DownReport) -> Result<(), Error> {
+async fn stop(
+    layout: &Layout,
+    names: &[String],
+    grace: std::time::Duration,
+    report: &mut DownReport,
+) -> Result<(), Error> {
     let mut signalled = Vec::new();
     for name in names {
         match Identity::read(&layout.pid_file(name)) {

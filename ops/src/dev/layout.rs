@@ -72,8 +72,12 @@ impl Manifest {
             http_port: self.base_port + 20 + id,
             rpc_port: Some(self.rpc_port(id)),
         };
-        let coordinator =
-            Member { name: "coordinator".into(), binary: "susui-coordinator", http_port: self.base_port, rpc_port: None };
+        let coordinator = Member {
+            name: "coordinator".into(),
+            binary: "susui-coordinator",
+            http_port: self.base_port,
+            rpc_port: None,
+        };
         (1..=self.nodes).map(node).chain([coordinator]).collect()
     }
 
@@ -255,8 +259,9 @@ mod tests {
 
             let read = |name: &str| fs::read_to_string(layout.config_file(name)).expect("exists");
             let none = || Vec::<(String, String)>::new();
-            let configs: Vec<NodeConfig> =
-                (1..=nodes).map(|id| NodeConfig::from_toml(&read(&format!("node-{id}")), none()).expect("valid")).collect();
+            let configs: Vec<NodeConfig> = (1..=nodes)
+                .map(|id| NodeConfig::from_toml(&read(&format!("node-{id}")), none()).expect("valid"))
+                .collect();
             let voters = configs.iter().filter(|config| config.is_voter()).count();
             assert!(voters % 2 == 1 && voters <= 5, "{nodes} nodes, {voters} voters");
             assert!(configs.iter().all(|config| config.voters == configs[0].voters && config.is_data()));

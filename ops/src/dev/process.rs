@@ -67,7 +67,9 @@ impl Identity {
 
     /// Sends a signal to exactly this process. Returns whether it was there to receive it.
     pub fn signal(&self, signal: Signal) -> Result<bool, Error> {
-        let failed = |error: rustix::io::Errno| Error::local(format!("cannot signal process {}: {error}", self.pid), "is it another user's?");
+        let failed = |error: rustix::io::Errno| {
+            Error::local(format!("cannot signal process {}: {error}", self.pid), "is it another user's?")
+        };
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,
@@ -112,7 +114,8 @@ pub struct ExecArguments {
 /// The child is first this very program, which leaves our session, writes the pid file and then becomes `program`: so the pid
 /// file exists before the process does anything, even if this command is killed right here.
 pub fn start(program: &Path, arguments: &[&Path], pid_file: &Path, log: &Path) -> Result<Child, Error> {
-    let ourselves = std::env::current_exe().map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
+    let ourselves =
+        std::env::current_exe().map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
     let out = File::options().create(true).append(true).open(log).map_err(|error| Error::file(log, &error))?;
     let err = out.try_clone().map_err(|error| Error::file(log, &error))?;
     Command::new(ourselves)

@@ -44,9 +44,15 @@ pub async fn run(global: &Global, place: &Place) -> Result<(), Error> {
     let client = Client::new(&manifest.url(), PROBE_TIMEOUT)?;
     let members = manifest.members();
     let processes = futures::future::join_all(members.iter().map(|member| look_at(&layout, &client, member))).await;
-    let not_ready: Vec<&str> = processes.iter().filter(|process| !process.ready).map(|process| process.name.as_str()).collect();
+    let not_ready: Vec<&str> =
+        processes.iter().filter(|process| !process.ready).map(|process| process.name.as_str()).collect();
     let not_ready = not_ready.join(", ");
-    let report = DevReport { cluster_id: manifest.cluster_id.clone(), data_dir: layout.root().to_owned(), url: manifest.url(), processes };
+    let report = DevReport {
+        cluster_id: manifest.cluster_id.clone(),
+        data_dir: layout.root().to_owned(),
+        url: manifest.url(),
+        processes,
+    };
     global.output().result(&report, || report.text());
     if not_ready.is_empty() { Ok(()) } else { Err(Error::CheckFailed(format!("not ready: {not_ready}"))) }
 }

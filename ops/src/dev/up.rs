@@ -39,7 +39,12 @@ pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
     let mut started = Vec::new();
     for member in manifest.members() {
         if let Some(child) = start_missing(&layout, &bin_dir, &member)? {
-            output.note(&format!("started {} (pid {}), log {}", member.name, child.id(), layout.log_file(&member.name).display()));
+            output.note(&format!(
+                "started {} (pid {}), log {}",
+                member.name,
+                child.id(),
+                layout.log_file(&member.name).display()
+            ));
             started.push((member.name.clone(), child));
         }
     }
@@ -105,7 +110,8 @@ fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     let dir = match given {
         Some(dir) => dir,
         None => {
-            let ourselves = std::env::current_exe().map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
+            let ourselves = std::env::current_exe()
+                .map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
             ourselves.parent().map(Path::to_owned).unwrap_or_default()
         }
     };
@@ -178,7 +184,10 @@ async fn wait_ready(
 fn fail_if_dead(layout: &Layout, member: &Member, started: &mut [(String, Child)]) -> Result<(), Error> {
     let log = layout.log_file(&member.name);
     let dead = |how: String| {
-        Error::local(format!("{} {how}; the end of its log:\n{}", member.name, process::log_tail(&log)), format!("the whole log: {}", log.display()))
+        Error::local(
+            format!("{} {how}; the end of its log:\n{}", member.name, process::log_tail(&log)),
+            format!("the whole log: {}", log.display()),
+        )
     };
     if let Some((_, child)) = started.iter_mut().find(|(name, _)| *name == member.name) {
         return match child.try_wait() {

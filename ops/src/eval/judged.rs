@@ -38,11 +38,15 @@ struct Answered {
 /// Runs every judged query and prints the means.
 pub(super) async fn run(global: &Global, arguments: &Arguments, queries: &Path, qrels: &Path) -> Result<(), Error> {
     let text = fs::read_to_string(qrels).map_err(|error| Error::file(qrels, &error))?;
-    let relevant = qrels::parse(&text).map_err(|problem| Error::local(format!("{}: {problem}", qrels.display()), "expected the layout of BEIR"))?;
+    let relevant = qrels::parse(&text)
+        .map_err(|problem| Error::local(format!("{}: {problem}", qrels.display()), "expected the layout of BEIR"))?;
     let (judged, unjudged): (Vec<Record>, Vec<Record>) =
         read_queries(queries)?.into_iter().partition(|query| relevant.contains_key(&query.id));
     if judged.is_empty() {
-        return Err(Error::local(format!("{} judges no query of {}", qrels.display(), queries.display()), "do the two files belong together?"));
+        return Err(Error::local(
+            format!("{} judges no query of {}", qrels.display(), queries.display()),
+            "do the two files belong together?",
+        ));
     }
     let output = global.output();
     if !unjudged.is_empty() {
@@ -76,7 +80,10 @@ pub(super) async fn run(global: &Global, arguments: &Arguments, queries: &Path, 
         scores: answer.scores.clone(),
     });
     write_rankings(arguments.rankings.as_ref(), rankings)?;
-    check_floors(&[("nDCG@10", report.ndcg_at_10, arguments.min_ndcg), ("recall@100", report.recall_at_100, arguments.min_recall)])
+    check_floors(&[
+        ("nDCG@10", report.ndcg_at_10, arguments.min_ndcg),
+        ("recall@100", report.recall_at_100, arguments.min_recall),
+    ])
 }
 
 /// Queries are few and all needed: unlike documents, a bad line ends the run.
@@ -85,7 +92,10 @@ fn read_queries(path: &Path) -> Result<Vec<Record>, Error> {
     jsonl::records(BufReader::new(file))
         .map(|record| match record {
             Ok((_, query)) => Ok(query),
-            Err(refused) => Err(Error::local(format!("{}:{}: {}", path.display(), refused.line, refused.reason), "expected {\"_id\", \"text\"} per line")),
+            Err(refused) => Err(Error::local(
+                format!("{}:{}: {}", path.display(), refused.line, refused.reason),
+                "expected {\"_id\", \"text\"} per line",
+            )),
         })
         .collect()
 }
@@ -107,10 +117,19 @@ impl Report {
     fn text(&self) -> String {
         let mut text = format!(
             "{} queries over {}, documents ranked by their best of {} chunks\n  nDCG@10     {:.4}\n  recall@100  {:.4}\n  MRR@10      {:.4}\n  latency     {}",
-            self.queries, self.collection, self.fetch, self.ndcg_at_10, self.recall_at_100, self.mrr_at_10, self.latency_ms.text()
+            self.queries,
+            self.collection,
+            self.fetch,
+            self.ndcg_at_10,
+            self.recall_at_100,
+            self.mrr_at_10,
+            self.latency_ms.text()
         );
         if self.queries_below_100_documents > 0 {
-            text.push_str(&format!("\n  note: {} queries found fewer than 100 documents; raise --fetch", self.queries_below_100_documents));
+            text.push_str(&format!(
+                "\n  note: {} queries found fewer than 100 documents; raise --fetch",
+                self.queries_below_100_documents
+            ));
         }
         text
     }

@@ -91,7 +91,14 @@ mod tests {
             Case { ranking: "a b c", relevant: "a b c", cutoff: 10, ndcg: 1.0, recall: 1.0, reciprocal_rank: 1.0 },
             Case { ranking: "x a", relevant: "a", cutoff: 10, ndcg: 0.630_930, recall: 1.0, reciprocal_rank: 0.5 },
             Case { ranking: "x y a", relevant: "a", cutoff: 2, ndcg: 0.0, recall: 0.0, reciprocal_rank: 0.0 },
-            Case { ranking: "a x b", relevant: "a b", cutoff: 3, ndcg: 1.5 / 1.630_930, recall: 1.0, reciprocal_rank: 1.0 },
+            Case {
+                ranking: "a x b",
+                relevant: "a b",
+                cutoff: 3,
+                ndcg: 1.5 / 1.630_930,
+                recall: 1.0,
+                reciprocal_rank: 1.0,
+            },
             // More relevant documents than places: the ideal is capped, recall is not.
             Case { ranking: "a b", relevant: "a b c d", cutoff: 2, ndcg: 1.0, recall: 0.5, reciprocal_rank: 1.0 },
             // Relevant documents that were never returned count against both.

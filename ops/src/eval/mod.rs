@@ -122,7 +122,10 @@ async fn timed_search(client: &Client, request: &SearchRequest) -> Result<(Searc
     let found: SearchResponse = client.post_once(&["api", "v1", "search"], request).await?;
     let elapsed = begun.elapsed();
     if !found.shards.is_complete() {
-        return Err(Error::Partial(format!("only {} of {} shards answered a query: no figures", found.shards.ok, found.shards.total)));
+        return Err(Error::Partial(format!(
+            "only {} of {} shards answered a query: no figures",
+            found.shards.ok, found.shards.total
+        )));
     }
     Ok((found, elapsed))
 }
@@ -131,7 +134,9 @@ async fn timed_search(client: &Client, request: &SearchRequest) -> Result<(Searc
 fn check_floors(floors: &[(&str, f64, Option<f64>)]) -> Result<(), Error> {
     let below: Vec<String> = floors
         .iter()
-        .filter_map(|(name, value, floor)| floor.filter(|floor| value < floor).map(|floor| format!("{name} {value:.4} is below {floor}")))
+        .filter_map(|(name, value, floor)| {
+            floor.filter(|floor| value < floor).map(|floor| format!("{name} {value:.4} is below {floor}"))
+        })
         .collect();
     if below.is_empty() { Ok(()) } else { Err(Error::CheckFailed(below.join("; "))) }
 }
@@ -174,7 +179,8 @@ mod tests {
 
     #[test]
     fn counters_are_summed_over_the_shards_and_not_counted_twice() {
-        let per_shard = json!({"shards": [{"codes_scanned": 3, "codes_total": 10}, {"codes_scanned": 4, "codes_total": 10}]});
+        let per_shard =
+            json!({"shards": [{"codes_scanned": 3, "codes_total": 10}, {"codes_scanned": 4, "codes_total": 10}]});
         assert_eq!(explained(&per_shard, "codes_scanned"), Some(7));
         let with_total = json!({"codes_scanned": 7, "shards": [{"codes_scanned": 3}, {"codes_scanned": 4}]});
         assert_eq!(explained(&with_total, "codes_scanned"), Some(7));

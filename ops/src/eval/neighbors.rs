@@ -54,9 +54,16 @@ pub(super) async fn run(global: &Global, arguments: &Arguments, vectors: &Path, 
     let expected = exact.next_numbers(QUERIES_MAX)?;
     let (client, output) = (global.client()?, global.output());
     let bar = output.progress(vectors.len() as u64, "queries");
-    let answers: Vec<_> = vectors.into_iter().zip(&expected).map(|(vector, expected)| ask(&client, arguments, vector, &expected[..K])).collect();
-    let answered: Vec<Answered> =
-        futures::stream::iter(answers).buffered(usize::from(arguments.concurrency)).inspect(|_| bar.inc(1)).try_collect().await?;
+    let answers: Vec<_> = vectors
+        .into_iter()
+        .zip(&expected)
+        .map(|(vector, expected)| ask(&client, arguments, vector, &expected[..K]))
+        .collect();
+    let answered: Vec<Answered> = futures::stream::iter(answers)
+        .buffered(usize::from(arguments.concurrency))
+        .inspect(|_| bar.inc(1))
+        .try_collect()
+        .await?;
     bar.finish_and_clear();
 
     let recalls: Vec<f64> = answered.iter().map(|answer| answer.recall).collect();
@@ -94,9 +101,19 @@ async fn ask(client: &Client, arguments: &Arguments, vector: Vec<f32>, expected:
     let (found, elapsed) = timed_search(client, &request).await?;
     let counter = |name: &str| found.explain.as_ref().and_then(|explain| explained(explain, name));
     let expected: HashSet<String> = expected.iter().map(|row| format!("{}{row}", arguments.id_prefix)).collect();
-    let (codes_scanned, codes_total, rows_exact) = (counter("codes_scanned"), counter("codes_total"), counter("rows_exact"));
-    let (documents, scores): (Vec<String>, Vec<f64>) = found.hits.into_iter().map(|hit| (hit.document_id, hit.score)).unzip();
-    Ok(Answered { recall: metrics::recall(&documents, &expected, K), documents, scores, codes_scanned, codes_total, rows_exact, elapsed })
+    let (codes_scanned, codes_total, rows_exact) =
+        (counter("codes_scanned"), counter("codes_total"), counter("rows_exact"));
+    let (documents, scores): (Vec<String>, Vec<f64>) =
+        found.hits.into_iter().map(|hit| (hit.document_id, hit.score)).unzip();
+    Ok(Answered {
+        recall: metrics::recall(&documents, &expected, K),
+        documents,
+        scores,
+        codes_scanned,
+        codes_total,
+        rows_exact,
+        elapsed,
+    })
 }
 
 impl Report {
@@ -108,7 +125,11 @@ impl Report {
         let exact = self.rows_exact_mean.map(|rows| format!(", {rows:.0} rows compared exactly")).unwrap_or_default();
         format!(
             "{} query vectors over {}\n  recall@{K}   {:.4} (worst query {:.1})\n  scanned     {share}{exact}\n  latency     {}",
-            self.queries, self.collection, self.recall_at_10, self.recall_at_10_worst, self.latency_ms.text()
+            self.queries,
+            self.collection,
+            self.recall_at_10,
+            self.recall_at_10_worst,
+            self.latency_ms.text()
         )
     }
 }

@@ -15,9 +15,14 @@ pub fn parse(text: &str) -> Result<Qrels, String> {
         }
         let fields: Vec<&str> = line.split('\t').collect();
         let &[query, document, score] = fields.as_slice() else {
-            return Err(format!("line {}: {} tab-separated fields, expected query-id, corpus-id, score", index + 1, fields.len()));
+            return Err(format!(
+                "line {}: {} tab-separated fields, expected query-id, corpus-id, score",
+                index + 1,
+                fields.len()
+            ));
         };
-        let score: f64 = score.trim().parse().map_err(|_| format!("line {}: the score {score:?} is not a number", index + 1))?;
+        let score: f64 =
+            score.trim().parse().map_err(|_| format!("line {}: the score {score:?} is not a number", index + 1))?;
         let relevant = qrels.entry(query.to_owned()).or_default();
         if score > 0.0 {
             relevant.insert(document.to_owned());

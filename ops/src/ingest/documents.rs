@@ -73,7 +73,9 @@ async fn send(client: &Client, arguments: &Arguments, item: Item) -> Result<Resu
     match follow(client, &accepted.job_id, arguments.job_timeout).await {
         Ok(None) => Ok(Ok(())),
         Ok(Some(reason)) => refuse(reason),
-        Err(error @ Error::Api(_)) => refuse(format!("accepted, then its job {} could not be followed: {error}", accepted.job_id)),
+        Err(error @ Error::Api(_)) => {
+            refuse(format!("accepted, then its job {} could not be followed: {error}", accepted.job_id))
+        }
         Err(error) => Err(error),
     }
 }
@@ -96,7 +98,10 @@ async fn post(client: &Client, collection: &str, item: Item) -> Result<DocumentA
         Body::File(file) => {
             let length = tokio::fs::metadata(&file).await.map_err(|error| Error::file(&file, &error))?.len();
             if length > limits::DOCUMENT_BYTES_MAX as u64 {
-                return Err(Error::local(format!("the file has {length} bytes, at most {} are allowed", limits::DOCUMENT_BYTES_MAX), ""));
+                return Err(Error::local(
+                    format!("the file has {length} bytes, at most {} are allowed", limits::DOCUMENT_BYTES_MAX),
+                    "",
+                ));
             }
             let bytes = tokio::fs::read(&file).await.map_err(|error| Error::file(&file, &error))?;
             let file_name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -121,7 +126,14 @@ async fn follow(client: &Client, job_id: &str, timeout: Duration) -> Result<Opti
             JobStatus::Failed => return Ok(Some(job.reason())),
             JobStatus::Cancelled => return Ok(Some("its job was cancelled".into())),
             _ if Instant::now() >= deadline => {
-                return Ok(Some(format!("still {:?} after {}; job {job_id} goes on", job.status, humantime::format_duration(timeout)).to_lowercase()));
+                return Ok(Some(
+                    format!(
+                        "still {:?} after {}; job {job_id} goes on",
+                        job.status,
+                        humantime::format_duration(timeout)
+                    )
+                    .to_lowercase(),
+                ));
             }
             _ => tokio::time::sleep(pause).await,
         }

@@ -140,7 +140,12 @@ pub async fn run(global: &Global, arguments: Arguments) -> Result<(), Error> {
     };
     output.result(&summary, || summary.text());
     if summary.refused > 0 {
-        return Err(Error::Partial(format!("{} of {} {} were refused", summary.refused, summary.refused + summary.done, summary.unit)));
+        return Err(Error::Partial(format!(
+            "{} of {} {} were refused",
+            summary.refused,
+            summary.refused + summary.done,
+            summary.unit
+        )));
     }
     Ok(())
 }

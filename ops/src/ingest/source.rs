@@ -108,7 +108,8 @@ impl Plan {
 
     /// Returns whether the file is of a known type.
     fn add_file(&mut self, path: &Path, name: String) -> Result<bool, Error> {
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let extension =
+            path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default();
         let is_lines = extension == LINES_EXTENSION;
         if !is_lines && !DOCUMENT_EXTENSIONS.contains(&extension.as_str()) {
             return Ok(false);
@@ -155,12 +156,22 @@ fn items_of_file(file: PlannedFile) -> Box<dyn Iterator<Item = Result<Item, Refu
 fn check(item: &Item, seen: &mut HashSet<String>) -> Result<(), Refusal> {
     let refuse = |reason: String| Err(Refusal { origin: item.origin.clone(), reason });
     if item.id.len() > limits::DOCUMENT_ID_BYTES_MAX {
-        return refuse(format!("the id has {} bytes, at most {} are allowed", item.id.len(), limits::DOCUMENT_ID_BYTES_MAX));
+        return refuse(format!(
+            "the id has {} bytes, at most {} are allowed",
+            item.id.len(),
+            limits::DOCUMENT_ID_BYTES_MAX
+        ));
     }
     match &item.body {
-        Body::Record(record) if record.text.trim().is_empty() => return refuse(format!("document {:?} has no text", item.id)),
+        Body::Record(record) if record.text.trim().is_empty() => {
+            return refuse(format!("document {:?} has no text", item.id));
+        }
         Body::Record(record) if record.text.len() > limits::DOCUMENT_BYTES_MAX => {
-            return refuse(format!("the text has {} bytes, at most {} are allowed", record.text.len(), limits::DOCUMENT_BYTES_MAX));
+            return refuse(format!(
+                "the text has {} bytes, at most {} are allowed",
+                record.text.len(),
+                limits::DOCUMENT_BYTES_MAX
+            ));
         }
         _ => {}
     }
@@ -226,7 +237,12 @@ mod tests {
 
     #[test]
     fn the_two_cranfield_warts_are_refused_by_their_line_and_the_rest_goes_on() {
-        let lines = [r#"{"_id":"1","title":"t","text":"x"}"#, r#"{"_id":"471","title":"","text":""}"#, "", r#"{"_id":"3","text":"y"}"#];
+        let lines = [
+            r#"{"_id":"1","title":"t","text":"x"}"#,
+            r#"{"_id":"471","title":"","text":""}"#,
+            "",
+            r#"{"_id":"3","text":"y"}"#,
+        ];
         let dir = tree(&[("corpus.jsonl", &lines.join("\n"))]);
         let plan = plan(&[dir.path().join("corpus.jsonl")]).expect("reads");
         assert_eq!(plan.documents, 3);
@@ -239,7 +255,11 @@ mod tests {
 
     #[test]
     fn a_second_document_of_the_same_id_is_refused_not_replaced() {
-        let dir = tree(&[("a/x.md", "1"), ("b/a/x.md", "2"), ("n.jsonl", "{\"id\":1,\"text\":\"a\"}\n{\"id\":\"1\",\"text\":\"b\"}\n")]);
+        let dir = tree(&[
+            ("a/x.md", "1"),
+            ("b/a/x.md", "2"),
+            ("n.jsonl", "{\"id\":1,\"text\":\"a\"}\n{\"id\":\"1\",\"text\":\"b\"}\n"),
+        ]);
         let plan = plan(&[dir.path().join("a"), dir.path().join("b/a"), dir.path().join("n.jsonl")]).expect("walks");
         let refused: Vec<_> = plan.items("").filter_map(Result::err).collect();
         assert_eq!(refused.len(), 2);

@@ -26,7 +26,13 @@ pub async fn ingest(client: &Client, output: Output, arguments: &Arguments, file
     let info = collection::show(client, &arguments.collection).await?;
     if array.columns() != info.dim as usize {
         return Err(Error::usage(
-            format!("{} holds vectors of {} dimensions, collection {} takes {}", file.display(), array.columns(), info.name, info.dim),
+            format!(
+                "{} holds vectors of {} dimensions, collection {} takes {}",
+                file.display(),
+                array.columns(),
+                info.name,
+                info.dim
+            ),
             "ingest another file, or create another collection with --dim",
         ));
     }
@@ -56,7 +62,9 @@ pub async fn ingest(client: &Client, output: Output, arguments: &Arguments, file
         match outcome {
             Ok(accepted) => {
                 summary.done += accepted.acked;
-                let copies = summary.copies_acked_min.map_or(accepted.copies_acked_min, |min| min.min(accepted.copies_acked_min));
+                let copies = summary
+                    .copies_acked_min
+                    .map_or(accepted.copies_acked_min, |min| min.min(accepted.copies_acked_min));
                 summary.copies_acked_min = Some(copies);
             }
             Err(refusal) => {
@@ -79,7 +87,11 @@ struct Batch {
 }
 
 /// Sends one batch. Returns its rows and what became of them; the outer error ends the run.
-async fn put(client: &Client, arguments: &Arguments, batch: Batch) -> Result<(usize, Result<PointsAccepted, Refusal>), Error> {
+async fn put(
+    client: &Client,
+    arguments: &Arguments,
+    batch: Batch,
+) -> Result<(usize, Result<PointsAccepted, Refusal>), Error> {
     let count = batch.rows.len();
     let origin = format!("rows {}..{}", batch.first, batch.first + count);
     let point = |(offset, vector)| Point { id: format!("{}{}", arguments.id_prefix, batch.first + offset), vector };
@@ -108,7 +120,10 @@ mod tests {
             let rows = batch_rows(limits::POINTS_PER_BATCH_MAX, dim);
             let vector: Vec<f32> = (0..dim).map(|n| -1.1754944e-38 * (n as f32 + 1.1)).collect();
             let bytes = serde_json::to_vec(&vector).expect("encodes").len();
-            assert!(rows >= 1 && rows * (bytes + 64) <= limits::JSON_BODY_BYTES_MAX, "dim {dim}: {rows} rows of {bytes} bytes");
+            assert!(
+                rows >= 1 && rows * (bytes + 64) <= limits::JSON_BODY_BYTES_MAX,
+                "dim {dim}: {rows} rows of {bytes} bytes"
+            );
         }
     }
 }

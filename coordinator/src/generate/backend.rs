@@ -1,0 +1,51 @@
+//! One language model server, as the pool sees it.
+
+use futures::future::BoxFuture;
+
+use super::{EventStream, GenerateRequest};
+
+/// A server that streams text for a prompt. Implementations speak one wire protocol each and keep no state of the pool's:
+/// permits, health and timeouts between tokens are the pool's business.
+pub trait Backend: Send + Sync {
+    /// Its configured name, used in metrics and errors.
+    fn name(&self) -> &str;
+
+    /// The model it runs where the request names none.
+    fn model(&self) -> &str;
+
+    /// Sends the request and returns once the response's head is there. Events follow as the server writes them.
+    ///
+    /// Errors: see [`BackendError`]. In the stream, an error is the last item.
+    /// Cancel: dropping the future or the stream closes the connection.
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<EventStream, BackendError>>;
+
+    /// A cheap question that only a working server answers; asked of ejected backends before they are used again.
+    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>>;
+}
+
+/// Why a backend gave no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// No connection, or it broke: another backend may do.
+    #[error("connection failed: {0}")]
+    Connect(String),
+    /// It answers that it is busy (429, 503).
+    #[error("busy (status {status})")]
+    Busy {
+        /// HTTP status.
+        status: u16,
+        /// Its `Retry-After`, seconds.
+        retry_after_s: Option<u64>,
+    },
+    /// It failed (5xx, or bytes outside the protocol).
+    #[error("failed: {0}")]
+    Failed(String),
+    /// It refuses the request itself (other 4xx).
+    #[error("refused (status {status}): {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its words, shortened.
+        message: String,
+    },
+}
