@@ -29,10 +29,7 @@ impl RowSet {
         if tombstones.min().is_none_or(|first| first >= row_end) {
             return Self::all(row_end);
         }
-        let mut words = vec![u64::MAX; words_for(row_end)];
-        if let (Some(last), rest @ 1..) = (words.last_mut(), row_end % WORD_BITS) {
-            *last = (1 << rest) - 1;
-        }
+        let mut words = ones(row_end);
         clear(&mut words, row_end, tombstones);
         Self::from_words(row_end, words)
     }
@@ -134,10 +131,27 @@ impl RowSet {
     pub(super) fn words(&self) -> Option<&[u64]> {
         self.words.as_deref()
     }
+
+    /// The bitmap even where every row is allowed.
+    pub(super) fn to_words(&self) -> Vec<u64> {
+        match &self.words {
+            Some(words) => words.to_vec(),
+            None => ones(self.row_end),
+        }
+    }
 }
 
 fn words_for(row_end: u64) -> usize {
     row_end.div_ceil(WORD_BITS) as usize
+}
+
+/// A bitmap of all rows below `row_end`.
+fn ones(row_end: u64) -> Vec<u64> {
+    let mut words = vec![u64::MAX; words_for(row_end)];
+    if let (Some(last), rest @ 1..) = (words.last_mut(), row_end % WORD_BITS) {
+        *last = (1 << rest) - 1;
+    }
+    words
 }
 
 fn clear(words: &mut [u64], row_end: u64, tombstones: &RoaringTreemap) {

@@ -5,19 +5,32 @@
 //! (for one CPU level, see [`check_cpu`]). It knows rows, not documents: which rows are live is told by a [`RowSet`], what is
 //! durable is RocksDB's. All calls block and belong on a pool.
 
+pub mod calibration;
 pub mod cancel;
+mod cost;
 pub mod error;
 mod ffi;
 pub mod filter;
 pub mod flat;
+pub mod generation;
+pub mod ivf;
 pub mod mapped;
+mod pieces;
+mod projection;
+pub mod search;
+#[cfg(test)]
+mod tests;
 mod top;
+mod train;
 
 pub use cancel::Cancel;
 pub use error::VectorError;
 pub use filter::RowSet;
 pub use flat::FlatIndex;
+pub use generation::{Generation, GenerationParameters};
+pub use ivf::IvfIndex;
 pub use mapped::MappedVectors;
+pub use search::{Scored, SearchView, search_rows};
 
 /// A row that may be among the best.
 #[derive(Clone, Copy, Debug, PartialEq)]
