@@ -99,17 +99,6 @@ impl Client {
         self.read_json(|| self.http.get(self.path(segments))).await
     }
 
-    /// `GET` with query parameters, repeated while the cluster is busy.
-    pub async fn get_with<T: DeserializeOwned>(
-        &self,
-        segments: &[&str],
-        parameters: &[(&str, String)],
-    ) -> Result<T, Error> {
-        let mut url = reqwest::Url::parse(&self.path(segments)).expect("path() printed it");
-        url.query_pairs_mut().extend_pairs(parameters);
-        self.read_json(|| self.http.get(url.clone())).await
-    }
-
     /// Sends JSON with an idempotent method, or one made so by the server's semantics; repeated while the cluster is busy.
     pub async fn send<B: Serialize, T: DeserializeOwned>(
         &self,

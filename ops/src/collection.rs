@@ -246,11 +246,11 @@ async fn wait_indexed(client: &Client, output: Output, name: &str, wait: Duratio
 
 /// What the copies of a shard still have to do before their index is settled.
 fn not_indexed(shard: &ShardReport) -> Vec<String> {
-    let unsettled = shard.copies.iter().filter_map(|copy| {
-        let state = copy.index_state.as_deref().unwrap_or("not reported");
-        let tail = copy.rows_tail.unwrap_or(0);
-        let settled = state == "exact" || (state == "indexed" && tail == 0);
-        (!settled).then(|| format!("{}/{} copy {}: {state}, tail {tail}", shard.collection, shard.index, copy.copy_id))
+    let unsettled = shard.copies.iter().filter(|copy| copy.role != "retiring").filter_map(|copy| {
+        let name = format!("{}/{} copy {}", shard.collection, shard.index, copy.copy);
+        let Some(report) = &copy.report else { return Some(format!("{name}: no report yet")) };
+        let settled = report.index_state == "exact" || (report.index_state == "indexed" && report.rows_tail == 0);
+        (!settled).then(|| format!("{name}: {}, tail {}", report.index_state, report.rows_tail))
     });
     unsettled.collect()
 }
@@ -363,20 +363,22 @@ mod tests {
 
     #[test]
     fn a_tail_or_a_silent_copy_keeps_us_waiting() {
-        let shard = |state: Value, tail: u64| -> ShardReport {
-            serde_json::from_value(json!({"collection": "c", "index": 0, "primary_term": 1, "in_sync": [1],
-                "copies": [{"copy_id": 1, "node": 1, "role": "voter", "phase": "in_sync", "index_state": state, "rows_tail": tail}]}))
-            .expect("the documented shape")
+        let report = |state: &str, tail: u64| {
+            json!({"last_seqno": 9, "applied": 9, "global_checkpoint": 9, "generation": 1, "index_state": state, "rows_live": 9,
+                "rows_indexed": 9 - tail, "rows_tail": tail, "disk_bytes": 1, "memory_bytes": 1})
         };
         let cases = [
-            (json!("exact"), 9, 0),
-            (json!("indexed"), 0, 0),
-            (json!("indexed"), 1, 1),
-            (json!("training"), 0, 1),
-            (Value::Null, 0, 1),
+            (report("exact", 9), 0),
+            (report("indexed", 0), 0),
+            (report("indexed", 1), 1),
+            (report("training", 0), 1),
+            (Value::Null, 1),
         ];
-        for (state, tail, waiting) in cases {
-            assert_eq!(not_indexed(&shard(state.clone(), tail)).len(), waiting, "{state} with a tail of {tail}");
+        for (report, waiting) in cases {
+            let shard = json!({"collection": "c", "index": 0, "primary_term": 1, "primary": 1, "in_sync": [1], "min_in_sync": 1,
+                "health": "green", "copies": [{"copy": 1, "node": 1, "role": "primary", "report": report}]});
+            let shard: ShardReport = serde_json::from_value(shard).expect("the API's shape");
+            assert_eq!(not_indexed(&shard).len(), waiting, "{report}");
         }
     }
 }

@@ -61,9 +61,9 @@ pub struct Knobs {
     /// Compare with every row instead of using the index.
     #[arg(long)]
     pub exact: bool,
-    /// Which readable copy of each shard answers, counted from 0.
-    #[arg(long, value_name = "N")]
-    pub prefer_copy: Option<u32>,
+    /// Copy of each shard asked first.
+    #[arg(long, value_name = "primary|replica|node:ID")]
+    pub prefer_copy: Option<String>,
 }
 
 impl Knobs {
@@ -75,7 +75,7 @@ impl Knobs {
             nprobe: self.nprobe,
             oversample: self.oversample,
             exact: self.exact,
-            prefer_copy: self.prefer_copy,
+            prefer_copy: self.prefer_copy.clone(),
             ..SearchRequest::default()
         }
     }

@@ -2,12 +2,11 @@
 
 use clap::Args;
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
-use cluster_config::shard_group::{CopyPhase, CopyRole};
 
 use crate::cli::Global;
 use crate::error::Error;
 use crate::output::{bytes, row, table};
-use crate::wire::{ClusterReport, CopyReport, NodeReport, ShardReport};
+use crate::wire::{ClusterReport, CopyStatus, NodeReport, ShardReport};
 
 /// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state.
 ///
@@ -61,47 +60,43 @@ fn findings(report: &ClusterReport) -> Vec<String> {
         .iter()
         .filter(|node| node.liveness == Liveness::Dead)
         .map(|node| format!("node {} is dead", node.id));
-    let shards = report.shards.iter().flat_map(|shard| {
-        let name = format!("shard {}/{}", shard.collection, shard.index);
-        let headless = shard.primary.is_none().then(|| format!("{name} has no primary"));
-        let behind = shard
-            .copies
-            .iter()
-            .filter(|copy| copy.phase != CopyPhase::Retiring && !is_in_sync(shard, copy))
-            .map(|copy| format!("{name}: copy {} on node {} is {}", copy.copy_id, copy.node, phase_word(copy.phase)))
-            .collect::<Vec<_>>();
-        headless.into_iter().chain(behind)
+    let shards = report.shards.iter().filter(|shard| shard.health != "green").map(|shard| {
+        let behind = shard.copies.iter().filter(|copy| matches!(copy.role.as_str(), "new" | "catching_up"));
+        let mut reasons: Vec<String> =
+            behind.map(|copy| format!("copy {} on node {} is {}", copy.copy, copy.node, words(&copy.role))).collect();
+        if shard.primary.is_none() {
+            reasons.insert(0, "no primary".into());
+        }
+        if reasons.is_empty() {
+            reasons.push("fewer copies than asked for".into());
+        }
+        format!("shard {}/{} is {}: {}", shard.collection, shard.index, shard.health, reasons.join(", "))
     });
     dead.chain(shards).collect()
 }
 
-fn is_in_sync(shard: &ShardReport, copy: &CopyReport) -> bool {
-    match copy.role {
-        CopyRole::Voter => shard.in_sync.contains(&copy.copy_id),
-        CopyRole::ReadReplica => copy.phase == CopyPhase::InSync,
-    }
-}
-
 fn text(report: &ClusterReport) -> String {
-    let voters: Vec<String> = report.raft.voters.iter().map(u64::to_string).collect();
-    let leader = if report.raft.leader == 0 { "unknown".into() } else { format!("node {}", report.raft.leader) };
+    let metadata = &report.metadata;
+    let voters: Vec<String> = metadata.voters.iter().map(u64::to_string).collect();
+    let leader = metadata.leader.map_or_else(|| "unknown".into(), |leader| format!("node {leader}"));
     let mut text = format!(
         "cluster {}  metadata leader: {leader} (term {}, voters {})  state version {}\n\n",
         report.cluster_id,
-        report.raft.raft_term,
+        metadata.raft_term,
         voters.join(","),
-        report.version
+        report.state_version
     );
-    let mut rows = vec![row(["NODE", "STATE", "ZONE", "RPC", "STARTS", "HEARD"])];
+    let mut rows = vec![row(["NODE", "STATE", "ZONE", "RPC", "STARTS", "HEARD", "COPIES", "DISK", "MEMORY"])];
     rows.extend(report.nodes.iter().map(node_row));
     text.push_str(&table(&rows));
     if report.shards.is_empty() {
         text.push_str("\nno shards: create a collection with `susui collection create NAME`\n");
         return text;
     }
-    let mut rows = vec![row([
-        "SHARD", "TERM", "COPY", "NODE", "ROLE", "APPLIED", "END", "INDEX", "INDEXED", "TAIL", "LIVE", "DISK",
-    ])];
+    let header = [
+        "SHARD", "HEALTH", "TERM", "COPY", "NODE", "ROLE", "APPLIED", "END", "INDEX", "INDEXED", "TAIL", "LIVE", "DISK",
+    ];
+    let mut rows = vec![row(header)];
     for shard in &report.shards {
         rows.extend(shard.copies.iter().map(|copy| copy_row(shard, copy)));
     }
@@ -130,43 +125,33 @@ fn node_row(node: &NodeReport) -> Vec<String> {
     ]
 }
 
-fn copy_row(shard: &ShardReport, copy: &CopyReport) -> Vec<String> {
-    let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
-    let role = match copy.role {
-        _ if shard.primary == Some(copy.copy_id) => "primary".to_owned(),
-        CopyRole::ReadReplica => format!("read-replica {}", phase_word(copy.phase)),
-        CopyRole::Voter if is_in_sync(shard, copy) => "in-sync".to_owned(),
-        CopyRole::Voter if copy.phase == CopyPhase::InSync => "out-of-sync".to_owned(),
-        CopyRole::Voter => phase_word(copy.phase).to_owned(),
-    };
-    let index = match (copy.index_state.as_deref(), copy.generation) {
-        (Some("indexed"), Some(generation)) => format!("indexed g{generation}"),
-        (Some(state), _) => state.to_owned(),
-        (None, _) => "-".to_owned(),
-    };
-    vec![
+fn copy_row(shard: &ShardReport, copy: &CopyStatus) -> Vec<String> {
+    let mut cells = vec![
         format!("{}/{}", shard.collection, shard.index),
+        shard.health.clone(),
         shard.primary_term.to_string(),
-        copy.copy_id.to_string(),
+        copy.copy.to_string(),
         copy.node.to_string(),
-        role,
-        number(copy.applied),
-        number(copy.last_seqno),
-        index,
-        number(copy.rows_indexed),
-        number(copy.rows_tail),
-        number(copy.rows_live),
-        copy.disk_bytes.map_or_else(|| "-".into(), bytes),
-    ]
+        words(&copy.role),
+    ];
+    match &copy.report {
+        None => cells.push("no report yet".into()),
+        Some(report) => {
+            let index = match report.generation {
+                0 => report.index_state.clone(),
+                generation => format!("{} g{generation}", report.index_state),
+            };
+            cells.extend([report.applied.to_string(), report.last_seqno.to_string(), index]);
+            cells.extend([report.rows_indexed, report.rows_tail, report.rows_live].map(|rows| rows.to_string()));
+            cells.push(bytes(report.disk_bytes));
+        }
+    }
+    cells
 }
 
-fn phase_word(phase: CopyPhase) -> &'static str {
-    match phase {
-        CopyPhase::New => "new",
-        CopyPhase::CatchingUp => "catching-up",
-        CopyPhase::InSync => "in-sync",
-        CopyPhase::Retiring => "retiring",
-    }
+/// A role as people read it.
+fn words(role: &str) -> String {
+    role.replace('_', "-")
 }
 
 #[cfg(test)]
@@ -174,35 +159,40 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn report(in_sync: &[u64], liveness: &str) -> ClusterReport {
+    fn report(health: &str, liveness: &str) -> ClusterReport {
+        let node = |id: u64, liveness: &str| {
+            json!({"id": id, "rpc_address": "127.0.0.1:1", "http_address": "127.0.0.1:2", "zone": "z", "is_data": true,
+                "incarnation": 3, "liveness": liveness, "lifecycle": "active", "heard_ms_ago": 12})
+        };
+        let copy_report = json!({"last_seqno": 8, "applied": 7, "global_checkpoint": 7, "generation": 2, "index_state": "indexed",
+            "rows_live": 5, "rows_indexed": 5, "rows_tail": 0, "disk_bytes": 2048, "memory_bytes": 10});
+        let second = if health == "green" { "in_sync" } else { "catching_up" };
         serde_json::from_value(json!({
-            "cluster_id": "dev", "version": 9,
-            "raft": {"leader": 2, "raft_term": 3, "voters": [1, 2, 3]},
-            "nodes": [{"id": 1, "liveness": "alive", "lifecycle": "active", "heard_ms_ago": 12},
-                      {"id": 2, "liveness": liveness, "lifecycle": "active"}],
-            "shards": [{"collection": "docs", "index": 0, "primary_term": 4, "primary": 10, "in_sync": in_sync, "min_in_sync": 1,
-                "copies": [
-                    {"copy_id": 10, "node": 1, "role": "voter", "phase": "in_sync", "applied": 7, "last_seqno": 8,
-                     "index_state": "indexed", "generation": 2, "rows_indexed": 5, "rows_tail": 0, "rows_live": 5},
-                    {"copy_id": 11, "node": 2, "role": "voter", "phase": if in_sync.len() > 1 { "in_sync" } else { "catching_up" }}]}],
+            "cluster_id": "dev", "state_version": 9,
+            "metadata": {"leader": 2, "raft_term": 3, "last_applied_index": 4, "voters": [1, 2, 3]},
+            "nodes": [node(1, "alive"), node(2, liveness)],
+            "shards": [{"collection": "docs", "index": 0, "primary_term": 4, "primary": 10, "in_sync": [10], "min_in_sync": 1,
+                "health": health, "copies": [
+                    {"copy": 10, "node": 1, "role": "primary", "report": copy_report},
+                    {"copy": 11, "node": 2, "role": second, "report": null}]}],
         }))
-        .expect("the documented shape")
+        .expect("the API's shape")
     }
 
     #[test]
     fn roles_positions_and_index_state_are_shown() {
-        let text = text(&report(&[10], "dead"));
+        let text = text(&report("yellow", "dead"));
         let line = |word: &str| {
             text.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("no {word} in:\n{text}"))
         };
         assert!(line("primary ").contains("indexed g2"));
-        assert!(line("catching-up ").starts_with("docs/0"));
+        assert!(line("no report yet").starts_with("docs/0"));
         assert!(text.contains("attention: node 2 is dead"));
-        assert!(text.contains("attention: shard docs/0: copy 11 on node 2 is catching-up"));
+        assert!(text.contains("attention: shard docs/0 is yellow: copy 11 on node 2 is catching-up"), "{text}");
     }
 
     #[test]
     fn a_whole_cluster_has_no_findings() {
-        assert!(findings(&report(&[10, 11], "alive")).is_empty());
+        assert!(findings(&report("green", "alive")).is_empty());
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 use cluster_config::collection::{FieldType, IndexSpec, Metric};
-use cluster_config::shard_group::{CopyPhase, CopyRole};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -120,9 +119,9 @@ pub struct SearchRequest {
     /// Compare with every row.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub exact: bool,
-    /// Which readable copy of each shard answers, counted from 0 in order of copy id.
+    /// Copy asked first: `primary`, `replica` or `node:ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prefer_copy: Option<u32>,
+    pub prefer_copy: Option<String>,
     /// Whether to tell what was scanned.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub explain: bool,
@@ -144,7 +143,31 @@ pub struct SearchResponse {
     pub session: Value,
     /// Where `explain` asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub explain: Option<Value>,
+    pub explain: Option<Explain>,
+}
+
+/// What a search cost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explain {
+    /// Whether it came from the retrieval cache.
+    #[serde(default)]
+    pub cached: bool,
+    /// Codes and rows looked at, over all shards.
+    pub work: Work,
+    /// Each shard's copy and position.
+    #[serde(default)]
+    pub shards: Value,
+}
+
+/// Codes and rows looked at.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Codes scanned in the indexes.
+    pub codes_scanned: u64,
+    /// Codes the indexes hold.
+    pub codes_total: u64,
+    /// Rows compared exactly.
+    pub rows_exact: u64,
 }
 
 /// One chunk found.
@@ -301,41 +324,20 @@ pub struct DocumentAccepted {
 /// Answer of `GET /api/v1/jobs/{id}`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Job {
-    /// Where it stands.
-    pub status: JobStatus,
-    /// Why it failed: text, or an error body.
+    /// queued, parsing, chunking, embedding, indexing, done, failed or cancelled.
+    pub status: String,
+    /// Whether nothing follows.
+    pub terminal: bool,
+    /// Why it failed, was cancelled, or is tried again.
     #[serde(default)]
-    pub error: Option<Value>,
+    pub error: Option<JobError>,
 }
 
-/// Stages of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words speak for themselves")]
-pub enum JobStatus {
-    Queued,
-    Parsing,
-    Chunking,
-    Embedding,
-    Indexing,
-    Done,
-    Failed,
-    Cancelled,
-}
-
-impl Job {
-    /// Why it failed, in one line.
-    pub fn reason(&self) -> String {
-        match &self.error {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Object(error)) => error
-                .get("message")
-                .and_then(Value::as_str)
-                .map_or_else(|| Value::Object(error.clone()).to_string(), str::to_owned),
-            Some(other) => other.to_string(),
-            None => "no reason given".into(),
-        }
-    }
+/// Why a job is not done.
+#[derive(Clone, Debug, Deserialize)]
+pub struct JobError {
+    /// In words.
+    pub message: String,
 }
 
 /// Body of `PUT /api/v1/collections/{c}/points`.
@@ -369,25 +371,22 @@ pub struct PointsAccepted {
 pub struct ClusterReport {
     /// Name of the cluster.
     pub cluster_id: String,
-    /// Version of the state.
-    #[serde(default)]
-    pub version: u64,
+    /// Version of the agreed state.
+    pub state_version: u64,
     /// The metadata group.
-    #[serde(default)]
-    pub raft: RaftReport,
+    pub metadata: MetadataReport,
     /// By id.
     pub nodes: Vec<NodeReport>,
     /// By collection, then index.
     pub shards: Vec<ShardReport>,
 }
 
-/// The metadata group, as its leader sees it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RaftReport {
-    /// Node that leads; 0 where unknown.
-    pub leader: u64,
-    /// Its term.
+/// The metadata group, as one member sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MetadataReport {
+    /// Node that leads, where known.
+    pub leader: Option<u64>,
+    /// Its Raft term.
     pub raft_term: u64,
     /// Last entry applied.
     pub last_applied_index: u64,
@@ -401,19 +400,14 @@ pub struct NodeReport {
     /// Id.
     pub id: u64,
     /// gRPC address.
-    #[serde(default)]
     pub rpc_address: String,
     /// Health and metrics address.
-    #[serde(default)]
     pub http_address: String,
     /// Failure domain.
-    #[serde(default)]
     pub zone: String,
     /// Whether it holds shards.
-    #[serde(default)]
     pub is_data: bool,
     /// Raised at each start of its process.
-    #[serde(default)]
     pub incarnation: u64,
     /// As believed by the metadata leader.
     pub liveness: Liveness,
@@ -422,6 +416,15 @@ pub struct NodeReport {
     /// Time since the leader heard of it.
     #[serde(default)]
     pub heard_ms_ago: Option<u64>,
+    /// Copies on it.
+    #[serde(default)]
+    pub copies: u32,
+    /// Bytes of its copies on disk.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Bytes of its copies in memory.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
 
 /// One shard.
@@ -433,99 +436,92 @@ pub struct ShardReport {
     pub index: u32,
     /// Raised by each grant of the primary role.
     pub primary_term: u64,
-    /// Copy that orders writes.
-    #[serde(default)]
+    /// Copy that orders writes, where there is one.
     pub primary: Option<u64>,
     /// Copies that hold every acknowledged operation.
     pub in_sync: Vec<u64>,
     /// Fewest in-sync copies with which writes are accepted.
-    #[serde(default)]
     pub min_in_sync: u32,
+    /// `green` (all copies in sync), `yellow` (some are not), `red` (no primary).
+    pub health: String,
     /// All copies.
-    pub copies: Vec<CopyReport>,
+    pub copies: Vec<CopyStatus>,
 }
 
-/// One copy of a shard. Positions are absent while its node has not reported.
+/// One copy of a shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CopyReport {
+pub struct CopyStatus {
     /// Id.
-    pub copy_id: u64,
+    pub copy: u64,
     /// Where it lives.
     pub node: u64,
-    /// Voter or read replica.
-    pub role: CopyRole,
-    /// Where it is in its life.
-    pub phase: CopyPhase,
+    /// `primary`, `in_sync`, `read_replica`, `new`, `catching_up` or `retiring`.
+    pub role: String,
+    /// Its last report; absent until it has sent one.
+    #[serde(default)]
+    pub report: Option<CopyReport>,
+}
+
+/// What a copy reported of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyReport {
     /// End of its log.
-    #[serde(default)]
-    pub last_seqno: Option<u64>,
+    pub last_seqno: u64,
     /// Applied up to here.
-    #[serde(default)]
-    pub applied: Option<u64>,
+    pub applied: u64,
     /// Commit point it knows.
-    #[serde(default)]
-    pub global_checkpoint: Option<u64>,
+    pub global_checkpoint: u64,
     /// Model generation of its index; 0 while exact.
-    #[serde(default)]
-    pub generation: Option<u64>,
+    pub generation: u64,
     /// exact, training, building, indexed, or poisoned.
-    #[serde(default)]
-    pub index_state: Option<String>,
-    /// Rows in the index.
-    #[serde(default)]
-    pub rows_indexed: Option<u64>,
-    /// Rows in the exact tail.
-    #[serde(default)]
-    pub rows_tail: Option<u64>,
+    pub index_state: String,
     /// Live rows.
-    #[serde(default)]
-    pub rows_live: Option<u64>,
+    pub rows_live: u64,
+    /// Rows in the index.
+    pub rows_indexed: u64,
+    /// Rows in the exact tail.
+    pub rows_tail: u64,
     /// On disk.
-    #[serde(default)]
-    pub disk_bytes: Option<u64>,
+    pub disk_bytes: u64,
     /// In memory.
-    #[serde(default)]
-    pub memory_bytes: Option<u64>,
+    pub memory_bytes: u64,
 }
 
 /// Answer of `POST /api/v1/shards/{collection}/{index}:digest`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardDigest {
+    /// Whether all in-sync copies answered and hold the same.
+    pub agree: bool,
     /// Each taken on its own node.
     pub copies: Vec<CopyDigest>,
 }
 
-/// Digest of one copy: equal contents give equal numbers (or texts).
+/// Digest of one copy, hexadecimal: equal contents give equal digests.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CopyDigest {
     /// The copy.
-    pub copy_id: u64,
+    pub copy: u64,
     /// Where it lives.
     pub node: u64,
+    /// Whether it is in the in-sync set.
+    pub in_sync: bool,
     /// Applied up to here when it was taken.
-    #[serde(default)]
     pub applied: u64,
     /// Over documents, chunks, metadata and vectors.
-    #[serde(default)]
-    pub documents: Value,
+    pub documents: String,
     /// Over live rows and rows in the index.
-    #[serde(default)]
-    pub index_membership: Value,
+    pub index_membership: String,
     /// Over the log's entries after `log_from`.
-    #[serde(default)]
-    pub log: Value,
+    pub log: String,
     /// Where the digested part of the log begins; copies may have purged to different positions.
-    #[serde(default)]
     pub log_from: u64,
     /// Documents.
-    #[serde(default)]
     pub document_count: u64,
     /// Chunks.
-    #[serde(default)]
     pub chunk_count: u64,
     /// Why there is no digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<Value>,
+    pub error: Option<String>,
 }
 
 #[cfg(test)]

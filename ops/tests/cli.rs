@@ -145,9 +145,10 @@ async fn post_document(State(state): State<Shared>, headers: HeaderMap, request:
 async fn get_job(State(state): State<Shared>, UrlPath(id): UrlPath<String>) -> Response {
     match state.lock().expect("not poisoned").documents.get(&id) {
         Some(text) if text.contains("FAILS LATER") => {
-            Json(json!({"status": "failed", "error": {"message": "the model choked"}})).into_response()
+            Json(json!({"status": "failed", "terminal": true, "error": {"message": "the model choked"}}))
+                .into_response()
         }
-        Some(_) => Json(json!({"status": "done", "progress": 1.0, "session": "s"})).into_response(),
+        Some(_) => Json(json!({"status": "done", "terminal": true, "progress": 1.0, "session": "s"})).into_response(),
         None => error(StatusCode::NOT_FOUND, "not_found", false),
     }
 }
@@ -177,7 +178,7 @@ async fn search(State(state): State<Shared>, Json(body): Json<Value>) -> Json<Va
         .collect();
     Json(
         json!({"hits": hits, "shards": {"total": 4, "ok": 4, "failed": 0, "timed_out": 0}, "timings_ms": {}, "session": "s",
-        "explain": {"shards": [{"codes_scanned": 1, "codes_total": 4}, {"codes_scanned": 1, "codes_total": 4}]}}),
+        "explain": {"cached": false, "work": {"codes_scanned": 2, "codes_total": 8, "rows_exact": 0}, "shards": []}}),
     )
 }
 
@@ -316,8 +317,18 @@ fn judged_queries_are_ranked_by_their_best_chunk() {
         .expect("writes");
     std::fs::write(&qrels, "query-id\tcorpus-id\tscore\n1\tb\t1\n1\tz\t1\n").expect("writes");
     let (queries, qrels) = (queries.display().to_string(), qrels.display().to_string());
-    let measured =
-        server.susui(&["--json", "eval", "-c", "docs", "--queries", &queries, "--qrels", &qrels, "--prefer-copy", "1"]);
+    let measured = server.susui(&[
+        "--json",
+        "eval",
+        "-c",
+        "docs",
+        "--queries",
+        &queries,
+        "--qrels",
+        &qrels,
+        "--prefer-copy",
+        "replica",
+    ]);
     assert_exit(&measured, 0);
     let report: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
     // b is second of a, b, c; z is never found: DCG 0.63093 over an ideal of 1.63093.
@@ -327,7 +338,7 @@ fn judged_queries_are_ranked_by_their_best_chunk() {
         (&json!(0.5), &json!(0.5), &json!(1))
     );
     let sent = &server.state.lock().expect("not poisoned").searches[0];
-    assert_eq!((&sent["top_k"], &sent["include"], &sent["prefer_copy"]), (&json!(300), &json!([]), &json!(1)));
+    assert_eq!((&sent["top_k"], &sent["include"], &sent["prefer_copy"]), (&json!(300), &json!([]), &json!("replica")));
 }
 
 #[test]

@@ -14,7 +14,6 @@ use std::time::Duration;
 use clap::Args;
 use cluster_config::limits;
 use serde::Serialize;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::cli::Global;
@@ -38,7 +37,7 @@ use crate::wire::{SearchRequest, SearchResponse};
 ///
 /// Examples:
 ///   susui eval -c cran --queries queries.jsonl --qrels qrels.tsv
-///   susui eval -c cran --queries queries.jsonl --qrels qrels.tsv --prefer-copy 1 --json
+///   susui eval -c cran --queries queries.jsonl --qrels qrels.tsv --prefer-copy replica --json
 ///   susui eval -c glosses --vectors queries.npy --neighbors neighbors.npy --min-recall 0.97
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -160,32 +159,9 @@ fn write_rankings<'a>(file: Option<&PathBuf>, rankings: impl Iterator<Item = Ran
     std::fs::write(file, text).map_err(|error| Error::file(file, &error))
 }
 
-/// Sum of a counter over everything `explain` tells of: per shard, or in one place.
-fn explained(explain: &Value, counter: &str) -> Option<u64> {
-    match explain {
-        Value::Object(map) => match map.get(counter) {
-            Some(value) => value.as_u64(),
-            None => map.values().filter_map(|value| explained(value, counter)).reduce(|a, b| a + b),
-        },
-        Value::Array(values) => values.iter().filter_map(|value| explained(value, counter)).reduce(|a, b| a + b),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn counters_are_summed_over_the_shards_and_not_counted_twice() {
-        let per_shard =
-            json!({"shards": [{"codes_scanned": 3, "codes_total": 10}, {"codes_scanned": 4, "codes_total": 10}]});
-        assert_eq!(explained(&per_shard, "codes_scanned"), Some(7));
-        let with_total = json!({"codes_scanned": 7, "shards": [{"codes_scanned": 3}, {"codes_scanned": 4}]});
-        assert_eq!(explained(&with_total, "codes_scanned"), Some(7));
-        assert_eq!(explained(&json!({"plan": {}}), "codes_scanned"), None);
-    }
 
     #[test]
     fn a_floor_that_is_met_exactly_is_met() {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::{Arguments, Latency, Ranking, check_floors, explained, metrics, timed_search, write_rankings};
+use super::{Arguments, Latency, Ranking, check_floors, metrics, timed_search, write_rankings};
 use crate::cli::Global;
 use crate::client::Client;
 use crate::error::Error;
 use crate::npy;
-use crate::wire::SearchRequest;
+use crate::wire::{SearchRequest, Work};
 
 /// Neighbours asked for and compared.
 const K: usize = 10;
@@ -25,9 +25,9 @@ struct Report {
     queries: usize,
     recall_at_10: f64,
     recall_at_10_worst: f64,
-    /// Absent where the answers do not explain themselves, or nothing is indexed.
+    /// Absent where nothing is indexed.
     codes_scanned_share: Option<f64>,
-    rows_exact_mean: Option<f64>,
+    rows_exact_mean: f64,
     latency_ms: Latency,
 }
 
@@ -35,9 +35,7 @@ struct Answered {
     documents: Vec<String>,
     scores: Vec<f64>,
     recall: f64,
-    codes_scanned: Option<u64>,
-    codes_total: Option<u64>,
-    rows_exact: Option<u64>,
+    work: Work,
     elapsed: Duration,
 }
 
@@ -67,18 +65,15 @@ pub(super) async fn run(global: &Global, arguments: &Arguments, vectors: &Path, 
     bar.finish_and_clear();
 
     let recalls: Vec<f64> = answered.iter().map(|answer| answer.recall).collect();
-    let total = |counter: fn(&Answered) -> Option<u64>| answered.iter().map(counter).sum::<Option<u64>>();
-    let share = match (total(|answer| answer.codes_scanned), total(|answer| answer.codes_total)) {
-        (Some(scanned), Some(codes)) if codes > 0 => Some(scanned as f64 / codes as f64),
-        _ => None,
-    };
+    let total = |counter: fn(&Work) -> u64| answered.iter().map(|answer| counter(&answer.work)).sum::<u64>() as f64;
+    let codes_total = total(|work| work.codes_total);
     let report = Report {
         collection: arguments.collection.clone(),
         queries: answered.len(),
         recall_at_10: metrics::mean(&recalls),
         recall_at_10_worst: recalls.iter().copied().fold(1.0, f64::min),
-        codes_scanned_share: share,
-        rows_exact_mean: total(|answer| answer.rows_exact).map(|rows| rows as f64 / answered.len().max(1) as f64),
+        codes_scanned_share: (codes_total > 0.0).then(|| total(|work| work.codes_scanned) / codes_total),
+        rows_exact_mean: total(|work| work.rows_exact) / answered.len().max(1) as f64,
         latency_ms: Latency::of(&answered.iter().map(|answer| answer.elapsed).collect::<Vec<_>>()),
     };
     output.result(&report, || report.text());
@@ -99,21 +94,11 @@ async fn ask(client: &Client, arguments: &Arguments, vector: Vec<f32>, expected:
         ..arguments.knobs.request(&arguments.collection, K as u32)
     };
     let (found, elapsed) = timed_search(client, &request).await?;
-    let counter = |name: &str| found.explain.as_ref().and_then(|explain| explained(explain, name));
+    let work = found.explain.as_ref().map(|explain| explain.work).unwrap_or_default();
     let expected: HashSet<String> = expected.iter().map(|row| format!("{}{row}", arguments.id_prefix)).collect();
-    let (codes_scanned, codes_total, rows_exact) =
-        (counter("codes_scanned"), counter("codes_total"), counter("rows_exact"));
     let (documents, scores): (Vec<String>, Vec<f64>) =
         found.hits.into_iter().map(|hit| (hit.document_id, hit.score)).unzip();
-    Ok(Answered {
-        recall: metrics::recall(&documents, &expected, K),
-        documents,
-        scores,
-        codes_scanned,
-        codes_total,
-        rows_exact,
-        elapsed,
-    })
+    Ok(Answered { recall: metrics::recall(&documents, &expected, K), documents, scores, work, elapsed })
 }
 
 impl Report {
@@ -122,13 +107,13 @@ impl Report {
             Some(share) => format!("{:.1} % of the codes per query", share * 100.0),
             None => "no index used".into(),
         };
-        let exact = self.rows_exact_mean.map(|rows| format!(", {rows:.0} rows compared exactly")).unwrap_or_default();
         format!(
-            "{} query vectors over {}\n  recall@{K}   {:.4} (worst query {:.1})\n  scanned     {share}{exact}\n  latency     {}",
+            "{} query vectors over {}\n  recall@{K}   {:.4} (worst query {:.1})\n  scanned     {share}, {:.0} rows compared exactly\n  latency     {}",
             self.queries,
             self.collection,
             self.recall_at_10,
             self.recall_at_10_worst,
+            self.rows_exact_mean,
             self.latency_ms.text()
         )
     }

@@ -12,7 +12,7 @@ use super::{Arguments, Refusal, Summary};
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Output, ProgressLines};
-use crate::wire::{DocumentAccepted, DocumentRequest, Job, JobStatus};
+use crate::wire::{DocumentAccepted, DocumentRequest, Job};
 
 /// Documents in flight unless asked otherwise: enough to keep the embedder's batches full.
 const CONCURRENCY_DEFAULT: u16 = 16;
@@ -121,22 +121,14 @@ async fn follow(client: &Client, job_id: &str, timeout: Duration) -> Result<Opti
     let mut pause = POLL_FIRST;
     loop {
         let job: Job = client.get(&["api", "v1", "jobs", job_id]).await?;
-        match job.status {
-            JobStatus::Done => return Ok(None),
-            JobStatus::Failed => return Ok(Some(job.reason())),
-            JobStatus::Cancelled => return Ok(Some("its job was cancelled".into())),
-            _ if Instant::now() >= deadline => {
-                return Ok(Some(
-                    format!(
-                        "still {:?} after {}; job {job_id} goes on",
-                        job.status,
-                        humantime::format_duration(timeout)
-                    )
-                    .to_lowercase(),
-                ));
-            }
-            _ => tokio::time::sleep(pause).await,
+        if job.terminal {
+            return Ok((job.status != "done").then(|| job.error.map_or(job.status, |error| error.message)));
         }
+        if Instant::now() >= deadline {
+            let limit = humantime::format_duration(timeout);
+            return Ok(Some(format!("still {} after {limit}; job {job_id} goes on", job.status)));
+        }
+        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL_MAX);
     }
 }
