@@ -22,7 +22,6 @@ use crate::replication::Timing;
 use crate::replication::pool::StoragePool;
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
-use crate::rpc::register_client::MetadataRegister;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
 use crate::rpc::search_service::SearchServer;
 use crate::rpc::server::{self, Services};
@@ -96,7 +95,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
-            register: Arc::new(MetadataRegister::new(metadata.clone())),
+            register: Arc::new(agent.clone()),
             opened: Arc::new(move || nudge.heartbeat_now()),
         };
         let copies_stop = CancellationToken::new();

@@ -4,7 +4,6 @@ pub mod admin_service;
 mod append;
 pub mod client;
 pub mod deadline;
-pub mod register_client;
 pub mod replication_service;
 pub mod search_service;
 pub mod server;

@@ -3,12 +3,50 @@
 use cluster_config::ids::{CopyId, Lineage, OperationId, ShardId};
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use node::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError, StoredState};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub(crate) struct SimDisk {
     copy: CopyId,
     shard: ShardId,
     content: Mutex<Content>,
+    /// Calls of `persist`, which is to say fsyncs, pass here.
+    pub(crate) persists: Gate,
+    /// Calls of `apply` pass here.
+    pub(crate) applies: Gate,
+}
+
+/// Calls pass one by one while it is open, and are counted.
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    opened: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    is_shut: bool,
+    passed: usize,
+}
+
+impl Gate {
+    pub(crate) fn shut(&self) {
+        self.state.lock().is_shut = true;
+    }
+
+    pub(crate) fn open(&self) {
+        self.state.lock().is_shut = false;
+        self.opened.notify_all();
+    }
+
+    pub(crate) fn passed(&self) -> usize {
+        self.state.lock().passed
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock();
+        self.opened.wait_while(&mut state, |state| state.is_shut);
+        state.passed += 1;
+    }
 }
 
 #[derive(Default)]
@@ -21,7 +59,8 @@ struct Content {
 
 impl SimDisk {
     pub(crate) fn new(copy: CopyId, shard: ShardId) -> Self {
-        Self { copy, shard, content: Mutex::new(Content::default()) }
+        let content = Mutex::new(Content::default());
+        Self { copy, shard, content, persists: Gate::default(), applies: Gate::default() }
     }
 
     /// The durable log; entry `n` has seqno `n + 1`.
@@ -72,6 +111,7 @@ impl CopyStorage for SimDisk {
     }
 
     fn persist(&self, write: LogWrite) -> Result<(), StorageError> {
+        self.persists.pass();
         let mut content = self.content.lock();
         if let Some(error) = &content.fails {
             return Err(error.clone());
@@ -117,6 +157,7 @@ impl CopyStorage for SimDisk {
     }
 
     fn apply(&self, entries: &[EncodedEntry]) -> Result<(), StorageError> {
+        self.applies.pass();
         let mut content = self.content.lock();
         for entry in entries {
             let seqno = entry.seqno.0 as usize;

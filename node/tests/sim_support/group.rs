@@ -500,9 +500,10 @@ impl Group {
             if let Some(StorageError::Corrupt(why)) = core.poisoned() {
                 panic!("copy {} diverged: {why}", core.copy());
             }
-            if core.is_primary() {
+            // A grant whose term is not durable yet has shown itself to nobody, and may be taken up again after a reopening.
+            let term = core.confirmed_term();
+            if core.is_primary_in(term) {
                 let holder = (core.copy(), self.nodes[node].life);
-                let term = core.confirmed_term().max(core.last().term);
                 assert_eq!(*self.primaries.entry(term).or_insert(holder), holder, "two primaries in term {term}");
             }
         }
