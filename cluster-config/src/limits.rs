@@ -114,6 +114,8 @@ pub const SOURCES_MAX: usize = 64;
 pub const HEADING_DEPTH_MAX: usize = 6;
 /// Most bytes of a title or of one heading.
 pub const TITLE_BYTES_MAX: usize = 512;
+/// Requests a coordinator answers at one time before `Overloaded`; streams count until they end.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Writes of the metadata log that wait for one sync.
