@@ -23,8 +23,9 @@ use tokio_util::task::TaskTracker;
 use crate::error::Error;
 use crate::maintenance;
 use crate::pool::Pool;
-use crate::replication::pool::StoragePool;
-use crate::replication::{CopyHandle, CopyOptions, RegisterClient, ReplicationTransport, Timing};
+use crate::replication::{
+    CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, StoragePool, Timing,
+};
 use crate::shard::{Shard, ShardOptions, StorageResources};
 
 /// A copy that could not be opened is tried again after this.
@@ -263,6 +264,7 @@ impl Copies {
             pool: self.context.storage_pool.clone(),
             transport: Arc::clone(&self.context.transport),
             register,
+            drain_timeout: DRAIN_TIMEOUT,
             check: self.context.check,
         })
         .await?;

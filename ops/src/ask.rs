@@ -2,15 +2,17 @@
 
 use clap::Args;
 use futures::StreamExt;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::Global;
-use crate::client::{ApiError, Client};
+use crate::client::{Client, ErrorBody};
 use crate::error::Error;
 use crate::output::{print_line, print_piece};
 use crate::search::parse_json;
 use crate::sse::{Event, Parser};
-use crate::wire::{Citation, Coverage, QueryRequest, QueryResponse};
+use crate::wire::{Citation, Coverage, QueryRequest, QueryResponse, Span};
 
 /// Ask a question and print the answer with its sources.
 ///
@@ -109,53 +111,47 @@ struct Streamed {
 impl Streamed {
     /// Takes one event and returns what is to be printed at once.
     fn take(&mut self, event: &Event) -> Result<Option<String>, Error> {
-        let data: Value = serde_json::from_str(&event.data).unwrap_or_else(|_| Value::String(event.data.clone()));
         match event.name.as_str() {
-            "meta" | "sources" | "done" => {
-                if let Some(generator) = data["generator"].as_str() {
-                    self.response.generator = generator.to_owned();
-                }
-                if let Ok(shards) = serde_json::from_value::<Coverage>(data["shards"].clone()) {
-                    self.response.shards = shards;
-                }
-                if let Ok(citations) = serde_json::from_value::<Vec<Citation>>(data["citations"].clone()) {
-                    self.response.citations = citations;
-                }
-                self.done |= event.name == "done";
-            }
-            "citation" => {
-                if let Ok(citation) = serde_json::from_value::<Citation>(data) {
-                    self.add(citation);
-                }
+            "meta" => {
+                let meta: Meta = read(event)?;
+                self.response.generator = meta.generator;
+                self.response.shards = meta.shards;
+                self.response.request_id = meta.request_id;
             }
             "delta" => {
-                let text =
-                    data["text"].as_str().or(data["delta"].as_str()).or(data.as_str()).unwrap_or_default().to_owned();
-                self.response.answer.push_str(&text);
-                return Ok(Some(text));
+                let delta: Delta = read(event)?;
+                self.response.answer.push_str(&delta.text);
+                return Ok(Some(delta.text));
             }
-            "error" => {
-                let body = data.get("error").cloned().unwrap_or(data);
-                let error = serde_json::from_value::<ApiError>(body).unwrap_or_else(|_| ApiError {
-                    status: 0,
-                    kind: "internal".into(),
-                    message: event.data.clone(),
-                    hint: String::new(),
-                    retryable: false,
-                    request_id: None,
-                });
-                return Err(Error::Api(error));
-            }
+            "citation" => self.response.citations.push(read(event)?),
+            "done" => self.done = true,
+            "error" => return Err(Error::Api(read::<ErrorBody>(event)?.error)),
+            // `sources` (all that was retrieved, cited or not), `usage`, and whatever a later version adds.
             _ => {}
         }
         Ok(None)
     }
+}
 
-    fn add(&mut self, citation: Citation) {
-        if !self.response.citations.iter().any(|known| known.number() == citation.number()) {
-            self.response.citations.push(citation);
-        }
-    }
+#[derive(Deserialize)]
+struct Meta {
+    generator: String,
+    shards: Coverage,
+    request_id: String,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    text: String,
+}
+
+fn read<T: DeserializeOwned>(event: &Event) -> Result<T, Error> {
+    serde_json::from_str(&event.data).map_err(|error| {
+        Error::local(
+            format!("event {:?} is not as expected: {error}", event.name),
+            "is the coordinator of the same version as this susui?",
+        )
+    })
 }
 
 fn sources_text(answered: &QueryResponse) -> String {
@@ -167,14 +163,15 @@ fn sources_text(answered: &QueryResponse) -> String {
         "" => "sources".to_owned(),
         generator => format!("sources (answer by {generator})"),
     };
-    for citation in &answered.citations {
+    let mut citations: Vec<&Citation> = answered.citations.iter().collect();
+    citations.sort_by_key(|citation| (citation.marker, citation.span.start, citation.span.end));
+    citations.dedup();
+    for citation in citations {
         let title = citation.title.as_deref().filter(|title| !title.is_empty()).unwrap_or(&citation.document_id);
-        let span = citation.span().map(|(start, end)| format!(", bytes {start}..{end}")).unwrap_or_default();
+        let Span { start, end } = citation.span;
         text.push_str(&format!(
-            "\n  [{}] {title} ({}{span}), score {:.3}",
-            citation.number(),
-            citation.chunk_id,
-            citation.score
+            "\n  [{}] {title} ({}, bytes {start}..{end}), score {:.3}",
+            citation.marker, citation.chunk_id, citation.score
         ));
     }
     text
@@ -191,10 +188,12 @@ mod tests {
     #[test]
     fn an_answer_grows_by_its_events() {
         let mut answer = Streamed::default();
-        let citation = r#"{"marker":1,"chunk_id":"d#0","document_id":"d","title":"D","span":[0,5],"score":0.5}"#;
+        let citation =
+            r#"{"marker":1,"chunk_id":"d#0","document_id":"d","title":"D","span":{"start":0,"end":5},"score":0.5}"#;
+        let shards = r#"{"total":4,"ok":4,"failed":0,"timed_out":0}"#;
         let events = [
-            ("meta", r#"{"generator":"extractive","request_id":"r"}"#.to_owned()),
-            ("sources", r#"{"shards":{"total":4,"ok":4,"failed":0,"timed_out":0}}"#.to_owned()),
+            ("meta", format!(r#"{{"generator":"extractive","request_id":"r","shards":{shards}}}"#)),
+            ("sources", format!("[{citation}]")),
             ("delta", r#"{"text":"It is "}"#.to_owned()),
             ("delta", r#"{"text":"so [1]."}"#.to_owned()),
             ("citation", citation.to_owned()),
@@ -208,11 +207,12 @@ mod tests {
         answer.take(&event("done", "{}")).expect("no error");
         assert!(answer.done && answer.response.shards.is_complete());
         assert_eq!(answer.response.answer, "It is so [1].");
-        assert_eq!(answer.response.citations.len(), 1);
         let sources = sources_text(&answer.response);
-        assert!(
-            sources.contains("extractive") && sources.contains("[1] D (d#0, bytes 0..5), score 0.500"),
-            "{sources}"
+        assert!(sources.contains("extractive"), "{sources}");
+        assert_eq!(
+            sources.matches("[1] D (d#0, bytes 0..5), score 0.500").count(),
+            1,
+            "a place cited twice is listed once: {sources}"
         );
     }
 
@@ -222,5 +222,6 @@ mod tests {
             r#"{"error":{"type":"deadline_exceeded","message":"too slow","hint":"ask for less","retryable":true}}"#;
         let error = Streamed::default().take(&event("error", data)).expect_err("an error");
         assert_eq!(error.exit(), crate::error::Exit::Busy);
+        assert!(Streamed::default().take(&event("delta", "not JSON")).is_err());
     }
 }

@@ -45,6 +45,13 @@ pub struct ApiError {
     pub request_id: Option<String>,
 }
 
+/// The body of every error, over HTTP and in streams.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ApiError,
+}
+
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({}", self.message, self.kind)?;
@@ -253,11 +260,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// The API's error body, or an account of whatever else answered.
 fn parse_error(status: u16, text: &str) -> ApiError {
-    #[derive(Deserialize)]
-    struct Body {
-        error: ApiError,
-    }
-    match serde_json::from_str::<Body>(text) {
+    match serde_json::from_str::<ErrorBody>(text) {
         Ok(body) => ApiError { status, ..body.error },
         Err(_) => ApiError {
             status,

@@ -62,7 +62,7 @@ pub struct Knobs {
     #[arg(long)]
     pub exact: bool,
     /// Copy of each shard asked first.
-    #[arg(long, value_name = "primary|replica|node:ID")]
+    #[arg(long, value_name = "primary|replica|node:ID", value_parser = parse_copy)]
     pub prefer_copy: Option<String>,
 }
 
@@ -147,9 +147,23 @@ pub fn parse_json(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
+fn parse_copy(text: &str) -> Result<String, String> {
+    let is_node = text.strip_prefix("node:").is_some_and(|id| id.parse::<u64>().is_ok());
+    if is_node || matches!(text, "primary" | "replica") {
+        return Ok(text.to_owned());
+    }
+    Err("expected primary, replica or node:ID".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_are_named_as_the_api_names_them() {
+        assert!(["primary", "replica", "node:3"].into_iter().all(|text| parse_copy(text).is_ok()));
+        assert!(["0", "node:", "node:x", "Primary"].into_iter().all(|text| parse_copy(text).is_err()));
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -255,11 +255,11 @@ pub struct QueryResponse {
     pub request_id: String,
 }
 
-/// One source of an answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A place in a source that an answer rests on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Citation {
-    /// The marker in the answer: a number, or text such as `[1]`.
-    pub marker: Value,
+    /// The number in brackets in the answer.
+    pub marker: u32,
     /// The passage.
     pub chunk_id: String,
     /// Its document.
@@ -267,32 +267,19 @@ pub struct Citation {
     /// Title of the document.
     #[serde(default)]
     pub title: Option<String>,
-    /// Byte offsets in the document's extracted text, end excluded: `[start, end]` or `{start, end}`.
-    #[serde(default)]
-    pub span: Value,
+    /// Byte offsets in the document's extracted text.
+    pub span: Span,
     /// Larger is better.
-    #[serde(default)]
     pub score: f64,
 }
 
-impl Citation {
-    /// The number of the marker, as it stands in the answer.
-    pub fn number(&self) -> String {
-        match &self.marker {
-            Value::String(text) => text.trim_matches(['[', ']']).to_owned(),
-            other => other.to_string(),
-        }
-    }
-
-    /// Byte offsets in the source, where given.
-    pub fn span(&self) -> Option<(u64, u64)> {
-        let (start, end) = match &self.span {
-            Value::Array(ends) => (ends.first()?, ends.get(1)?),
-            Value::Object(ends) => (ends.get("start")?, ends.get("end")?),
-            _ => return None,
-        };
-        Some((start.as_u64()?, end.as_u64()?))
-    }
+/// Byte offsets, end excluded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// First byte.
+    pub start: u64,
+    /// Behind the last byte.
+    pub end: u64,
 }
 
 /// JSON body of `POST /api/v1/documents`.
@@ -528,22 +515,6 @@ pub struct CopyDigest {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn spans_and_markers_are_read_in_both_spellings() {
-        let citation = |marker: Value, span: Value| Citation {
-            marker,
-            span,
-            chunk_id: "d#0".into(),
-            document_id: "d".into(),
-            title: None,
-            score: 0.5,
-        };
-        assert_eq!(citation(json!(1), json!([3, 9])).span(), Some((3, 9)));
-        assert_eq!(citation(json!("[2]"), json!({"start": 3, "end": 9})).span(), Some((3, 9)));
-        assert_eq!(citation(json!("[2]"), Value::Null).number(), "2");
-        assert_eq!(citation(json!(7), json!([3])).span(), None);
-    }
 
     #[test]
     fn what_is_left_out_of_a_collection_is_not_sent() {

@@ -192,9 +192,8 @@ async fn query(Json(body): Json<Value>) -> Response {
         .into_response();
     }
     let events = format!(
-        "event: meta\ndata: {}\n\nevent: delta\ndata: {{\"text\":\"Yes \"}}\n\nevent: delta\ndata: {{\"text\":\"[1].\"}}\n\nevent: citation\ndata: {citation}\n\nevent: done\ndata: {}\n\n",
-        json!({"generator": "ollama"}),
-        json!({ "shards": shards }),
+        "event: meta\ndata: {}\n\nevent: sources\ndata: [{citation}]\n\nevent: delta\ndata: {{\"text\":\"Yes \"}}\n\nevent: delta\ndata: {{\"text\":\"[1].\"}}\n\nevent: citation\ndata: {citation}\n\nevent: done\ndata: {{\"finish_reason\":\"stop\"}}\n\n",
+        json!({"generator": "ollama", "request_id": "r", "shards": shards}),
     );
     ([("content-type", "text/event-stream")], events).into_response()
 }

@@ -26,6 +26,8 @@ impl Dev {
         for name in ["susui-node", "susui-coordinator"] {
             std::fs::copy(&fake, bin.join(name)).expect("copies");
         }
+        std::fs::create_dir(dir.path().join("model")).expect("creates");
+        std::fs::write(dir.path().join("model/model.safetensors"), "").expect("writes");
         Self { base_port: free_base_port(), dir }
     }
 
@@ -41,8 +43,18 @@ impl Dev {
 
     fn up(&self) -> Output {
         let port = self.base_port.to_string();
-        let bin = self.dir.path().join("bin");
-        self.run(&["up", "--base-port", &port, "--wait", "60s", "--bin-dir", bin.to_str().expect("text")])
+        let place = |name: &str| self.dir.path().join(name).display().to_string();
+        self.run(&[
+            "up",
+            "--base-port",
+            &port,
+            "--wait",
+            "60s",
+            "--bin-dir",
+            &place("bin"),
+            "--model-dir",
+            &place("model"),
+        ])
     }
 
     /// Pid by process, of those that run.
@@ -176,6 +188,23 @@ fn a_foreign_listener_and_a_contradiction_are_named() {
     drop(foreign);
     // The directory is made by now: another number of nodes contradicts it.
     assert_exit(&dev.run(&["up", "--nodes", "5"]), 2);
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_started() {
+    let dev = Dev::new();
+    let model = dev.dir.path().join("model/model.safetensors");
+    std::fs::remove_file(&model).expect("removes");
+    let up = dev.up();
+    assert_exit(&up, 1);
+    assert!(String::from_utf8_lossy(&up.stderr).contains("ops/fetch-model"));
+    std::fs::write(&model, "").expect("writes");
+    let config = dev.data_dir().join("conf/node-2.toml");
+    std::fs::write(&config, "node_id = 2\nnode_name = \"x\"\n").expect("writes");
+    let up = dev.up();
+    assert_exit(&up, 1);
+    assert!(String::from_utf8_lossy(&up.stderr).contains("node-2.toml: "));
+    assert!(dev.pids().is_empty());
 }
 
 fn kill(pid: u64) {

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use cluster_config::coordinator_config::CoordinatorConfig;
+use cluster_config::error::ConfigError;
+use cluster_config::node_config::NodeConfig;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -13,10 +16,9 @@ use super::process::{self, Identity};
 use super::{UpArguments, home_share};
 use crate::cli::Global;
 use crate::client::Client;
+use crate::collection::EMBEDDER_DEFAULT;
 use crate::error::Error;
 
-/// Name of the embedding model's directory below the models of this user.
-const MODEL_NAME: &str = "all-MiniLM-L6-v2";
 /// Time one readiness probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two rounds of probes.
@@ -30,12 +32,7 @@ pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
     let manifest = settle_manifest(&layout, &arguments)?;
     let bin_dir = bin_dir(arguments.bin_dir)?;
     layout.write(&manifest)?;
-    if !manifest.model_dir.join("model.safetensors").exists() {
-        output.note(&format!(
-            "note: no embedding model in {} (./ops/fetch-model gets it); collections of your own vectors work without",
-            manifest.model_dir.display()
-        ));
-    }
+    check_configs(&layout, &manifest)?;
     let mut started = Vec::new();
     for member in manifest.members() {
         if let Some(child) = start_missing(&layout, &bin_dir, &member)? {
@@ -82,7 +79,7 @@ fn settle_manifest(layout: &Layout, arguments: &UpArguments) -> Result<Manifest,
     let Some(existing) = layout.manifest()? else {
         let model_dir = match &arguments.model_dir {
             Some(dir) => std::path::absolute(dir).map_err(|error| Error::file(dir, &error))?,
-            None => home_share()?.join("models").join(MODEL_NAME),
+            None => home_share()?.join("models").join(EMBEDDER_DEFAULT),
         };
         return Ok(Manifest {
             cluster_id: format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]),
@@ -104,6 +101,31 @@ fn settle_manifest(layout: &Layout, arguments: &UpArguments) -> Result<Manifest,
         return Err(differs("--base-port", &existing.base_port.to_string(), &port.to_string()));
     }
     Ok(existing)
+}
+
+/// Reads every file as its process will, so that a mistake is told before anything is started; likewise a missing model.
+fn check_configs(layout: &Layout, manifest: &Manifest) -> Result<(), Error> {
+    for member in manifest.members() {
+        let path = layout.config_file(&member.name);
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::file(&path, &error))?;
+        let invalid = |error: ConfigError| {
+            Error::local(format!("{}: {}: {}", path.display(), error.key, error.problem), error.hint)
+        };
+        if member.rpc_port.is_some() {
+            NodeConfig::from_toml(&text, std::env::vars()).map_err(invalid)?;
+            continue;
+        }
+        let config = CoordinatorConfig::from_toml(&text, std::env::vars()).map_err(invalid)?;
+        let weights = config.embedder.model_dir.join("model.safetensors");
+        if config.embedder.name == EMBEDDER_DEFAULT && !weights.exists() {
+            let problem = format!("there is no embedding model at {}", weights.display());
+            return Err(Error::local(
+                problem,
+                format!("`ops/fetch-model` of the sources fetches it; or correct model_dir in {}", path.display()),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
