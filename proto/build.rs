@@ -6,6 +6,8 @@ fn main() -> std::io::Result<()> {
         .map(|name| format!("susui/v1/{name}.proto"))
         .collect();
     tonic_prost_build::configure()
+        // Maps in key order: the same state gives the same bytes.
+        .btree_map(".")
         .bytes(".susui.v1.LogEntry.payload")
         .bytes(".susui.v1.Chunk.vector")
         .bytes(".susui.v1.RaftMessage.body")

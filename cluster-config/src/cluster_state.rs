@@ -52,7 +52,7 @@ pub struct NodeRecord {
 }
 
 /// Everything the metadata group agrees on. Ordered maps only: the same commands give the same bytes everywhere.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterState {
     /// From the configuration; every message between nodes carries it.
     pub cluster_id: String,
@@ -81,6 +81,23 @@ pub struct RetiredCopy {
     pub shard: ShardId,
     /// Where its files are.
     pub node: NodeId,
+}
+
+impl Default for ClusterState {
+    /// An empty cluster. Ids are allotted from 1: 0 is "none" on the wire.
+    fn default() -> Self {
+        Self {
+            cluster_id: String::new(),
+            version: 0,
+            feature_level: 0,
+            nodes: BTreeMap::new(),
+            collections: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            next_collection: 1,
+            next_copy: 1,
+        }
+    }
 }
 
 impl ClusterState {

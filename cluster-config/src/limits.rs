@@ -57,6 +57,13 @@ pub const GENERATION_PIECE_BYTES: usize = 1024 * 1024;
 pub const GENERATION_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Rows added to the index by one `IndexUpTo`, so that applying it is a bounded pause.
 pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
+/// Most vectors a model generation is trained on. FAISS' k-means looks at no more than 256 vectors a centroid and wants 39,
+/// so this serves up to 1,680 lists; further rows would cost time and teach little.
+pub const TRAINING_ROWS_MAX: usize = 65_536;
+/// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
+pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one checksummed piece of a stored index.
+pub const INDEX_PIECE_BYTES: usize = 1024 * 1024;
 /// Most results of a search.
 pub const TOP_K_MAX: u32 = 1000;
 /// Most candidates re-scored exactly per shard.
@@ -85,6 +92,8 @@ pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
 pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
+/// Answers to its primary that one copy holds back until its disk has caught up; one is usual.
+pub const APPENDS_WAITING_MAX: usize = 16;
 /// Messages queued at one copy's task.
 pub const COPY_MAILBOX_MAX: usize = 4096;
 /// Searches queued for a node's search pool before `Overloaded`.
@@ -107,6 +116,22 @@ pub const HEADING_DEPTH_MAX: usize = 6;
 pub const TITLE_BYTES_MAX: usize = 512;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Writes of the metadata log that wait for one sync.
+pub const METADATA_FLUSH_QUEUE_MAX: usize = 1024;
+/// Most bytes of log entries in one message between metadata voters.
+pub const METADATA_APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most agreed commands applied and stored in one write.
+pub const METADATA_APPLY_BATCH_MAX: usize = 256;
+/// Most bytes of a metadata snapshot; 100,000 shards take about 20 MiB.
+pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one piece of a metadata snapshot on the wire.
+pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
+/// Most shards that one reconfiguration changes; further ones follow in the next.
+pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
+/// Copies that may be on their way to replace lost ones at a time.
+pub const REPLACEMENTS_MAX: usize = 20;
+/// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
+pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Longest word an operator gives: cluster, zone, backend.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Sizes of the metadata group.
@@ -137,6 +162,7 @@ pub const EMBED_CACHE_ENTRIES_MAX: u64 = 10_000_000;
 pub const INGEST_WORKERS_MAX: usize = 256;
 
 const _: () = {
+    assert!(METADATA_APPEND_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);

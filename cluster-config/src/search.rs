@@ -1,11 +1,15 @@
 //! A search as the coordinator asks it of one shard copy, and what the copy answers.
 
+use serde::{Deserialize, Serialize};
+
 use crate::filter::Filter;
 use crate::ids::{CopyId, Lineage, ShardId};
 use crate::seqno::{PrimaryTerm, SeqNo};
+use crate::shard_group::CopyTarget;
 
 /// How fresh a read must be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Consistency {
     /// Any readable copy that heard from its primary within the staleness bound.
     #[default]
@@ -51,6 +55,28 @@ pub struct ShardQuery {
     pub tenant: String,
     /// Speed against recall.
     pub knobs: SearchKnobs,
+}
+
+/// One shard asked of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardTarget {
+    /// Which copy.
+    pub target: CopyTarget,
+    /// Session reads: serve at or after this position of the target's lineage; 0 asks for nothing.
+    pub min_seqno: SeqNo,
+}
+
+/// Everything one scatter asks of one node: every query is run on every target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeSearch {
+    /// At most `limits::SEARCHES_PER_BATCH_MAX`.
+    pub queries: Vec<ShardQuery>,
+    /// Copies on the node.
+    pub targets: Vec<ShardTarget>,
+    /// How fresh the answers must be.
+    pub consistency: Consistency,
+    /// Longest time since the copy heard from its primary, for eventual reads.
+    pub max_staleness_ms: u64,
 }
 
 /// One result of one shard: enough to merge; texts are fetched for the merged best only.

@@ -76,7 +76,25 @@ pub struct PrimaryGrant {
     pub incarnation: Incarnation,
 }
 
+/// The copy a request is meant for; a receiver refuses another copy id or lineage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CopyTarget {
+    /// Its shard.
+    pub shard: ShardId,
+    /// The copy.
+    pub copy: CopyId,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Version of the register the sender acts on.
+    pub cfg_version: u64,
+}
+
 impl ShardGroup {
+    /// Addresses one copy of this shard, as this register knows it.
+    pub fn target(&self, copy: CopyId) -> CopyTarget {
+        CopyTarget { shard: self.shard, copy, lineage: self.lineage, cfg_version: self.version }
+    }
+
     /// The primary's copy, where there is one.
     pub fn primary_copy(&self) -> Option<CopyId> {
         self.primary.map(|grant| grant.copy)

@@ -51,7 +51,9 @@ impl Pool {
                     .spawn(move || serve(&receiver, &queued, init))
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(Self { shared: Arc::new(Shared { name, sender: Mutex::new(Some(sender)), queued, threads: Mutex::new(handles) }) })
+        Ok(Self {
+            shared: Arc::new(Shared { name, sender: Mutex::new(Some(sender)), queued, threads: Mutex::new(handles) }),
+        })
     }
 
     /// Runs `job` on the pool. Errors: `Overloaded` at once when the queue is full; `Closed` if the pool closes or the job panics.

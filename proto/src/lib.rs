@@ -6,7 +6,7 @@
 pub mod convert;
 
 /// Generated from `susui/v1/*.proto`.
-#[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated code")]
+#[allow(missing_docs, clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("susui.v1");
 }

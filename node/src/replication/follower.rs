@@ -1,0 +1,129 @@
+//! A copy that takes the primary's stream: W6 and W7.
+
+use std::collections::VecDeque;
+
+use cluster_config::limits::APPENDS_WAITING_MAX;
+use cluster_config::seqno::{PrimaryTerm, SeqNo};
+
+use super::core::Local;
+use super::messages::{Append, AppendOutcome, AppendRefusal, RequestId};
+use super::storage::LogWrite;
+
+/// What a follower holds besides its log: answers that wait for the disk.
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    waiting: VecDeque<Waiting>,
+    /// When a checkpoint was last heard from a primary whose log this one agrees with.
+    heard_ms: Option<u64>,
+}
+
+/// An answer that is true once the write is durable.
+#[derive(Debug)]
+struct Waiting {
+    write_id: u64,
+    request: RequestId,
+    term: PrimaryTerm,
+    outcome: AppendOutcome,
+}
+
+/// The copy's log contradicts what it knows to be committed. It must stop.
+#[derive(Debug)]
+pub(super) struct Diverged(pub(super) String);
+
+impl Follower {
+    /// A copy that was primary until now.
+    pub(super) fn heard_at(now_ms: u64) -> Self {
+        Self { heard_ms: Some(now_ms), ..Self::default() }
+    }
+
+    /// W6. Takes entries of a primary whose identity was checked and whose term is not older than ours.
+    pub(super) fn on_append(&mut self, local: &mut Local, request: RequestId, append: Append) -> Result<(), Diverged> {
+        if self.waiting.len() >= APPENDS_WAITING_MAX || !is_well_formed(&append) {
+            local.reply(request, AppendOutcome::Refused(AppendRefusal::Busy));
+            return Ok(());
+        }
+        let mut write = LogWrite::default();
+        if append.term > local.log.current_term() {
+            // A higher term is adopted; the log's tail stays, for it may hold acknowledged entries.
+            write.term = Some(append.term);
+        }
+        let outcome = match accept(local, &append, &mut write)? {
+            Accepted::Match(seqno) => AppendOutcome::Match(seqno),
+            Accepted::Mismatch(refusal) => AppendOutcome::Refused(refusal),
+        };
+        let write_id = if write.is_empty() { local.log.last_write() } else { local.persist(write) };
+        if let AppendOutcome::Match(seqno) = outcome {
+            // Capped by this message: what lies beyond may still be another primary's leftover.
+            local.log.commit(append.global_checkpoint.min(seqno));
+            self.heard_ms = Some(local.now_ms);
+        }
+        self.waiting.push_back(Waiting { write_id, request, term: append.term, outcome });
+        self.answer(local);
+        Ok(())
+    }
+
+    /// Answers whatever the disk has caught up with.
+    pub(super) fn answer(&mut self, local: &mut Local) {
+        while let Some(waiting) = self.waiting.pop_front_if(|waiting| local.log.is_persisted(waiting.write_id)) {
+            let superseded = waiting.term != local.log.current_term();
+            let stale = AppendOutcome::Refused(AppendRefusal::StaleTerm);
+            local.reply(waiting.request, if superseded { stale } else { waiting.outcome });
+        }
+    }
+
+    /// Refuses whatever still waits, because the role ends.
+    pub(super) fn end(self, local: &mut Local, refusal: AppendRefusal) {
+        for waiting in self.waiting {
+            local.reply(waiting.request, AppendOutcome::Refused(refusal));
+        }
+    }
+
+    pub(super) fn heard_ms(&self) -> Option<u64> {
+        self.heard_ms
+    }
+}
+
+enum Accepted {
+    Match(SeqNo),
+    Mismatch(AppendRefusal),
+}
+
+/// Compares the message with the log and fills in what must change.
+fn accept(local: &Local, append: &Append, write: &mut LogWrite) -> Result<Accepted, Diverged> {
+    let log = &local.log;
+    let (prev, purged) = (append.prev, log.purged().seqno);
+    if prev.seqno > log.last() {
+        return Ok(Accepted::Mismatch(AppendRefusal::Mismatch { hint: log.last_position() }));
+    }
+    // What is purged was committed, so it agrees with every later primary.
+    if prev.seqno >= purged && log.term_at(prev.seqno) != Some(prev.term) {
+        if prev.seqno <= log.committed() {
+            return Err(Diverged(format!("entry {} is committed here, but the primary has another", prev.seqno)));
+        }
+        let hint = log.last_position_within(SeqNo(prev.seqno.0 - 1), prev.term);
+        return Ok(Accepted::Mismatch(AppendRefusal::Mismatch { hint }));
+    }
+    let is_new = |seqno: SeqNo, term: PrimaryTerm| seqno > purged && log.term_at(seqno) != Some(term);
+    if let Some(first) = append.entries.iter().position(|entry| is_new(entry.seqno, entry.term)) {
+        let seqno = append.entries[first].seqno;
+        if seqno <= log.last() {
+            if seqno <= log.committed() {
+                return Err(Diverged(format!("entry {seqno} is committed here, but the primary overwrites it")));
+            }
+            write.truncate_from = Some(seqno);
+        }
+        write.entries = append.entries[first..].to_vec();
+    }
+    Ok(Accepted::Match(SeqNo(prev.seqno.0 + append.entries.len() as u64)))
+}
+
+/// Entries follow `prev` without gaps, and no term goes back or beyond the sender's.
+fn is_well_formed(append: &Append) -> bool {
+    let mut before = append.prev;
+    append.entries.iter().all(|entry| {
+        let follows = entry.seqno == before.seqno.next() && entry.term >= before.term && entry.term <= append.term;
+        before.seqno = entry.seqno;
+        before.term = entry.term;
+        follows
+    }) && append.prev.term <= append.term
+}

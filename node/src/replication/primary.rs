@@ -1,0 +1,344 @@
+//! A copy that orders the writes of one term: W2 to W5 and W8 to W10.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cluster_config::ids::{CopyId, OperationId};
+use cluster_config::limits::{WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
+use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
+use cluster_config::shard_group::ShardGroup;
+
+use super::core::Local;
+use super::messages::{
+    Action, AppendOutcome, AppendRefusal, AppendResult, Change, ProposalOutcome, RequestId, SendAppend, WriteAck,
+    WriteRefusal,
+};
+use super::storage::{EncodedEntry, LogWrite};
+use super::tracker::{Tracker, UnresolvedAdd};
+
+/// The role, for one term. It ends with the first sign of another grant; what it did not finish is of unknown outcome.
+#[derive(Debug)]
+pub(super) struct Primary {
+    term: PrimaryTerm,
+    group: Arc<ShardGroup>,
+    /// First entry of the term (W2).
+    barrier: SeqNo,
+    /// Nothing is sent before this write, which makes term and barrier durable. Were the term not durable, a reopened copy of
+    /// this very process could be granted it again and fill it with other entries.
+    granted_write: u64,
+    /// Answers to older messages belong to an earlier term of this copy.
+    first_append: u64,
+    tracker: Tracker,
+    /// Writes that wait for their entry to be committed and applied.
+    waiters: BTreeMap<SeqNo, Vec<Waiter>>,
+    /// Writes whose operation id is being looked up; retries that arrive meanwhile join.
+    lookups: BTreeMap<OperationId, Vec<Lookup>>,
+    /// Calls waiting in `waiters` and `lookups`.
+    waiting: usize,
+    /// Payload bytes in `lookups` and in entries that are not applied yet.
+    bytes: usize,
+    entry_bytes: VecDeque<(SeqNo, usize)>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    request: RequestId,
+    is_retry: bool,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    request: RequestId,
+    payload: Bytes,
+}
+
+impl Primary {
+    /// W2: adopts the granted term and opens it with a barrier, both in one durable write.
+    pub(super) fn begin(local: &mut Local, group: Arc<ShardGroup>, barrier_payload: Bytes) -> Self {
+        let term = group.primary_term;
+        let (before, barrier) = (local.log.last(), local.log.last().next());
+        let entry = EncodedEntry::seal(barrier, term, OperationId(0), barrier_payload);
+        let granted_write = local.persist(LogWrite { term: Some(term), truncate_from: None, entries: vec![entry] });
+        let mut tracker = Tracker::new(local.copy);
+        tracker.reconfigure(&group, before.next(), local.now_ms);
+        Self {
+            term,
+            group,
+            barrier,
+            granted_write,
+            first_append: local.next_append_id,
+            tracker,
+            waiters: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            waiting: 0,
+            bytes: 0,
+            entry_bytes: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn term(&self) -> PrimaryTerm {
+        self.term
+    }
+
+    /// A newer register that leaves the role and the term as they are.
+    pub(super) fn on_group(&mut self, local: &Local, group: Arc<ShardGroup>) {
+        self.tracker.reconfigure(&group, local.log.last().next(), local.now_ms);
+        self.group = group;
+    }
+
+    /// W3: a retry of an operation in flight joins it; one that was applied gets its old position; all else is appended.
+    pub(super) fn on_write(
+        &mut self,
+        local: &mut Local,
+        request: RequestId,
+        operation_id: OperationId,
+        payload: Bytes,
+    ) {
+        let is_full = self.bytes > 0 && self.bytes + payload.len() > WRITE_QUEUE_BYTES_MAX;
+        if self.waiting >= WRITE_QUEUE_MAX || is_full {
+            local.actions.push(Action::RefuseWrite { request, refusal: WriteRefusal::Overloaded });
+            return;
+        }
+        if operation_id == OperationId(0) {
+            return self.admit(local, operation_id, request, payload);
+        }
+        if let Some(seqno) = local.log.find_unapplied(operation_id) {
+            return self.wait(seqno, Waiter { request, is_retry: true });
+        }
+        self.waiting += 1;
+        self.bytes += payload.len();
+        let same = self.lookups.entry(operation_id).or_default();
+        if same.is_empty() {
+            local.actions.push(Action::FindOperation { operation_id, term: self.term });
+        }
+        same.push(Lookup { request, payload });
+    }
+
+    /// The window of applied operations was searched.
+    pub(super) fn on_lookup(
+        &mut self,
+        local: &mut Local,
+        operation_id: OperationId,
+        term: PrimaryTerm,
+        found: Option<SeqNo>,
+    ) {
+        if term != self.term {
+            return;
+        }
+        for lookup in self.lookups.remove(&operation_id).unwrap_or_default() {
+            self.waiting -= 1;
+            self.bytes -= lookup.payload.len();
+            if let Some(seqno) = found {
+                let ack = WriteAck { seqno, copies_acked: self.tracker.copies_holding(seqno), deduplicated: true };
+                local.actions.push(Action::AckWrite { request: lookup.request, ack });
+            } else if let Some(seqno) = local.log.find_unapplied(operation_id) {
+                self.wait(seqno, Waiter { request: lookup.request, is_retry: true });
+            } else {
+                self.admit(local, operation_id, lookup.request, lookup.payload);
+            }
+        }
+    }
+
+    /// Appends a new operation, unless too few copies are in sync (W10).
+    fn admit(&mut self, local: &mut Local, operation_id: OperationId, request: RequestId, payload: Bytes) {
+        let (in_sync, min_in_sync) = (self.group.in_sync.len(), self.group.min_in_sync);
+        if in_sync < min_in_sync as usize {
+            let refusal = WriteRefusal::NotEnoughCopies { in_sync, min_in_sync };
+            local.actions.push(Action::RefuseWrite { request, refusal });
+            return;
+        }
+        let seqno = local.log.last().next();
+        self.bytes += payload.len();
+        self.entry_bytes.push_back((seqno, payload.len()));
+        let entry = EncodedEntry::seal(seqno, self.term, operation_id, payload);
+        local.persist(LogWrite { entries: vec![entry], ..LogWrite::default() });
+        self.wait(seqno, Waiter { request, is_retry: false });
+    }
+
+    fn wait(&mut self, seqno: SeqNo, waiter: Waiter) {
+        self.waiting += 1;
+        self.waiters.entry(seqno).or_default().push(waiter);
+    }
+
+    /// W5: a write is acknowledged once committed and applied here.
+    pub(super) fn on_applied(&mut self, local: &mut Local) {
+        let applied = local.log.applied();
+        while let Some((seqno, waiters)) = self.waiters.pop_first() {
+            if seqno > applied {
+                self.waiters.insert(seqno, waiters);
+                break;
+            }
+            let copies_acked = self.tracker.copies_holding(seqno);
+            for Waiter { request, is_retry } in waiters {
+                self.waiting -= 1;
+                let ack = WriteAck { seqno, copies_acked, deduplicated: is_retry };
+                local.actions.push(Action::AckWrite { request, ack });
+            }
+        }
+        while let Some((_, bytes)) = self.entry_bytes.pop_front_if(|(seqno, _)| *seqno <= applied) {
+            self.bytes -= bytes;
+        }
+    }
+
+    /// What a copy answered. Returns the higher term, if there is one: the role ends.
+    pub(super) fn on_reply(&mut self, local: &Local, append_id: u64, result: AppendResult) -> Option<PrimaryTerm> {
+        if result.term > self.term {
+            return Some(result.term);
+        }
+        if append_id < self.first_append {
+            return None;
+        }
+        let peer = self.tracker.peers.get_mut(&result.copy)?;
+        let is_awaited = peer.outstanding == Some(append_id);
+        if let AppendOutcome::Match(seqno) = result.outcome {
+            // True whenever it was said: a copy that follows this term never drops what it matched.
+            peer.on_match(seqno.min(local.log.last()));
+            peer.heard_ms = local.now_ms;
+            if peer.incarnation != result.incarnation {
+                // Tracking belongs to one life of the process; it starts again with another, unless it must go on (W4).
+                peer.incarnation = result.incarnation;
+                peer.tracked &= peer.add.is_some();
+            }
+        }
+        if !is_awaited {
+            return None;
+        }
+        peer.outstanding = None;
+        peer.probing = false;
+        let AppendOutcome::Refused(refusal) = result.outcome else { return None };
+        match refusal {
+            AppendRefusal::Mismatch { hint } => {
+                peer.heard_ms = local.now_ms;
+                peer.on_mismatch(hint, &local.log);
+            }
+            AppendRefusal::Corrupt | AppendRefusal::Lineage => peer.broken = true,
+            AppendRefusal::NeedsSnapshot => peer.needs_snapshot = true,
+            // Not heard as far as W9 is concerned: it is given the usual time, then removed.
+            AppendRefusal::Busy | AppendRefusal::UnknownCopy | AppendRefusal::StaleTerm => {}
+        }
+        if !matches!(refusal, AppendRefusal::Mismatch { .. }) {
+            peer.on_failure(local.now_ms + local.timing.retry_ms);
+        }
+        None
+    }
+
+    /// No answer came.
+    pub(super) fn on_append_failed(&mut self, local: &Local, to: CopyId, append_id: u64) {
+        if let Some(peer) = self.tracker.peers.get_mut(&to)
+            && peer.outstanding == Some(append_id)
+        {
+            peer.outstanding = None;
+            peer.on_failure(local.now_ms + local.timing.retry_ms);
+        }
+    }
+
+    /// What time brings: who is behind, and what to ask of metadata (W8, W9).
+    pub(super) fn on_tick(&mut self, local: &mut Local) {
+        self.tracker.observe(local.log.last(), local.now_ms, local.timing.ack_timeout_ms);
+    }
+
+    fn propose(&mut self, local: &mut Local) {
+        if let Some(copy) = self.tracker.to_remove(local.now_ms, local.timing.ack_timeout_ms) {
+            local.propose(&self.group, Change::Remove(copy));
+        } else if let Some((copy, incarnation)) = self.tracker.ready_to_add(local.log.global_checkpoint(), self.barrier)
+            && local.propose(&self.group, Change::Add { copy, incarnation })
+            && let Some(peer) = self.tracker.peers.get_mut(&copy)
+        {
+            let unknown = peer.add.is_some_and(|add| add.unknown);
+            peer.add = Some(UnresolvedAdd { expect_version: self.group.version, unknown });
+        }
+    }
+
+    /// A proposal was decided, or its outcome is unknown. A register that came with the decision is learned separately.
+    pub(super) fn on_proposal(&mut self, change: Change, outcome: Option<&ProposalOutcome>) {
+        let Change::Add { copy, .. } = change else { return };
+        let Some(peer) = self.tracker.peers.get_mut(&copy) else { return };
+        match outcome {
+            None => {
+                if let Some(add) = &mut peer.add {
+                    add.unknown = true;
+                }
+            }
+            Some(_) => peer.add = peer.add.filter(|add| add.unknown),
+        }
+    }
+
+    /// Moves everything that can move: the checkpoint, then proposals, then messages.
+    pub(super) fn advance(&mut self, local: &mut Local) {
+        local.log.commit(self.tracker.global_checkpoint(local.log.durable()));
+        if !local.log.is_persisted(self.granted_write) {
+            return;
+        }
+        self.propose(local);
+        let (last, checkpoint) = (local.log.last(), local.log.global_checkpoint());
+        for (copy, peer) in &mut self.tracker.peers {
+            let beat_is_due = local.now_ms.saturating_sub(peer.sent_ms) >= local.timing.heartbeat_ms;
+            let has_news = !peer.needs_snapshot && peer.next <= last
+                || peer.matched.is_some() && checkpoint > peer.sent_checkpoint;
+            if peer.outstanding.is_some() || local.now_ms < peer.not_before_ms || !(has_news || beat_is_due) {
+                continue;
+            }
+            let before = SeqNo(peer.next.0 - 1);
+            let before_term = local.log.term_at(before);
+            peer.needs_snapshot |= before_term.is_none();
+            let prev = match before_term {
+                Some(term) if !peer.needs_snapshot => LogPosition { term, seqno: before },
+                // What it lacks is purged: only ask how far it is.
+                _ => local.log.last_position(),
+            };
+            let up_to = if peer.probing { prev.seqno } else { last };
+            peer.outstanding = Some(local.next_append_id);
+            peer.sent_ms = local.now_ms;
+            peer.sent_checkpoint = checkpoint;
+            local.actions.push(Action::SendAppend(SendAppend {
+                append_id: local.next_append_id,
+                to: *copy,
+                node: peer.node(),
+                term: self.term,
+                cfg_version: self.group.version,
+                prev,
+                up_to,
+                global_checkpoint: checkpoint,
+            }));
+            local.next_append_id += 1;
+        }
+    }
+
+    /// The role ends. What was appended is of unknown outcome; what was only being looked up was not taken.
+    pub(super) fn end(self, local: &mut Local) {
+        let appended = self.waiters.into_values().flatten().map(|waiter| (waiter.request, WriteRefusal::Interrupted));
+        let looked_up = self.lookups.into_values().flatten().map(|lookup| (lookup.request, WriteRefusal::NotPrimary));
+        let refused = appended.chain(looked_up).map(|(request, refusal)| Action::RefuseWrite { request, refusal });
+        local.actions.extend(refused);
+    }
+
+    pub(super) fn writes_waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Copies whose missing entries are purged here.
+    pub(super) fn needing_snapshot(&self) -> Vec<CopyId> {
+        self.tracker.peers.iter().filter(|(_, peer)| peer.needs_snapshot).map(|(copy, _)| *copy).collect()
+    }
+
+    /// The last entry that every other copy holds; unknown counts as nothing.
+    pub(super) fn held_by_all(&self) -> Option<SeqNo> {
+        self.tracker.peers.values().map(|peer| peer.matched.unwrap_or_default()).min()
+    }
+
+    /// Checks the invariants of the role; the text names the broken one.
+    pub(super) fn check(&self, local: &Local) -> Result<(), String> {
+        self.tracker.check(local.log.last())?;
+        if self.term != local.log.current_term() || self.barrier > local.log.last() {
+            return Err(format!("primary of term {} in term {}", self.term, local.log.current_term()));
+        }
+        let waiting =
+            self.waiters.values().map(Vec::len).sum::<usize>() + self.lookups.values().map(Vec::len).sum::<usize>();
+        if waiting != self.waiting {
+            return Err(format!("{waiting} writes wait, {} counted", self.waiting));
+        }
+        let outside = self.waiters.keys().find(|seqno| **seqno <= local.log.applied() || **seqno > local.log.last());
+        outside.map_or(Ok(()), |seqno| Err(format!("a write waits for entry {seqno}, which is applied or absent")))
+    }
+}

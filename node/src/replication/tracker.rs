@@ -1,0 +1,305 @@
+//! How far each copy has come, and what that allows: pure arithmetic over acknowledgements, without messages.
+//!
+//! The **ack set** is the in-sync set as last learned from metadata, plus the copies that are *tracked* on their way into it (W4).
+//! The global checkpoint is the smallest durable position of its members. A copy leaves the ack set only when metadata is known
+//! to have removed it, or, while merely tracked, when no proposal to add it can come true any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::limits::TRACKING_LAG_ENTRIES_MAX;
+use cluster_config::seqno::{LogPosition, SeqNo};
+use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, ShardGroup};
+
+use super::log_view::LogView;
+
+/// One other copy as its primary sees it, in this term.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) record: CopyRecord,
+    /// First entry to send next.
+    pub(super) next: SeqNo,
+    /// Durable and equal to our log up to here; unknown until it answered in this term.
+    pub(super) matched: Option<SeqNo>,
+    /// Counted in the ack set although not in sync yet.
+    pub(super) tracked: bool,
+    /// A proposal to add this copy that may still come true.
+    pub(super) add: Option<UnresolvedAdd>,
+    /// The life of its process that the acknowledgements come from.
+    pub(super) incarnation: Incarnation,
+    /// The one message under way.
+    pub(super) outstanding: Option<u64>,
+    pub(super) sent_ms: u64,
+    pub(super) sent_checkpoint: SeqNo,
+    /// Pause after a failure.
+    pub(super) not_before_ms: u64,
+    pub(super) heard_ms: u64,
+    /// The last message failed: until it answers again, ask without entries.
+    pub(super) probing: bool,
+    /// An entry that it lacked, and since when.
+    behind: Option<(SeqNo, u64)>,
+    /// It said that its disk, or its agreement with us, is broken.
+    pub(super) broken: bool,
+    /// Our log no longer holds what it lacks.
+    pub(super) needs_snapshot: bool,
+}
+
+/// A proposal to add a copy whose end is not known (W4: the copy must stay in the ack set meanwhile).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnresolvedAdd {
+    /// The proposal is void once the register is known to be newer than this.
+    pub(super) expect_version: u64,
+    /// An attempt at this version was never answered, so a refusal of a later attempt proves nothing.
+    pub(super) unknown: bool,
+}
+
+/// All other copies of the shard.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    own: CopyId,
+    in_sync: BTreeSet<CopyId>,
+    pub(super) peers: BTreeMap<CopyId, Peer>,
+}
+
+impl Tracker {
+    pub(super) fn new(own: CopyId) -> Self {
+        Self { own, in_sync: BTreeSet::new(), peers: BTreeMap::new() }
+    }
+
+    /// Takes in a newer register. New copies are probed from `next`.
+    pub(super) fn reconfigure(&mut self, group: &ShardGroup, next: SeqNo, now_ms: u64) {
+        self.in_sync.clone_from(&group.in_sync);
+        self.peers.retain(|copy, _| group.copies.contains_key(copy));
+        for (copy, record) in &group.copies {
+            let retiring = record.phase == CopyPhase::Retiring && !group.in_sync.contains(copy);
+            if *copy == self.own || retiring {
+                self.peers.remove(copy);
+                continue;
+            }
+            let peer = self.peers.entry(*copy).or_insert_with(|| Peer::new(*record, next, now_ms));
+            peer.record = *record;
+            peer.add = peer.add.filter(|add| group.version <= add.expect_version);
+            if group.in_sync.contains(copy) {
+                peer.tracked = false;
+            }
+        }
+    }
+
+    /// Members of the ack set other than this copy. A member that is unknown counts as having nothing.
+    fn ack_peers(&self) -> impl Iterator<Item = Option<SeqNo>> {
+        let in_sync = self.in_sync.iter().filter(|copy| **copy != self.own);
+        let in_sync = in_sync.map(|copy| self.peers.get(copy).and_then(|peer| peer.matched));
+        in_sync.chain(self.peers.values().filter(|peer| peer.tracked).map(|peer| peer.matched))
+    }
+
+    /// W4: the commit point, the smallest durable position in the ack set.
+    pub(super) fn global_checkpoint(&self, own_durable: SeqNo) -> SeqNo {
+        self.ack_peers().fold(own_durable, |least, matched| least.min(matched.unwrap_or_default()))
+    }
+
+    /// Members of the ack set on which an entry is durable, this copy included.
+    pub(super) fn copies_holding(&self, seqno: SeqNo) -> u32 {
+        1 + self.ack_peers().filter(|matched| matched.is_some_and(|matched| matched >= seqno)).count() as u32
+    }
+
+    /// Updates who is behind since when, and who is tracked. Called with the passing of time.
+    pub(super) fn observe(&mut self, last: SeqNo, now_ms: u64, ack_timeout_ms: u64) {
+        for (copy, peer) in &mut self.peers {
+            let matched = peer.matched.unwrap_or_default();
+            if peer.behind.is_none_or(|(target, _)| matched >= target) {
+                peer.behind = (matched < last).then_some((last, now_ms));
+            }
+            if self.in_sync.contains(copy) {
+                continue;
+            }
+            let failing = peer.is_failing(now_ms, ack_timeout_ms);
+            if peer.tracked && failing && peer.add.is_none() {
+                peer.tracked = false;
+            } else if !peer.tracked && !failing && peer.may_enter() {
+                peer.tracked = peer.matched.is_some_and(|matched| last.0 - matched.0 <= TRACKING_LAG_ENTRIES_MAX);
+            }
+        }
+    }
+
+    /// W8: a copy that may be proposed for the in-sync set now. `barrier` is the first entry of this term.
+    pub(super) fn ready_to_add(&self, global_checkpoint: SeqNo, barrier: SeqNo) -> Option<(CopyId, Incarnation)> {
+        if global_checkpoint < barrier {
+            return None;
+        }
+        let ready = |peer: &Peer| peer.tracked && peer.matched.is_some_and(|matched| matched >= global_checkpoint);
+        self.peers.iter().find(|(_, peer)| ready(peer)).map(|(copy, peer)| (*copy, peer.incarnation))
+    }
+
+    /// W9: a copy that metadata should remove: it is in sync and failing, or an unresolved proposal holds it in the ack set.
+    pub(super) fn to_remove(&self, now_ms: u64, ack_timeout_ms: u64) -> Option<CopyId> {
+        let holds_up = |copy: &CopyId, peer: &Peer| self.in_sync.contains(copy) || peer.add.is_some();
+        self.peers
+            .iter()
+            .find(|(copy, peer)| holds_up(copy, peer) && peer.is_failing(now_ms, ack_timeout_ms))
+            .map(|(copy, _)| *copy)
+    }
+
+    /// Checks that the ack set is what W4 says; the text names what is broken.
+    pub(super) fn check(&self, last: SeqNo) -> Result<(), String> {
+        for (copy, peer) in &self.peers {
+            if peer.tracked && self.in_sync.contains(copy) {
+                return Err(format!("copy {copy} is tracked and in sync at once"));
+            }
+            if peer.add.is_some() && !peer.tracked && !self.in_sync.contains(copy) {
+                return Err(format!("copy {copy} left the ack set while a proposal to add it may still come true"));
+            }
+            if peer.matched.is_some_and(|matched| matched > last || matched >= peer.next) {
+                return Err(format!("copy {copy} matched {:?}, next {}, last {last}", peer.matched, peer.next));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    fn new(record: CopyRecord, next: SeqNo, now_ms: u64) -> Self {
+        Self {
+            record,
+            next,
+            matched: None,
+            tracked: false,
+            add: None,
+            incarnation: Incarnation(0),
+            outstanding: None,
+            sent_ms: 0,
+            sent_checkpoint: SeqNo::ZERO,
+            not_before_ms: 0,
+            heard_ms: now_ms,
+            probing: false,
+            behind: None,
+            broken: false,
+            needs_snapshot: false,
+        }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.record.node
+    }
+
+    fn may_enter(&self) -> bool {
+        self.record.role == CopyRole::Voter && matches!(self.record.phase, CopyPhase::New | CopyPhase::CatchingUp)
+    }
+
+    fn is_heard(&self, now_ms: u64, ack_timeout_ms: u64) -> bool {
+        now_ms.saturating_sub(self.heard_ms) <= ack_timeout_ms
+    }
+
+    /// Broken, silent, or lacking some entry, for longer than the timeout.
+    fn is_failing(&self, now_ms: u64, ack_timeout_ms: u64) -> bool {
+        let late = self.behind.is_some_and(|(_, since)| now_ms.saturating_sub(since) > ack_timeout_ms);
+        self.broken || late || !self.is_heard(now_ms, ack_timeout_ms)
+    }
+
+    /// The message under way came to nothing; the next one comes after a pause.
+    pub(super) fn on_failure(&mut self, not_before_ms: u64) {
+        self.not_before_ms = not_before_ms;
+        self.sent_checkpoint = SeqNo::ZERO;
+        self.probing = true;
+    }
+
+    /// It holds our log up to here.
+    pub(super) fn on_match(&mut self, seqno: SeqNo) {
+        self.matched = self.matched.max(Some(seqno));
+        self.next = self.next.max(seqno.next());
+        self.needs_snapshot = false;
+        self.broken = false;
+    }
+
+    /// Its log ends, or differs, before what we sent: go back to where both may agree.
+    pub(super) fn on_mismatch(&mut self, hint: LogPosition, log: &LogView) {
+        let agreed = log.last_position_within(hint.seqno, hint.term);
+        self.next = agreed.seqno.next();
+        // In sync or not, a copy that lacks what it acknowledged has acknowledged nothing.
+        self.matched = self.matched.filter(|matched| *matched < self.next);
+        self.needs_snapshot = hint.seqno < log.purged().seqno;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_config::ids::{CollectionId, Lineage, ShardId};
+    use cluster_config::seqno::PrimaryTerm;
+
+    use super::*;
+
+    fn group(version: u64, in_sync: &[u64]) -> ShardGroup {
+        let phase = |copy: u64| if in_sync.contains(&copy) { CopyPhase::InSync } else { CopyPhase::CatchingUp };
+        let record = |copy: u64| CopyRecord { node: NodeId(copy), role: CopyRole::Voter, phase: phase(copy) };
+        ShardGroup {
+            shard: ShardId { collection: CollectionId(1), index: 0 },
+            version,
+            primary_term: PrimaryTerm(1),
+            primary: None,
+            in_sync: in_sync.iter().map(|copy| CopyId(*copy)).collect(),
+            copies: (1..=4).map(|copy| (CopyId(copy), record(copy))).collect(),
+            lineage: Lineage(0),
+            min_in_sync: 1,
+        }
+    }
+
+    fn tracker(in_sync: &[u64], matched: &[(u64, u64)]) -> Tracker {
+        let mut tracker = Tracker::new(CopyId(1));
+        tracker.reconfigure(&group(1, in_sync), SeqNo(1), 0);
+        for (copy, seqno) in matched {
+            tracker.peers.get_mut(&CopyId(*copy)).expect("a copy of the group").on_match(SeqNo(*seqno));
+        }
+        tracker
+    }
+
+    #[test]
+    fn the_checkpoint_is_the_smallest_of_the_ack_set_and_of_nobody_else() {
+        // (in sync, tracked, matched, own durable, expected)
+        type Case = (&'static [u64], &'static [u64], &'static [(u64, u64)], u64, u64);
+        let cases: [Case; 7] = [
+            (&[1], &[], &[], 9, 9),
+            (&[1, 2], &[], &[(2, 5)], 9, 5),
+            (&[1, 2], &[], &[(2, 9)], 5, 5),
+            (&[1, 2, 3], &[], &[(2, 9), (3, 4)], 9, 4),
+            (&[1, 2, 3], &[], &[(2, 9)], 9, 0),
+            (&[1, 2], &[], &[(2, 9), (3, 1)], 9, 9),
+            (&[1, 2], &[3], &[(2, 9), (3, 7)], 9, 7),
+        ];
+        for (in_sync, tracked, matched, durable, expected) in cases {
+            let mut tracker = tracker(in_sync, matched);
+            for copy in tracked {
+                tracker.peers.get_mut(&CopyId(*copy)).expect("a copy of the group").tracked = true;
+            }
+            assert_eq!(
+                tracker.global_checkpoint(SeqNo(durable)),
+                SeqNo(expected),
+                "{in_sync:?} {tracked:?} {matched:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_copy_is_tracked_once_it_is_near_and_untracked_once_it_fails() {
+        let mut tracker = tracker(&[1], &[(2, 10)]);
+        tracker.observe(SeqNo(10 + TRACKING_LAG_ENTRIES_MAX + 1), 0, 2000);
+        assert!(!tracker.peers[&CopyId(2)].tracked, "too far behind");
+        tracker.observe(SeqNo(10 + TRACKING_LAG_ENTRIES_MAX), 100, 2000);
+        assert!(tracker.peers[&CopyId(2)].tracked);
+        assert!(!tracker.peers[&CopyId(3)].tracked, "never answered");
+        tracker.observe(SeqNo(10 + TRACKING_LAG_ENTRIES_MAX), 2101, 2000);
+        assert!(!tracker.peers[&CopyId(2)].tracked, "silent");
+    }
+
+    #[test]
+    fn a_refused_attempt_after_an_unanswered_one_keeps_the_copy_in_the_ack_set() {
+        let mut tracker = tracker(&[1], &[(2, 10)]);
+        tracker.observe(SeqNo(10), 0, 2000);
+        tracker.peers.get_mut(&CopyId(2)).expect("a copy").add =
+            Some(UnresolvedAdd { expect_version: 1, unknown: true });
+        tracker.observe(SeqNo(10), 10_000, 2000);
+        assert!(tracker.peers[&CopyId(2)].tracked, "it may still be added");
+        assert_eq!(tracker.to_remove(10_000, 2000), Some(CopyId(2)), "so metadata is asked to rule that out");
+        tracker.reconfigure(&group(2, &[1]), SeqNo(1), 10_000);
+        tracker.observe(SeqNo(10), 10_100, 2000);
+        assert!(!tracker.peers[&CopyId(2)].tracked, "a newer register voids the proposal");
+    }
+}

@@ -1,0 +1,413 @@
+//! Full-precision vectors where re-scoring can reach them in nanoseconds: a file of half floats, mapped for reading.
+//!
+//! The file is derived: RocksDB holds the truth, and whoever opens the file refills it from there, from `len()` on. It
+//! promises that a row once visible never moves or changes while anyone can see it, and that rows counted after a crash were
+//! on disk. It does not checksum rows (a wrong one changes a score, never what is stored) and knows nothing of deletions.
+//!
+//! Layout: a header page, then `[row][dim]` f16, little-endian. The writer writes through the file and never through the
+//! mapping, so a full disk is an error, not a signal. The mapping grows in extents that double, so that old ones stay where
+//! they are while readers use them.
+
+#![allow(unsafe_code, reason = "reads mapped memory; each block says why it is sound")]
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use half::f16;
+use memmap2::{Mmap, MmapOptions};
+use parking_lot::Mutex;
+
+use super::VectorError;
+use super::error::IoContext;
+
+const CACHE_LINE_BYTES: usize = 64;
+const WHAT: &str = "mapped vectors";
+const MAGIC: &[u8; 8] = b"SUSUIVEC";
+const VERSION: u32 = 1;
+/// One page, so that extents begin at a page.
+const HEADER_BYTES: u64 = 4096;
+/// magic, version, dim, stamp, rows, crc32c.
+const HEADER_USED: usize = 8 + 4 + 4 + 16 + 8 + 4;
+/// Rows of the first extent; the second is as large, and each further one twice the one before. A power of two of at least
+/// 2048, so that every extent begins at a page whatever the dimension.
+const EXTENT_ROWS_FIRST: u64 = 4096;
+/// Enough for any number of rows that a file offset can reach.
+const EXTENTS_MAX: usize = 40;
+
+#[cfg(target_endian = "big")]
+compile_error!("half floats are read in place, which needs a little-endian machine");
+
+/// Vectors `[row][dim]` f16, rows dense from 0. One writer at a time; readers never wait.
+///
+/// Invariants: every row below `len` is written and mapped; rows below `len` change only under `&mut self`.
+pub struct MappedVectors {
+    file: File,
+    dim: usize,
+    stamp: u128,
+    len: AtomicU64,
+    extents: [OnceLock<Mmap>; EXTENTS_MAX],
+    writer: Mutex<()>,
+}
+
+impl MappedVectors {
+    /// Opens the file, creating it if absent. If it belongs to another stamp or dimension or is damaged, it begins anew, empty.
+    ///
+    /// The stamp is the owner's: whatever must change when old rows no longer mean the same.
+    /// The caller holds the directory exclusively; nobody else may shrink the file while it is mapped.
+    /// Errors: `InvalidArgument` (dim 0), `Io`.
+    pub fn open(path: &Path, dim: usize, stamp: u128) -> Result<Self, VectorError> {
+        if dim == 0 {
+            return Err(VectorError::InvalidArgument("vectors have no dimensions".into()));
+        }
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).during(WHAT)?;
+        let mut vectors = Self {
+            file,
+            dim,
+            stamp,
+            len: AtomicU64::new(0),
+            extents: [const { OnceLock::new() }; EXTENTS_MAX],
+            writer: Mutex::new(()),
+        };
+        match vectors.read_header()? {
+            Some(rows) => {
+                vectors.map_rows(rows)?;
+                *vectors.len.get_mut() = rows;
+            }
+            None => {
+                vectors.file.set_len(0).during(WHAT)?;
+                vectors.write_header(0)?;
+            }
+        }
+        Ok(vectors)
+    }
+
+    /// Rows that readers can see.
+    pub fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Dimension of the vectors.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        2 * self.dim
+    }
+
+    /// The vector `[dim]` of a row.
+    ///
+    /// Panics if `row >= len()`, as indexing a slice does: rows come from a `RowSet` or an index bounded by `len`.
+    pub fn get(&self, row: u64) -> &[f16] {
+        assert!(row < self.len(), "row {row} of {}", self.len());
+        let (extent, first) = extent_of(row);
+        let map = self.extents[extent].get().expect("rows below len are mapped");
+        let offset = (row - first) as usize * self.row_bytes();
+        let bytes = &map[offset..offset + self.row_bytes()];
+        // SAFETY: any two bytes are a valid f16; the slice is `2 * dim` bytes long and lives as long as `self`, which keeps
+        // the mapping. It is aligned: the mapping begins at a page and `offset` is even. The bytes do not change while
+        // borrowed: rows below `len` were written before `len` was released (acquired above), and only `truncate`, which
+        // takes `&mut self`, lets them be written again.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<f16>(), self.dim) }
+    }
+
+    /// Asks the CPU to fetch a row that will be read soon. Rows beyond `len` are ignored.
+    ///
+    /// Candidates lie all over the file: waiting for each in turn costs more than scoring them.
+    pub(super) fn prefetch(&self, row: u64) {
+        if row >= self.len() {
+            return;
+        }
+        for line in self.get(row).chunks(CACHE_LINE_BYTES / size_of::<f16>()) {
+            // SAFETY: a hint without effect on the program, whatever the address; this one is valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+
+    /// Appends whole rows, `[n][dim]` f16 little-endian, and shows them to readers all at once. Gives the new length.
+    ///
+    /// Errors: `InvalidArgument` (not whole rows), `Io` (nothing is shown then, and appending may be tried again).
+    pub fn append(&self, rows: &[u8]) -> Result<u64, VectorError> {
+        if !rows.len().is_multiple_of(self.row_bytes()) {
+            return Err(VectorError::InvalidArgument(format!(
+                "{} bytes are not rows of {} bytes",
+                rows.len(),
+                self.row_bytes()
+            )));
+        }
+        let _one_writer = self.writer.lock();
+        let old = self.len();
+        let new = old + (rows.len() / self.row_bytes()) as u64;
+        self.map_rows(new)?;
+        self.file.write_all_at(rows, HEADER_BYTES + old * self.row_bytes() as u64).during(WHAT)?;
+        self.len.store(new, Ordering::Release);
+        Ok(new)
+    }
+
+    /// Forgets the rows from `rows` on; does nothing if there are fewer. Exclusive, because a later append writes over them.
+    ///
+    /// Errors: `Io`.
+    pub fn truncate(&mut self, rows: u64) -> Result<(), VectorError> {
+        if rows >= self.len() {
+            return Ok(());
+        }
+        // The count on disk goes down before the rows can be overwritten, so that a crash never counts half-written ones.
+        self.write_header(rows)?;
+        *self.len.get_mut() = rows;
+        Ok(())
+    }
+
+    /// Makes the rows visible now survive a power loss. Until then only a crash of the process is survived: see `open`.
+    ///
+    /// Errors: `Io`; the caller should then begin the file anew.
+    pub fn flush(&self) -> Result<(), VectorError> {
+        let _one_writer = self.writer.lock();
+        let rows = self.len();
+        self.file.sync_data().during(WHAT)?;
+        self.write_header(rows)
+    }
+
+    fn read_header(&self) -> Result<Option<u64>, VectorError> {
+        let file_bytes = self.file.metadata().during(WHAT)?.len();
+        if file_bytes < HEADER_BYTES {
+            return Ok(None);
+        }
+        let mut header = [0; HEADER_USED];
+        self.file.read_exact_at(&mut header, 0).during(WHAT)?;
+        let rows = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
+        let needed = rows.checked_mul(self.row_bytes() as u64).and_then(|bytes| bytes.checked_add(HEADER_BYTES));
+        let intact = header == self.header(rows) && needed.is_some_and(|needed| needed <= file_bytes);
+        Ok(intact.then_some(rows))
+    }
+
+    fn header(&self, rows: u64) -> [u8; HEADER_USED] {
+        let mut header = [0; HEADER_USED];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[12..16].copy_from_slice(&(self.dim as u32).to_le_bytes());
+        header[16..32].copy_from_slice(&self.stamp.to_le_bytes());
+        header[32..40].copy_from_slice(&rows.to_le_bytes());
+        let crc = crc32c::crc32c(&header[..40]);
+        header[40..].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+
+    fn write_header(&self, rows: u64) -> Result<(), VectorError> {
+        let mut page = [0; HEADER_BYTES as usize];
+        page[..HEADER_USED].copy_from_slice(&self.header(rows));
+        self.file.write_all_at(&page, 0).during(WHAT)?;
+        self.file.sync_data().during(WHAT)
+    }
+
+    /// Maps every extent that rows below `rows` lie in, lengthening the file (with holes) to the extents' ends.
+    fn map_rows(&self, rows: u64) -> Result<(), VectorError> {
+        let Some(last) = rows.checked_sub(1) else { return Ok(()) };
+        let (extent_last, _) = extent_of(last);
+        if extent_last >= EXTENTS_MAX {
+            return Err(VectorError::InvalidArgument(format!("{rows} rows do not fit a file")));
+        }
+        for extent in 0..=extent_last {
+            if self.extents[extent].get().is_some() {
+                continue;
+            }
+            let (first, count) = extent_rows(extent);
+            let begin = HEADER_BYTES + first * self.row_bytes() as u64;
+            let bytes = count * self.row_bytes() as u64;
+            if self.file.metadata().during(WHAT)?.len() < begin + bytes {
+                self.file.set_len(begin + bytes).during(WHAT)?;
+            }
+            // SAFETY: the mapping is shared and read-only, and the file covers it: lengthened just above, never shortened
+            // while mapped (`open` sets the length to 0 only before the first mapping, and the caller of `open` holds the
+            // directory exclusively). Bytes that the writer changes later lie at or above `len`, where nobody reads.
+            let map = unsafe { MmapOptions::new().offset(begin).len(bytes as usize).map(&self.file) }.during(WHAT)?;
+            // Only one thread gets here: `open` has `self` alone, `append` holds the writer lock.
+            let _ = self.extents[extent].set(map);
+        }
+        Ok(())
+    }
+}
+
+/// The extent a row lies in, and the extent's first row.
+fn extent_of(row: u64) -> (usize, u64) {
+    let extent = (row / EXTENT_ROWS_FIRST).checked_ilog2().map_or(0, |power| power as usize + 1);
+    (extent, extent_rows(extent).0)
+}
+
+/// First row and number of rows of an extent.
+fn extent_rows(extent: usize) -> (u64, u64) {
+    match extent {
+        0 => (0, EXTENT_ROWS_FIRST),
+        _ => (EXTENT_ROWS_FIRST << (extent - 1), EXTENT_ROWS_FIRST << (extent - 1)),
+    }
+}
+
+/// Half floats, little-endian, as [`MappedVectors::append`] takes them and the log carries them.
+pub fn encode(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    const DIM: usize = 3;
+
+    fn row(number: u64) -> Vec<u8> {
+        encode(&[(number % 2000) as f32, (number / 2000) as f32, -1.0])
+    }
+
+    fn fill(vectors: &MappedVectors, rows: std::ops::Range<u64>) {
+        let bytes: Vec<u8> = rows.flat_map(row).collect();
+        vectors.append(&bytes).unwrap();
+    }
+
+    fn assert_rows(vectors: &MappedVectors, rows: std::ops::Range<u64>) {
+        for number in rows {
+            let expected: Vec<f16> = row(number).chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+            assert_eq!(vectors.get(number), expected, "row {number}");
+        }
+    }
+
+    fn scratch() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vectors");
+        (dir, path)
+    }
+
+    #[test]
+    fn rows_keep_their_place_while_the_file_grows() {
+        let (_dir, path) = scratch();
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        fill(&vectors, 0..10);
+        let early = vectors.get(3);
+        let early_at = early.as_ptr();
+        fill(&vectors, 10..EXTENT_ROWS_FIRST * 9);
+        assert_eq!(vectors.get(3).as_ptr(), early_at);
+        assert_rows(&vectors, 0..EXTENT_ROWS_FIRST * 9);
+        assert!(matches!(vectors.append(&[0; 5]), Err(VectorError::InvalidArgument(_))));
+        assert_eq!(vectors.len(), EXTENT_ROWS_FIRST * 9);
+    }
+
+    #[test]
+    fn reopening_shows_what_was_flushed_and_appending_goes_on_there() {
+        let (_dir, path) = scratch();
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        fill(&vectors, 0..5000);
+        vectors.flush().unwrap();
+        fill(&vectors, 5000..6000);
+        drop(vectors);
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        assert_eq!(vectors.len(), 5000);
+        fill(&vectors, 5000..5001);
+        assert_rows(&vectors, 0..5001);
+    }
+
+    #[test]
+    fn another_stamp_dimension_or_damage_begins_anew() {
+        let (_dir, path) = scratch();
+        let flushed = || {
+            let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+            fill(&vectors, vectors.len()..10);
+            vectors.flush().unwrap();
+        };
+        type Change = (&'static str, fn(&Path), usize, u128);
+        let cases: [Change; 6] = [
+            ("stamp", |_| (), DIM, 8),
+            ("dimension", |_| (), DIM + 1, 7),
+            ("bit of the header", |path| flip(path, 33), DIM, 7),
+            ("bit of the magic", |path| flip(path, 0), DIM, 7),
+            (
+                "cut",
+                |path| OpenOptions::new().write(true).open(path).unwrap().set_len(HEADER_BYTES + 59).unwrap(),
+                DIM,
+                7,
+            ),
+            ("emptied", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap(), DIM, 7),
+        ];
+        for (what, change, dim, stamp) in cases {
+            flushed();
+            change(&path);
+            assert_eq!(MappedVectors::open(&path, dim, stamp).unwrap().len(), 0, "{what}");
+        }
+        flushed();
+        assert_eq!(MappedVectors::open(&path, DIM, 7).unwrap().len(), 10, "nothing changed");
+    }
+
+    fn flip(path: &Path, at: u64) {
+        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    }
+
+    #[test]
+    fn truncated_rows_are_gone_at_once_and_after_a_crash() {
+        let (_dir, path) = scratch();
+        let mut vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        fill(&vectors, 0..9000);
+        vectors.flush().unwrap();
+        vectors.truncate(9001).unwrap();
+        assert_eq!(vectors.len(), 9000);
+        vectors.truncate(100).unwrap();
+        assert_eq!(vectors.len(), 100);
+        let beyond = std::panic::AssertUnwindSafe(|| vectors.get(100).len());
+        assert!(std::panic::catch_unwind(beyond).is_err());
+        fill(&vectors, 100..101);
+        drop(vectors);
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        assert_eq!(vectors.len(), 100, "never more than the last flush or truncation counted");
+        assert_rows(&vectors, 0..100);
+    }
+
+    #[test]
+    fn readers_see_whole_rows_while_a_writer_appends() {
+        let (_dir, path) = scratch();
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let rows_end = EXTENT_ROWS_FIRST * 5;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut seen = 0;
+                    while seen < rows_end {
+                        let len = vectors.len();
+                        assert!(len >= seen);
+                        assert_rows(&vectors, seen..len);
+                        assert_rows(&vectors, 0..len.min(5));
+                        seen = len;
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let mut next = 0;
+                while next < rows_end {
+                    let end = (next + 1 + next % 97).min(rows_end);
+                    fill(&vectors, next..end);
+                    next = end;
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn extents_tile_the_rows() {
+        let mut expected = 0;
+        for extent in 0..EXTENTS_MAX {
+            let (first, count) = extent_rows(extent);
+            assert_eq!(first, expected);
+            assert_eq!((extent_of(first).0, extent_of(first + count - 1).0), (extent, extent));
+            assert_eq!(first * 2 % 4096, 0, "begins at a page for any even row size");
+            expected = first + count;
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! One query over one copy: the index or an exact scan below `indexed_row_end`, an exact scan of the tail above it, and exact
+//! scores for all that is returned.
+
+use cluster_config::collection::{IndexSpec, Metric};
+use cluster_config::limits::{OVERSAMPLE_MAX, RESCORE_MAX};
+use cluster_config::search::SearchKnobs;
+
+use super::cost::{Costs, Plan, plan_search, widen_nprobe};
+use super::flat::{scan, score};
+use super::top::Top;
+use super::{Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
+
+/// How many candidates ahead of the one being scored are fetched from memory.
+const PREFETCH_ROWS: usize = 4;
+
+/// What a query is run on: one consistent picture of a copy, taken by the shard.
+pub struct SearchView<'a> {
+    /// `None` below the training floor.
+    pub index: Option<&'a IvfIndex>,
+    /// Every allowed row below this is in the index; 0 where there is none.
+    pub indexed_row_end: u64,
+    /// Full-precision vectors of all rows below `row_end`.
+    pub vectors: &'a MappedVectors,
+    /// Rows visible to this query.
+    pub row_end: u64,
+    /// Rows that may be returned.
+    pub allowed: &'a RowSet,
+    /// How vectors are compared.
+    pub metric: Metric,
+}
+
+/// The best rows, with exact scores.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scored {
+    /// Row and score, best first, ties by row.
+    pub rows: Vec<(u64, f32)>,
+    /// Codes compared with the query.
+    pub codes_scanned: u64,
+    /// Codes the index holds.
+    pub codes_total: u64,
+    /// Rows compared exactly in place of the index (the tail, or all allowed rows); re-scored candidates not counted.
+    pub rows_exact: u64,
+}
+
+/// Lists to probe and rows to re-score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Effort {
+    nprobe: u32,
+    candidates: usize,
+}
+
+/// The `fetch_k` best allowed rows of the view.
+///
+/// Shapes: query `[dim]`, unit length where the metric is cosine. `fetch_k` and the rows re-scored are at most `RESCORE_MAX`.
+/// Errors: `InvalidArgument` (dimension, values not finite), `Cancelled`, `DeadlineExceeded`.
+pub fn search_rows(
+    view: &SearchView<'_>,
+    query: &[f32],
+    fetch_k: usize,
+    knobs: &SearchKnobs,
+    spec: &IndexSpec,
+    cancel: &Cancel,
+) -> Result<Scored, VectorError> {
+    check_query(query, view.vectors.dim())?;
+    cancel.check()?;
+    let fetch_k = fetch_k.min(RESCORE_MAX as usize);
+    let mut top = Top::new(fetch_k);
+    let mut scored = Scored { codes_total: view.index.map_or(0, VectorIndex::len), ..Scored::default() };
+
+    let indexed_row_end = view.indexed_row_end.min(view.row_end);
+    let way = view.index.and_then(|index| {
+        let allowed = view.allowed.count_below(indexed_row_end);
+        let effort = choose_effort(index, allowed, fetch_k, knobs, spec)?;
+        let parameters = index.generation().parameters();
+        let costs = Costs::of(&parameters);
+        let (nprobe, candidates) = (effort.nprobe, effort.candidates as u64);
+        let plan = plan_search(allowed, index.len(), nprobe, parameters.nlist, candidates, &costs);
+        (plan == Plan::Index).then_some((index, effort))
+    });
+    let exact_from = match way {
+        None => 0,
+        Some((index, effort)) => {
+            let params = ProbeParams { nprobe: effort.nprobe, found_min: fetch_k };
+            let found = index.search(query, effort.candidates, &params, view.allowed, cancel)?;
+            scored.codes_scanned = found.codes_scanned;
+            for (position, candidate) in found.best.iter().enumerate() {
+                if let Some(later) = found.best.get(position + PREFETCH_ROWS) {
+                    view.vectors.prefetch(later.row);
+                }
+                if candidate.row < indexed_row_end {
+                    top.offer(candidate.row, score(view.metric, query, view.vectors.get(candidate.row)));
+                }
+            }
+            indexed_row_end
+        }
+    };
+    let tail = exact_from..view.row_end;
+    scored.rows_exact = scan(view.vectors, view.metric, query, tail, view.allowed, cancel, &mut top)?;
+    scored.rows = top.into_sorted().into_iter().map(|candidate| (candidate.row, candidate.score)).collect();
+    Ok(scored)
+}
+
+/// What the knobs ask of the index; `None` for exact search.
+///
+/// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the generation's default. A filter, which leaves
+/// `allowed` rows of the index, widens the probe, but not one that the caller named.
+fn choose_effort(
+    index: &IvfIndex,
+    allowed: u64,
+    fetch_k: usize,
+    knobs: &SearchKnobs,
+    spec: &IndexSpec,
+) -> Option<Effort> {
+    if knobs.exact {
+        return None;
+    }
+    let parameters = index.generation().parameters();
+    let (mut nprobe, mut oversample) = (parameters.nprobe, spec.oversample);
+    if let Some(recall) = knobs.target_recall {
+        let rung = index.generation().calibration().effort_for(recall, &Costs::of(&parameters), index.len());
+        match rung {
+            Some(rung) => (nprobe, oversample) = (rung.nprobe, rung.oversample),
+            None if knobs.nprobe.is_none() && knobs.oversample.is_none() => return None,
+            None => {}
+        }
+    }
+    let nprobe = match knobs.nprobe {
+        Some(nprobe) => nprobe.clamp(1, parameters.nlist),
+        None => widen_nprobe(nprobe, allowed, index.len(), parameters.nlist),
+    };
+    let oversample = knobs.oversample.filter(|asked| !asked.is_nan()).unwrap_or(oversample).clamp(1.0, OVERSAMPLE_MAX);
+    let candidates = (fetch_k as f64 * f64::from(oversample)).ceil() as usize;
+    Some(Effort { nprobe, candidates: candidates.clamp(fetch_k, RESCORE_MAX as usize) })
+}
