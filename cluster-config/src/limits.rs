@@ -120,6 +120,20 @@ pub const TITLE_BYTES_MAX: usize = 512;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Writes of the metadata log that wait for one sync.
+pub const METADATA_FLUSH_QUEUE_MAX: usize = 1024;
+/// Most bytes of log entries in one message between metadata voters.
+pub const METADATA_APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most agreed commands applied and stored in one write.
+pub const METADATA_APPLY_BATCH_MAX: usize = 256;
+/// Most bytes of a metadata snapshot; 100,000 shards take about 20 MiB.
+pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one piece of a metadata snapshot on the wire.
+pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
+/// Most shards that one reconfiguration changes; further ones follow in the next.
+pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
+/// Copies that may be on their way to replace lost ones at a time.
+pub const REPLACEMENTS_MAX: usize = 20;
 /// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
 pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 /// Longest word an operator gives: cluster, zone, backend.
@@ -152,6 +166,7 @@ pub const EMBED_CACHE_ENTRIES_MAX: u64 = 10_000_000;
 pub const INGEST_WORKERS_MAX: usize = 256;
 
 const _: () = {
+    assert!(METADATA_APPEND_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);

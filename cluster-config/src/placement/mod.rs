@@ -223,7 +223,9 @@ impl Problem {
     }
 }
 
-/// Plans where the copies of a collection are to be. Pure; cost about shards x nodes, and per move shards x copies.
+/// Plans where the copies of a collection are to be. Pure.
+/// Cost: mostly the ring walk, for 1024 shards of 4 copies 30 ms with 30 nodes, 0.5 s with 200, 8 s with 1000 (one core of a busy
+/// machine): not for a reactor thread.
 pub fn plan(problem: &Problem, goal: Goal) -> Plan {
     let mut planner = Planner::new(problem, goal);
     planner.keep_what_may_stay();

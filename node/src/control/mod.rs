@@ -1,1 +1,5 @@
-//! (being written)
+//! The metadata leader's hand: it watches the nodes, decides, and submits commands.
+
+pub mod decide;
+pub mod observe;
+pub(crate) mod run;

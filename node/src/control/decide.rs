@@ -1,0 +1,308 @@
+//! What the metadata leader does about deaths, registrations and new copies: a pure function of the agreed state, what was
+//! seen, and the time.
+//!
+//! Nothing here is remembered between two calls, so nothing can get stuck; whatever a command achieved stands in the agreed state,
+//! and whatever it lost to a race is decided again. Deciding wrong costs availability, never data: `apply` checks what safety needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster_config::cluster_state::{ClusterState, Liveness};
+use cluster_config::ids::{CopyId, NodeId};
+use cluster_config::limits;
+use cluster_config::quorum::{PrimaryCandidate, choose_primary};
+use cluster_config::seqno::PrimaryTerm;
+use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, PrimaryGrant, ShardGroup};
+
+use super::observe::{CopySeen, NodeSeen, Observed};
+use crate::metadata::command::{Command, PlannedCopy, Reconfiguration};
+
+/// How long things may take, milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Silence after which a node is taken for dead.
+    pub node_timeout_ms: u64,
+    /// How long the preferred first primary of a new shard may take to open its copy before another one is taken.
+    pub first_grant_ms: u64,
+    /// How long a node may be dead before its copies are built elsewhere: longer than a restart.
+    pub replace_after_ms: u64,
+}
+
+/// Entries behind its primary at which a read replica starts to serve, and ten times which it stops to.
+const REPLICA_LAG_MAX: u64 = 1000;
+
+/// What a decision is made from.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// As agreed.
+    pub state: &'a ClusterState,
+    /// As seen by this voter.
+    pub observed: &'a Observed,
+    /// Now.
+    pub now_ms: u64,
+    /// Since when this voter leads.
+    pub leader_since_ms: u64,
+    /// Timeouts.
+    pub patience: &'a Patience,
+}
+
+/// The commands that bring the cluster closer to health, in order; none when there is nothing to do.
+pub fn decide(view: &View<'_>) -> Vec<Command> {
+    let dying = decide_deaths(view);
+    let mut commands: Vec<Command> = dying
+        .iter()
+        .filter_map(|node| view.state.nodes.get(node))
+        .map(|record| Command::MarkDead { node: record.id, incarnation: record.incarnation })
+        .collect();
+    let parts = decide_reconfigurations(view, &dying);
+    if parts.is_empty() {
+        // Copies are placed in quiet times only: a register that is about to change would refuse them.
+        commands.extend(decide_replacements(view));
+    } else {
+        commands.push(Command::Reconfigure(parts));
+    }
+    commands
+}
+
+/// Nodes whose life is over: silent for the node timeout, counted from when this leader could have heard them, or found refusing
+/// connections, which needs no waiting.
+fn decide_deaths(view: &View<'_>) -> BTreeSet<NodeId> {
+    let is_over = |seen: Option<&NodeSeen>| {
+        let heard_ms = seen.map_or(0, |seen| seen.heard_ms).max(view.leader_since_ms);
+        seen.is_some_and(|seen| seen.is_refused)
+            || view.now_ms.saturating_sub(heard_ms) >= view.patience.node_timeout_ms
+    };
+    view.state
+        .nodes
+        .values()
+        .filter(|record| record.liveness == Liveness::Alive)
+        .filter(|record| is_over(view.observed.node(record.id, record.incarnation)))
+        .map(|record| record.id)
+        .collect()
+}
+
+/// Looks at one shard's copies with the deaths just decided taken in.
+struct Eyes<'a> {
+    view: &'a View<'a>,
+    dying: &'a BTreeSet<NodeId>,
+}
+
+impl Eyes<'_> {
+    fn is_alive(&self, node: NodeId) -> bool {
+        !self.dying.contains(&node)
+            && self.view.state.nodes.get(&node).is_some_and(|record| record.liveness == Liveness::Alive)
+    }
+
+    /// The node in its present life, if that is not over.
+    fn node(&self, node: NodeId) -> Option<&NodeSeen> {
+        let record = self.view.state.nodes.get(&node).filter(|_| self.is_alive(node))?;
+        self.view.observed.node(node, record.incarnation)
+    }
+
+    /// The copy as reported by the present life of its node: it is open there.
+    fn copy(&self, copy: CopyId, record: &CopyRecord) -> Option<&CopySeen> {
+        self.node(record.node)?.copies.get(&copy)
+    }
+
+    /// The report of a copy that could be primary now.
+    fn fit(&self, copy: CopyId, record: &CopyRecord) -> Option<&CopySeen> {
+        let is_stalled = self.node(record.node)?.is_disk_stalled;
+        self.copy(copy, record).filter(|seen| record.role == CopyRole::Voter && !seen.is_poisoned && !is_stalled)
+    }
+
+    /// Whether the primary holds its grant in the present life of its process and can write.
+    fn primary_holds(&self, group: &ShardGroup) -> bool {
+        let Some((grant, record)) = group.primary.and_then(|grant| Some((grant, group.copies.get(&grant.copy)?)))
+        else {
+            return false;
+        };
+        let is_sick = self.node(record.node).is_some_and(|seen| {
+            seen.is_disk_stalled || seen.copies.get(&grant.copy).is_some_and(|copy| copy.is_poisoned)
+        });
+        self.is_alive(record.node) && self.view.state.is_alive_in(record.node, grant.incarnation) && !is_sick
+    }
+}
+
+/// One part per shard that has to change, at most [`limits::RECONFIGURE_SHARDS_MAX`].
+fn decide_reconfigurations(view: &View<'_>, dying: &BTreeSet<NodeId>) -> Vec<Reconfiguration> {
+    let eyes = Eyes { view, dying };
+    let mut load: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for group in view.state.shards.values().filter(|group| eyes.primary_holds(group)) {
+        if let Some(node) = group.primary_node() {
+            *load.entry(node).or_default() += 1;
+        }
+    }
+    let mut parts = Vec::new();
+    for group in view.state.shards.values() {
+        let part = decide_shard(&eyes, group, &load);
+        if let Some(node) = part.grant.and_then(|grant| group.node_of(grant.copy)) {
+            *load.entry(node).or_default() += 1;
+        }
+        if part.grant.is_some() || !part.drop.is_empty() || !part.phases.is_empty() {
+            parts.push(part);
+        }
+        if parts.len() == limits::RECONFIGURE_SHARDS_MAX {
+            break;
+        }
+    }
+    parts
+}
+
+fn decide_shard(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64>) -> Reconfiguration {
+    let mut part = Reconfiguration {
+        shard: group.shard,
+        expect_version: group.version,
+        drop: Vec::new(),
+        grant: None,
+        phases: decide_phases(eyes, group),
+    };
+    let mut primary = group.primary_copy().filter(|_| eyes.primary_holds(group));
+    if primary.is_none() {
+        let chosen = if group.primary_term == PrimaryTerm(0) && group.in_sync.is_empty() {
+            first_primary(eyes, group)
+        } else {
+            next_primary(eyes, group, load)
+        };
+        part.grant = chosen.and_then(|copy| {
+            let node = eyes.view.state.nodes.get(&group.node_of(copy)?)?;
+            Some(PrimaryGrant { copy, incarnation: node.incarnation })
+        });
+        primary = chosen;
+    }
+    // Without a primary the set stays as it is: each of its members holds every acknowledged write, and any of them may be
+    // the one that comes back.
+    if let Some(primary) = primary {
+        let is_lost = |copy: &CopyId| {
+            let record = group.copies.get(copy);
+            let is_dead = record.is_none_or(|record| !eyes.is_alive(record.node));
+            let was_sick = Some(*copy) == group.primary_copy() && part.grant.is_some();
+            *copy != primary && (is_dead || was_sick)
+        };
+        part.drop = group.in_sync.iter().copied().filter(is_lost).collect();
+    }
+    part
+}
+
+/// The first primary of a shard that never had one: the first placed copy, because placement spread those over the nodes; another
+/// one if that takes too long.
+fn first_primary(eyes: &Eyes<'_>, group: &ShardGroup) -> Option<CopyId> {
+    let voters = || group.copies.iter().filter(|(_, record)| record.role == CopyRole::Voter);
+    let preferred = voters().find(|(_, record)| eyes.is_alive(record.node)).map(|(copy, _)| *copy);
+    let waited = |seen: &CopySeen| eyes.view.now_ms.saturating_sub(seen.first_ms) >= eyes.view.patience.first_grant_ms;
+    voters()
+        .filter(|(copy, record)| eyes.fit(**copy, record).is_some_and(|seen| Some(**copy) == preferred || waited(seen)))
+        .map(|(copy, _)| *copy)
+        .next()
+}
+
+/// The in-sync copy that takes over. Only a copy that its node's present life reports as open counts, so a copy
+/// on a wiped disk is never mistaken for an empty one.
+fn next_primary(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64>) -> Option<CopyId> {
+    let candidates = group.in_sync.iter().filter_map(|copy| {
+        let record = group.copies.get(copy)?;
+        let seen = eyes.fit(*copy, record)?;
+        let node_primaries = load.get(&record.node).copied().unwrap_or(0);
+        Some(PrimaryCandidate { copy: *copy, is_live: true, last: seen.last, node_primaries })
+    });
+    choose_primary(group, candidates)
+}
+
+/// Copies that move on in their life: a new one that is open begins to catch up; a read replica serves while it keeps up.
+fn decide_phases(eyes: &Eyes<'_>, group: &ShardGroup) -> Vec<(CopyId, CopyPhase)> {
+    let committed = group
+        .primary_copy()
+        .and_then(|copy| eyes.copy(copy, group.copies.get(&copy)?))
+        .map(|primary| primary.global_checkpoint);
+    group
+        .copies
+        .iter()
+        .filter_map(|(copy, record)| {
+            let seen = eyes.copy(*copy, record);
+            let lag = committed.zip(seen).map(|(committed, seen)| committed.0.saturating_sub(seen.applied.0));
+            let to = match (record.phase, record.role) {
+                (CopyPhase::New, _) if seen.is_some() => CopyPhase::CatchingUp,
+                (CopyPhase::CatchingUp, CopyRole::ReadReplica) if lag.is_some_and(|lag| lag <= REPLICA_LAG_MAX) => {
+                    CopyPhase::InSync
+                }
+                (CopyPhase::InSync, CopyRole::ReadReplica)
+                    if !eyes.is_alive(record.node) || lag.is_some_and(|lag| lag > 10 * REPLICA_LAG_MAX) =>
+                {
+                    CopyPhase::CatchingUp
+                }
+                _ => return None,
+            };
+            Some((*copy, to))
+        })
+        .collect()
+}
+
+/// Copies that were lost with their disk, or whose node stays dead, are built anew elsewhere, and then forgotten.
+fn decide_replacements(view: &View<'_>) -> Vec<Command> {
+    let dying = BTreeSet::new();
+    let eyes = Eyes { view, dying: &dying };
+    let mut copies_on: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut being_built = 0;
+    for record in view.state.shards.values().flat_map(|group| group.copies.values()) {
+        *copies_on.entry(record.node).or_default() += 1;
+        being_built += usize::from(record.phase == CopyPhase::New);
+    }
+    let mut commands = Vec::new();
+    // Shards that hang on one copy first.
+    let mut groups: Vec<&ShardGroup> = view.state.shards.values().filter(|group| eyes.primary_holds(group)).collect();
+    groups.sort_by_key(|group| (group.in_sync.len(), group.shard));
+    for group in groups {
+        let Some(collection) = view.state.collections.get(&group.shard.collection) else { continue };
+        for role in [CopyRole::Voter, CopyRole::ReadReplica] {
+            let wanted = match role {
+                CopyRole::Voter => collection.spec.copies,
+                CopyRole::ReadReplica => collection.spec.read_replicas,
+            } as usize;
+            let of_role = || group.copies.iter().filter(|(_, record)| record.role == role);
+            let kept = of_role().filter(|(_, record)| !is_gone(view, record.node)).count();
+            if kept < wanted {
+                if being_built + commands.len() >= limits::REPLACEMENTS_MAX {
+                    break;
+                }
+                if let Some(node) = place(view, group, &copies_on) {
+                    *copies_on.entry(node).or_default() += 1;
+                    let copy = PlannedCopy { node, role };
+                    commands.push(Command::AddCopy { shard: group.shard, expect_version: group.version, copy });
+                    break;
+                }
+            } else if let Some((copy, _)) = of_role().find(|(copy, record)| {
+                let is_whole = group.in_sync.len() >= collection.spec.copies as usize || role == CopyRole::ReadReplica;
+                is_gone(view, record.node) && !group.in_sync.contains(copy) && is_whole
+            }) {
+                commands.push(Command::RetireCopy { shard: group.shard, expect_version: group.version, copy: *copy });
+                break;
+            }
+        }
+    }
+    commands
+}
+
+/// Whether a node has been dead for longer than a restart takes.
+fn is_gone(view: &View<'_>, node: NodeId) -> bool {
+    let Some(record) = view.state.nodes.get(&node) else { return true };
+    let dead_since = view.observed.node(node, record.incarnation).and_then(|seen| seen.dead_since_ms);
+    record.liveness == Liveness::Dead
+        && dead_since.is_some_and(|since| view.now_ms.saturating_sub(since) >= view.patience.replace_after_ms)
+}
+
+/// Where one more copy of the shard goes: a zone without one if there is any, then the node with the fewest copies for its weight.
+fn place(view: &View<'_>, group: &ShardGroup, copies_on: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+    let taken: BTreeSet<NodeId> = group.copies.values().map(|record| record.node).collect();
+    let zones: BTreeSet<&str> =
+        taken.iter().filter_map(|node| view.state.nodes.get(node)).map(|node| node.zone.as_str()).collect();
+    view.state
+        .placeable()
+        .filter(|node| !taken.contains(&node.id))
+        .min_by_key(|node| {
+            let copies = copies_on.get(&node.id).copied().unwrap_or(0) as u64;
+            (zones.contains(node.zone.as_str()), copies * 10_000 / u64::from(node.weight.max(1)), node.id)
+        })
+        .map(|node| node.id)
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,58 @@
+//! Where the copies of a new collection go: the planner's answer, made explicit for `apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster_config::cluster_state::ClusterState;
+use cluster_config::collection::{Collection, CollectionSpec};
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::{CollectionId, NodeId};
+use cluster_config::placement::{Goal, PlacedCopy, Problem, Warning, plan};
+use cluster_config::shard_group::CopyRole;
+use proto::convert::status::RemoteError;
+
+use super::command::PlannedCopy;
+
+/// A place for every copy, by shard, the one that should become the first primary in front. Errors: `Unavailable` while there are fewer
+/// live data nodes than copies.
+/// Cost: see [`plan`]; not for a reactor thread.
+pub(crate) fn plan_collection(
+    state: &ClusterState,
+    spec: &CollectionSpec,
+) -> Result<Vec<Vec<PlannedCopy>>, RemoteError> {
+    let collection = Collection { id: CollectionId(state.next_collection), spec: spec.clone(), epoch: 1 };
+    let planned = plan(&Problem::of_collection(state, &collection, &BTreeSet::new()), Goal::Repair);
+    if let Some(warning) = planned.warnings.iter().find(|warning| matches!(warning, Warning::TooFewNodes { .. })) {
+        return Err(RemoteError::new(ErrorKind::Unavailable, warning.to_string())
+            .with_hint("start more data nodes, or ask for fewer copies"));
+    }
+    Ok(spread_firsts(planned.assignment.into_values()))
+}
+
+/// Orders each shard's copies so that the first ones, which become primaries, are spread over the nodes.
+fn spread_firsts(shards: impl Iterator<Item = Vec<PlacedCopy>>) -> Vec<Vec<PlannedCopy>> {
+    let mut firsts: BTreeMap<NodeId, usize> = BTreeMap::new();
+    shards
+        .map(|mut copies| {
+            let of = |copy: &PlacedCopy| firsts.get(&copy.node).copied().unwrap_or(0);
+            copies.sort_by_key(|copy| (copy.role != CopyRole::Voter, of(copy)));
+            if let Some(first) = copies.first() {
+                *firsts.entry(first.node).or_default() += 1;
+            }
+            copies.into_iter().map(|PlacedCopy { node, role }| PlannedCopy { node, role }).collect()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn firsts_are_voters_and_spread() {
+        let copy = |node, role| PlacedCopy { node: NodeId(node), role };
+        let (voter, replica) = (CopyRole::Voter, CopyRole::ReadReplica);
+        let shards = (0..6).map(|_| vec![copy(3, replica), copy(1, voter), copy(2, voter)]);
+        let firsts: Vec<u64> = spread_firsts(shards).iter().map(|planned| planned[0].node.0).collect();
+        assert_eq!(firsts, [1, 2, 1, 2, 1, 2]);
+    }
+}

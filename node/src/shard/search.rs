@@ -1,0 +1,102 @@
+//! One vector search over one copy, at one applied position.
+
+use cluster_config::error::ConfigError;
+use cluster_config::limits;
+use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery};
+
+use super::filter::{FilterReader, reads_documents};
+use super::keys::{self, Family};
+use super::records::{RowHead, corrupt, decode};
+use super::{Shard, ShardError};
+use crate::vector::{Cancel, SearchView, search_rows};
+
+impl Shard {
+    /// The `fetch_k` best live chunks of the query's tenant that pass its filter, best first (score, then document id and ordinal).
+    ///
+    /// Shapes: query `[dim]`. Cost: the lists probed plus the exact tail; runs on the search pool.
+    /// Errors: `InvalidArgument` (dimension, filter, bounds), `Cancelled`, `DeadlineExceeded`, `Unavailable` (poisoned).
+    pub fn search(&self, query: &ShardQuery, cancel: &Cancel) -> Result<ShardAnswer, ShardError> {
+        self.store.check()?;
+        self.validate_query(query)?;
+        let (view, allowed) = {
+            // The directory of documents says what is, so it must not run ahead of the view while a filter reads it.
+            let _held = reads_documents(&query.filter).then(|| self.publication.read());
+            let view = self.view();
+            let reader =
+                FilterReader { store: &self.store, spec: &self.spec, view: &view, tenant: &query.tenant, cancel };
+            let allowed = self.guard(reader.allowed(&query.filter))?;
+            (view, allowed)
+        };
+        let searched = SearchView {
+            index: view.index.as_deref(),
+            indexed_row_end: view.applied.indexed_row_end,
+            vectors: &self.vectors,
+            row_end: view.applied.row_end,
+            allowed: &allowed,
+            metric: self.spec.metric,
+        };
+        let fetch_k = query.fetch_k as usize;
+        let scored = search_rows(&searched, &query.vector, fetch_k, &query.knobs, &self.spec.index, cancel)?;
+        Ok(ShardAnswer {
+            hits: self.guard(self.name_hits(&scored.rows))?,
+            position: self.position_of(&view),
+            codes_scanned: scored.codes_scanned,
+            codes_total: scored.codes_total,
+            rows_exact: scored.rows_exact,
+        })
+    }
+
+    fn validate_query(&self, query: &ShardQuery) -> Result<(), ShardError> {
+        if query.vector.len() != self.spec.dim as usize {
+            return Err(ConfigError::new(
+                "vector",
+                format!("{} dimensions", query.vector.len()),
+                format!("send {}", self.spec.dim),
+            )
+            .into());
+        }
+        if query.fetch_k == 0 || query.fetch_k > limits::RESCORE_MAX {
+            return Err(ConfigError::new(
+                "fetch_k",
+                format!("{} is out of range", query.fetch_k),
+                format!("use 1 to {}", limits::RESCORE_MAX),
+            )
+            .into());
+        }
+        Ok(query.filter.validate(&self.spec)?)
+    }
+
+    /// Puts the documents' names to scored rows.
+    fn name_hits(&self, rows: &[(u64, f32)]) -> Result<Vec<ShardHit>, ShardError> {
+        let keys: Vec<Vec<u8>> = rows.iter().map(|(row, _)| keys::row_head(*row)).collect();
+        let heads = self.store.get_many(Family::Docs, &keys)?;
+        let mut hits = Vec::with_capacity(rows.len());
+        for ((row, score), head) in rows.iter().zip(heads) {
+            let head = head.ok_or_else(|| corrupt("row head", &format!("row {row} has none")))?;
+            let RowHead { document_id, ordinal, .. } = decode("row head", &head)?;
+            hits.push(ShardHit { row: *row, score: *score, document_id, ordinal });
+        }
+        hits.sort_by(|a, b| {
+            let by_score = b.score.total_cmp(&a.score);
+            by_score.then_with(|| a.document_id.cmp(&b.document_id)).then(a.ordinal.cmp(&b.ordinal))
+        });
+        Ok(hits)
+    }
+
+    /// Where the copy stands now.
+    pub fn position(&self) -> CopyPosition {
+        self.position_of(&self.view())
+    }
+
+    pub(crate) fn position_of(&self, view: &super::view::View) -> CopyPosition {
+        CopyPosition {
+            shard: Some(self.identity.shard),
+            copy: self.identity.copy,
+            lineage: self.identity.lineage,
+            term: self.log.state().current_term,
+            applied: view.applied.position.seqno,
+            generation: view.applied.generation,
+            staleness_ms: 0,
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Training and indexing as logged operations, end to end: the same index on every copy, however often it was reopened.
+
+mod shard_support;
+
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::OperationId;
+use cluster_config::operation::Operation;
+use cluster_config::search::{SearchKnobs, ShardAnswer, ShardHit, ShardQuery};
+use node::replication::storage::CopyStorage;
+use node::shard::operation::EncodedEntry;
+use node::shard::{IndexState, Maintenance, Shard, ShardDigest, decide_maintenance};
+use node::vector::Cancel;
+use shard_support::*;
+
+const DIM: usize = 32;
+const ROWS: usize = 3000;
+
+/// Points around 40 centres, so that lists mean something.
+fn clustered(seed: u64, count: usize) -> Vec<Vec<f32>> {
+    let mut rng = rng(seed);
+    let centres: Vec<Vec<f32>> = {
+        let mut fixed = shard_support::rng(99);
+        (0..40).map(|_| unit_vector(&mut fixed, DIM)).collect()
+    };
+    (0..count)
+        .map(|number| {
+            let noise = unit_vector(&mut rng, DIM);
+            let mixed: Vec<f32> = centres[number % 40].iter().zip(&noise).map(|(c, n)| c + 0.6 * n).collect();
+            let length = mixed.iter().map(|value| value * value).sum::<f32>().sqrt();
+            mixed.into_iter().map(|value| value / length).collect()
+        })
+        .collect()
+}
+
+fn place() -> Place {
+    let mut spec = spec(DIM as u32);
+    spec.pca_dim = Some(16);
+    spec.index.training_floor = 1000;
+    Place::new(spec)
+}
+
+/// Writes everything to the first copy as its primary would, keeping the log.
+struct Primary<'a> {
+    shard: &'a Shard,
+    log: LogWriter,
+    entries: Vec<EncodedEntry>,
+}
+
+impl<'a> Primary<'a> {
+    fn new(shard: &'a Shard) -> Self {
+        Self { shard, log: LogWriter::new(), entries: Vec::new() }
+    }
+
+    fn write(&mut self, operations: Vec<Operation>) {
+        node::shard::validate_operations(self.shard.spec(), &operations).expect("valid");
+        let entry = self.log.entry(operations);
+        commit(self.shard, std::slice::from_ref(&entry));
+        self.entries.push(entry);
+    }
+
+    fn write_own(&mut self, operation: Operation) {
+        let entry = self.log.entry_of(OperationId(0), vec![operation]);
+        commit(self.shard, std::slice::from_ref(&entry));
+        self.entries.push(entry);
+    }
+
+    fn load(&mut self, prefix: &str, vectors: &[Vec<f32>]) {
+        for (portion, vectors) in vectors.chunks(250).enumerate() {
+            let puts = vectors.iter().enumerate();
+            let puts = puts.map(|(n, vector)| put(&format!("{prefix}{}", portion * 250 + n), "text", vector));
+            self.write(puts.collect());
+        }
+    }
+
+    /// Does what maintenance would after a pause, until there is nothing to do.
+    fn maintain(&mut self) -> Vec<Maintenance> {
+        let mut done = Vec::new();
+        while let Some(work) = decide_maintenance(&input_after_a_pause(self.shard)) {
+            match work {
+                Maintenance::Train => {
+                    let pieces = self.shard.train(&Cancel::never()).expect("trains");
+                    pieces.into_iter().for_each(|piece| self.write_own(piece));
+                }
+                Maintenance::IndexUpTo { generation, row_end } => {
+                    self.write_own(Operation::IndexUpTo { generation, row_end })
+                }
+            }
+            done.push(work);
+            assert!(done.len() < 20, "maintenance does not come to an end: {done:?}");
+        }
+        done
+    }
+}
+
+fn input_after_a_pause(shard: &Shard) -> node::shard::MaintenanceInput {
+    let stats = shard.stats();
+    node::shard::MaintenanceInput {
+        rows_live: stats.rows_live,
+        training_floor: u64::from(shard.spec().index.training_floor),
+        generation: stats.generation,
+        row_end: stats.row_end,
+        indexed_row_end: stats.indexed_row_end,
+        rows_tail: stats.rows_tail,
+        quiet: std::time::Duration::from_secs(3600),
+    }
+}
+
+fn answers(shard: &Shard, queries: &[Vec<f32>], exact: bool) -> Vec<ShardAnswer> {
+    let knobs = SearchKnobs { exact, ..SearchKnobs::default() };
+    let ask = |vector: &Vec<f32>| ShardQuery { knobs: knobs.clone(), ..query(vector, 10) };
+    queries.iter().map(|vector| shard.search(&ask(vector), &Cancel::never()).expect("searches")).collect()
+}
+
+/// What must be the same on all copies: everything but who answered. Compared with [`assert_same`], which shows one difference.
+fn comparable(answers: Vec<ShardAnswer>) -> Vec<ShardAnswer> {
+    answers.into_iter().map(|answer| ShardAnswer { position: Default::default(), ..answer }).collect()
+}
+
+fn hits(answers: Vec<ShardAnswer>) -> Vec<Vec<ShardHit>> {
+    answers.into_iter().map(|answer| answer.hits).collect()
+}
+
+fn assert_same<T: PartialEq + std::fmt::Debug>(left: Vec<T>, right: &[T], what: &str) {
+    assert_eq!(left.len(), right.len());
+    for (number, (left, right)) in left.iter().zip(right).enumerate() {
+        assert_eq!(left, right, "{what}: query {number}");
+    }
+}
+
+fn digest(shard: &Shard) -> ShardDigest {
+    ShardDigest { position: Default::default(), ..shard.digest().expect("digest") }
+}
+
+fn recall(found: &[ShardAnswer], exact: &[ShardAnswer]) -> f64 {
+    let mut hits = 0;
+    let mut wanted = 0;
+    for (found, exact) in found.iter().zip(exact) {
+        wanted += exact.hits.len();
+        hits += exact.hits.iter().filter(|hit| found.hits.iter().any(|other| other.row == hit.row)).count();
+    }
+    hits as f64 / wanted as f64
+}
+
+#[test]
+fn a_load_is_trained_and_indexed_until_the_tail_is_empty_and_every_copy_has_the_same_index() {
+    let place = place();
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    primary.load("d", &clustered(1, ROWS));
+    assert_eq!(shard.stats().index_state, IndexState::Exact);
+    let queries = clustered(2, 60);
+    let exact = answers(&shard, &queries, false);
+    assert!(exact.iter().all(|answer| answer.rows_exact == ROWS as u64 && answer.codes_scanned == 0));
+
+    let work = primary.maintain();
+    assert_eq!(work, [Maintenance::Train, Maintenance::IndexUpTo { generation: 1, row_end: ROWS as u64 }]);
+    let stats = shard.stats();
+    assert_eq!((stats.rows_indexed, stats.rows_tail, stats.generation), (ROWS as u64, 0, 1));
+    assert_eq!((stats.index_state, stats.codes), (IndexState::Indexed, ROWS as u64));
+    assert_eq!(shard.next_maintenance(), None);
+
+    let indexed = answers(&shard, &queries, false);
+    assert!(indexed.iter().all(|answer| answer.rows_exact == 0 && answer.codes_scanned > 0));
+    assert_eq!(indexed[0].position.generation, 1);
+    let share = indexed.iter().map(|a| a.codes_scanned).sum::<u64>() as f64 / (indexed.len() * ROWS) as f64;
+    let recall = recall(&indexed, &exact);
+    println!("recall@10 {recall:.3} at {share:.2} of the codes");
+    assert!(recall >= 0.9, "recall@10 is {recall}");
+    assert_same(hits(answers(&shard, &queries, true)), &hits(exact), "the exact knob ignores the index");
+
+    // Later rows are an exact tail, deleted ones are gone from index and tail alike, replaced ones have moved.
+    primary.load("e", &clustered(3, 100));
+    let first = answers(&shard, &queries[..1], false)[0].hits[0].clone();
+    primary.write(vec![delete(&first.document_id), delete("e0"), put("e1", "again", &queries[0])]);
+    let now = answers(&shard, &queries, false);
+    assert_eq!(now[0].rows_exact, 99);
+    assert_eq!(now[0].hits[0].document_id, "e1");
+    assert!(
+        now.iter()
+            .flat_map(|answer| &answer.hits)
+            .all(|hit| hit.document_id != first.document_id && hit.document_id != "e0")
+    );
+    let stats = shard.stats();
+    assert_eq!((stats.rows_indexed, stats.rows_tail, stats.codes), (ROWS as u64 - 1, 99, ROWS as u64));
+    primary.maintain();
+    let stats = shard.stats();
+    assert_eq!((stats.rows_tail, stats.codes), (0, ROWS as u64 + 99));
+
+    // A second copy applies the same log in other portions.
+    let other = place.open(2);
+    persist(&other, &primary.entries).expect("persists");
+    primary.entries.chunks(3).for_each(|portion| other.apply(portion).expect("applies"));
+    other.check().expect("invariants");
+    assert_eq!(digest(&other), digest(&shard));
+    let expected = comparable(answers(&shard, &queries, false));
+    assert_same(comparable(answers(&other, &queries, false)), &expected, "the second copy");
+}
+
+#[test]
+fn a_reopened_index_is_the_same_whether_stored_extended_or_rebuilt() {
+    let place = place();
+    let queries = clustered(5, 40);
+    let vectors = clustered(4, ROWS);
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    primary.load("a", &vectors[..1500]);
+    primary.maintain();
+    primary.load("b", &vectors[1500..2200]);
+    primary.write(vec![delete("a7"), delete("b3")]);
+    primary.maintain();
+    let half_way = comparable(answers(&shard, &queries, false));
+    let half_way_entries = primary.entries.clone();
+
+    // Rebuilt: the copy was killed before it ever stored its index.
+    let rebuilt = place.open(2);
+    persist(&rebuilt, &half_way_entries).expect("persists");
+    rebuilt.apply(&half_way_entries).expect("applies");
+    drop(rebuilt);
+    let rebuilt = place.open(2);
+    assert_same(comparable(answers(&rebuilt, &queries, false)), &half_way, "rebuilt");
+
+    // Stored: closed well. Then grown by further steps and killed: the stored index is extended by what it lacks.
+    rebuilt.close().expect("closes");
+    drop(rebuilt);
+    let stored = place.open(2);
+    assert_same(comparable(answers(&stored, &queries, false)), &half_way, "stored");
+    primary.load("c", &vectors[2200..]);
+    primary.write(vec![delete("a8"), delete("c3"), put("a9", "again", &queries[3])]);
+    primary.maintain();
+    let whole = comparable(answers(&shard, &queries, false));
+    assert_ne!(whole, half_way);
+    let later = &primary.entries[half_way_entries.len()..];
+    commit(&stored, later);
+    assert_same(comparable(answers(&stored, &queries, false)), &whole, "stored and grown");
+    drop(stored);
+    let extended = place.open(2);
+    assert_same(comparable(answers(&extended, &queries, false)), &whole, "stored, grown and extended");
+    assert_eq!(digest(&extended), digest(&shard));
+    // Storing again alternates the slots and changes nothing.
+    for _ in 0..3 {
+        extended.flush().expect("flushes");
+    }
+    drop(extended);
+    assert_same(comparable(answers(&place.open(2), &queries, false)), &whole, "stored again");
+}
+
+#[test]
+fn pieces_left_over_from_a_dead_primary_do_not_mix_with_a_new_generation() {
+    let place = place();
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    primary.load("a", &clustered(6, 1200));
+    let piece = |generation, piece, piece_count, byte| Operation::InstallGeneration {
+        generation,
+        piece,
+        piece_count,
+        bytes: vec![byte; 100],
+    };
+    // The first primary dies after two of three pieces; its last piece never comes, or comes out of order.
+    primary.write_own(piece(1, 0, 3, 1));
+    primary.write_own(piece(1, 1, 3, 2));
+    primary.write_own(piece(1, 1, 3, 2));
+    primary.write_own(Operation::IndexUpTo { generation: 1, row_end: 100 });
+    assert_eq!((shard.stats().generation, shard.stats().rows_tail), (0, 1200));
+    // The next one trains its own.
+    primary.maintain();
+    assert_eq!(shard.stats().generation, 1);
+    let queries = clustered(7, 20);
+    let before = comparable(answers(&shard, &queries, false));
+    // What is late of the old one is ignored, also a step of a generation that is not installed.
+    primary.write_own(piece(1, 2, 3, 3));
+    primary.write_own(Operation::IndexUpTo { generation: 2, row_end: 100 });
+    primary.write_own(Operation::IndexUpTo { generation: 1, row_end: 5 });
+    primary.write_own(Operation::IndexUpTo { generation: 1, row_end: u64::MAX });
+    assert_same(comparable(answers(&shard, &queries, false)), &before, "leftovers");
+    drop(shard);
+    assert_same(comparable(answers(&place.open(1), &queries, false)), &before, "leftovers, reopened");
+}
+
+#[test]
+fn a_second_generation_takes_the_place_of_the_first() {
+    let place = place();
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    primary.load("a", &clustered(8, 1200));
+    primary.maintain();
+    primary.load("a", &clustered(9, 1500));
+    let queries = clustered(10, 30);
+    let exact = answers(&shard, &queries, true);
+    let pieces = shard.train(&Cancel::never()).expect("trains");
+    pieces.into_iter().for_each(|piece| primary.write_own(piece));
+    let stats = shard.stats();
+    assert_eq!((stats.generation, stats.rows_tail, stats.codes), (2, 1500, 0));
+    assert_same(hits(answers(&shard, &queries, false)), &hits(exact.clone()), "all tail until indexed");
+    primary.maintain();
+    assert_eq!(shard.stats().codes, 1500);
+    let indexed = answers(&shard, &queries, false);
+    assert!(recall(&indexed, &exact) >= 0.9);
+    let entries = primary.entries;
+    shard.close().expect("closes");
+    drop(shard);
+    let shard = place.open(1);
+    assert_same(comparable(answers(&shard, &queries, false)), &comparable(indexed), "reopened");
+    let other = place.open(2);
+    persist(&other, &entries).expect("persists");
+    other.apply(&entries).expect("applies");
+    assert_eq!(digest(&other), digest(&shard));
+}
+
+#[test]
+fn training_needs_rows_and_can_be_cancelled() {
+    let place = place();
+    let shard = place.open(1);
+    assert_eq!(shard.train(&Cancel::never()).expect_err("no rows").kind(), ErrorKind::Conflict);
+    let mut primary = Primary::new(&shard);
+    primary.load("a", &clustered(11, 1100));
+    let cancel = Cancel::never();
+    cancel.cancel();
+    assert_eq!(shard.train(&cancel).expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    assert!(shard.state().is_ok(), "a cancelled training leaves the copy as it was");
+    assert_eq!(shard.stats().index_state, IndexState::Exact);
+}
+
+#[test]
+fn memory_that_grows_with_rows_is_counted() {
+    let place = place();
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    let empty = shard.stats().memory_bytes;
+    primary.load("a", &clustered(12, 1200));
+    let loaded = shard.stats();
+    assert!(loaded.memory_bytes >= empty + 1200 * DIM as u64 * 2);
+    primary.maintain();
+    let indexed = shard.stats();
+    assert!(indexed.memory_bytes >= loaded.memory_bytes + 1200 * 8, "codes and row numbers: {indexed:?}");
+    assert!(indexed.disk_bytes > 0);
+}

@@ -1,0 +1,502 @@
+//! A copy against a simple model in memory: any sequence of puts, updates and deletes, grouped in any way, with the copy closed or
+//! killed at any point, leads to what the model says, and to the same on a second copy that applied the same log otherwise.
+
+mod shard_support;
+
+use std::collections::BTreeMap;
+
+use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
+use cluster_config::ids::{DocumentKey, OperationId};
+use cluster_config::operation::{Chunk, Operation};
+use cluster_config::search::{ShardHit, ShardQuery};
+use cluster_config::seqno::SeqNo;
+use node::replication::storage::CopyStorage;
+use node::shard::Shard;
+use node::shard::operation::EncodedEntry;
+use node::vector::{Cancel, flat};
+use proptest::prelude::*;
+use shard_support::*;
+
+const DIM: usize = 8;
+const TENANTS: [&str; 2] = ["default", "other"];
+
+#[derive(Clone, Debug)]
+enum Change {
+    Put { tenant: usize, document: u8, chunks: Vec<Fields>, seed: u64 },
+    Delete { tenant: usize, document: u8 },
+}
+
+#[derive(Clone, Debug)]
+struct Fields {
+    flag: Option<bool>,
+    year: Option<i64>,
+    price: Option<f64>,
+    tags: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Entries of some changes each, applied together.
+    Commit(Vec<Vec<Change>>),
+    /// The same entry once more, as a retry that slipped in.
+    Repeat,
+    /// Opened again, closed well or not.
+    Reopen { closed: bool },
+}
+
+fn fields() -> impl Strategy<Value = Fields> {
+    let tags = prop::collection::vec(prop::sample::select(vec!["a", "b", "b\u{0}", "ä", ""]), 0..3);
+    (any::<Option<bool>>(), prop::option::of(-3..3i64), prop::option::of(-1.5..1.5f64), tags).prop_map(
+        |(flag, year, price, tags)| Fields { flag, year, price, tags: tags.into_iter().map(str::to_owned).collect() },
+    )
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let tenant = prop_oneof![4 => Just(0usize), 1 => Just(1usize)];
+    prop_oneof![
+        3 => (tenant.clone(), 0..12u8, prop::collection::vec(fields(), 1..4), any::<u64>())
+            .prop_map(|(tenant, document, chunks, seed)| Change::Put { tenant, document, chunks, seed }),
+        1 => (tenant, 0..12u8).prop_map(|(tenant, document)| Change::Delete { tenant, document }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => prop::collection::vec(prop::collection::vec(change(), 0..4), 1..5).prop_map(Step::Commit),
+        1 => Just(Step::Repeat),
+        2 => any::<bool>().prop_map(|closed| Step::Reopen { closed }),
+    ]
+}
+
+fn key_of(tenant: usize, document: u8) -> DocumentKey {
+    DocumentKey::with_tenant(TENANTS[tenant], format!("d{document}")).expect("valid")
+}
+
+fn operation(change: &Change) -> Operation {
+    match change {
+        Change::Delete { tenant, document } => Operation::DeleteDocument { key: key_of(*tenant, *document) },
+        Change::Put { tenant, document, chunks, seed } => {
+            let mut rng = rng(*seed);
+            let chunks = chunks.iter().enumerate().map(|(ordinal, fields)| {
+                let metadata = metadata_json(fields);
+                chunk(ordinal as u32, &format!("text {seed} {ordinal}"), &metadata, &unit_vector(&mut rng, DIM))
+            });
+            Operation::PutDocument {
+                key: key_of(*tenant, *document),
+                title: format!("title {seed}"),
+                chunks: chunks.collect(),
+            }
+        }
+    }
+}
+
+fn metadata_json(fields: &Fields) -> String {
+    let mut object = serde_json::Map::new();
+    object.insert("undeclared".into(), serde_json::json!({"x": 1}));
+    if let Some(flag) = fields.flag {
+        object.insert("flag".into(), flag.into());
+    }
+    if let Some(year) = fields.year {
+        object.insert("year".into(), year.into());
+    }
+    if let Some(price) = fields.price {
+        object.insert("price".into(), price.into());
+    }
+    match fields.tags.as_slice() {
+        [] => {}
+        [tag] => drop(object.insert("tag".into(), tag.as_str().into())),
+        tags => drop(object.insert("tag".into(), serde_json::json!(tags))),
+    }
+    serde_json::Value::Object(object).to_string()
+}
+
+/// What should be there: documents by tenant and id.
+#[derive(Clone, Default)]
+struct Model {
+    documents: BTreeMap<(String, String), (String, Vec<Chunk>)>,
+}
+
+impl Model {
+    fn apply(&mut self, operation: &Operation) {
+        match operation {
+            Operation::PutDocument { key, title, chunks } => {
+                let key = (key.tenant.clone(), key.document_id.clone());
+                self.documents.insert(key, (title.clone(), chunks.clone()));
+            }
+            Operation::DeleteDocument { key } => {
+                self.documents.remove(&(key.tenant.clone(), key.document_id.clone()));
+            }
+            other => panic!("not in this test: {other:?}"),
+        }
+    }
+
+    /// Names and scores of the best, by comparing with everything.
+    fn search(&self, query: &ShardQuery) -> Vec<(String, u32, f32)> {
+        let mut hits = Vec::new();
+        for ((tenant, document_id), (_, chunks)) in &self.documents {
+            for chunk in
+                chunks.iter().filter(|chunk| *tenant == query.tenant && passes(&query.filter, document_id, chunk))
+            {
+                let score = flat::score(Default::default(), &query.vector, &from_half(&chunk.vector));
+                hits.push((document_id.clone(), chunk.ordinal, score));
+            }
+        }
+        hits.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)).then(a.1.cmp(&b.1)));
+        hits.truncate(query.fetch_k as usize);
+        hits
+    }
+}
+
+fn passes(filter: &Filter, document_id: &str, chunk: &Chunk) -> bool {
+    let holds = |condition: &Condition| condition_holds(condition, document_id, chunk);
+    filter.must.iter().all(holds)
+        && (filter.should.is_empty() || filter.should.iter().any(holds))
+        && !filter.must_not.iter().any(holds)
+}
+
+fn condition_holds(condition: &Condition, document_id: &str, chunk: &Chunk) -> bool {
+    let metadata: serde_json::Value = serde_json::from_str(&chunk.metadata_json).expect("JSON");
+    let values: Vec<FieldValue> = match (condition.field.as_str(), &metadata[&condition.field]) {
+        ("document_id", _) => vec![FieldValue::Keyword(document_id.to_owned())],
+        (_, serde_json::Value::Null) => Vec::new(),
+        (_, serde_json::Value::Array(items)) => items.iter().map(field_value).collect(),
+        (_, value) => vec![field_value(value)],
+    };
+    match &condition.predicate {
+        Predicate::Exists(wanted) => *wanted != values.is_empty(),
+        Predicate::Eq(wanted) => values.iter().any(|value| compare(value, wanted).is_eq()),
+        Predicate::In(wanted) => values.iter().any(|value| wanted.iter().any(|one| compare(value, one).is_eq())),
+        Predicate::Range { lower, upper } => values.iter().any(|value| {
+            let above = lower.as_ref().is_none_or(|(bound, inclusive)| {
+                let order = compare(value, bound);
+                order.is_gt() || (*inclusive && order.is_eq())
+            });
+            let below = upper.as_ref().is_none_or(|(bound, inclusive)| {
+                let order = compare(value, bound);
+                order.is_lt() || (*inclusive && order.is_eq())
+            });
+            above && below
+        }),
+    }
+}
+
+fn field_value(value: &serde_json::Value) -> FieldValue {
+    serde_json::from_value(value.clone()).expect("a scalar")
+}
+
+fn compare(left: &FieldValue, right: &FieldValue) -> std::cmp::Ordering {
+    let number = |value: &FieldValue| match value {
+        FieldValue::Integer(number) => Some(*number as f64),
+        FieldValue::Float(number) => Some(*number),
+        _ => None,
+    };
+    match (number(left), number(right)) {
+        (Some(left), Some(right)) => left.partial_cmp(&right).expect("finite"),
+        _ => left.partial_cmp(right).expect("of one type"),
+    }
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    let integer = || (-3..3i64).prop_map(FieldValue::Integer);
+    let float = || prop_oneof![(-1.5..1.5f64).prop_map(FieldValue::Float), (-1..2i64).prop_map(FieldValue::Integer)];
+    let tag =
+        || prop::sample::select(vec!["a", "b", "b\u{0}", "ä", "", "z"]).prop_map(|tag| FieldValue::Keyword(tag.into()));
+    let id = || (0..14u8).prop_map(|number| FieldValue::Keyword(format!("d{number}")));
+    prop_oneof![
+        any::<bool>().prop_map(|flag| ("flag", Predicate::Eq(FieldValue::Bool(flag)))),
+        (prop::sample::select(vec!["flag", "year", "price", "tag", "document_id"]), any::<bool>())
+            .prop_map(|(field, wanted)| (field, Predicate::Exists(wanted))),
+        predicate(integer()).prop_map(|predicate| ("year", predicate)),
+        predicate(float()).prop_map(|predicate| ("price", predicate)),
+        predicate(tag()).prop_map(|predicate| ("tag", predicate)),
+        predicate(id()).prop_map(|predicate| ("document_id", predicate)),
+    ]
+    .prop_map(|(field, predicate)| Condition { field: field.into(), predicate })
+}
+
+fn predicate(value: impl Strategy<Value = FieldValue> + Clone + 'static) -> impl Strategy<Value = Predicate> {
+    let bound = prop::option::of((value.clone(), any::<bool>()));
+    prop_oneof![
+        value.clone().prop_map(Predicate::Eq),
+        prop::collection::vec(value, 1..4).prop_map(Predicate::In),
+        (bound.clone(), bound)
+            .prop_filter("a range has a bound", |(lower, upper)| lower.is_some() || upper.is_some())
+            .prop_map(|(lower, upper)| Predicate::Range { lower, upper }),
+    ]
+}
+
+fn shard_query() -> impl Strategy<Value = ShardQuery> {
+    let conditions = || prop::collection::vec(condition(), 0..3);
+    (any::<u64>(), 1..40u32, conditions(), conditions(), conditions(), 0..2usize).prop_map(
+        |(seed, fetch_k, must, should, must_not, tenant)| ShardQuery {
+            filter: Filter { must, should, must_not },
+            tenant: TENANTS[tenant].into(),
+            ..query(&unit_vector(&mut rng(seed), DIM), fetch_k)
+        },
+    )
+}
+
+/// Everything that can be asked of the copy agrees with the model.
+fn assert_agrees(shard: &Shard, model: &Model, queries: &[ShardQuery]) {
+    shard.check().expect("invariants");
+    for tenant in TENANTS {
+        let expected: Vec<_> = model.documents.iter().filter(|((owner, _), _)| owner == tenant).collect();
+        let mut listed = Vec::new();
+        loop {
+            let after = listed.last().map(|document: &node::shard::ListedDocument| document.key.document_id.clone());
+            let (page, more) = shard.list_documents(tenant, after.as_deref(), 5).expect("lists");
+            listed.extend(page);
+            if !more {
+                break;
+            }
+        }
+        let names: Vec<_> =
+            listed.iter().map(|d| (d.key.document_id.as_str(), d.title.as_str(), d.chunk_count)).collect();
+        let wanted: Vec<_> =
+            expected.iter().map(|((_, id), (title, c))| (id.as_str(), title.as_str(), c.len() as u32)).collect();
+        assert_eq!(names, wanted);
+        let keys: Vec<_> = listed.into_iter().map(|document| document.key).collect();
+        let fetched = shard.fetch_documents(&keys, true).expect("fetches");
+        let chunks: Vec<_> = fetched.into_iter().map(|stored| stored.chunk).collect();
+        assert_eq!(chunks, expected.iter().flat_map(|(_, (_, chunks))| chunks.clone()).collect::<Vec<_>>());
+    }
+    for query in queries {
+        let answer = shard.search(query, &Cancel::never()).expect("searches");
+        let hits: Vec<_> = answer.hits.iter().map(|hit| (hit.document_id.clone(), hit.ordinal, hit.score)).collect();
+        assert_eq!(hits, model.search(query), "{query:?}");
+        assert_rows_are(shard, &answer.hits, &query.tenant, model);
+    }
+    let stats = shard.stats();
+    assert_eq!(stats.document_count, model.documents.len() as u64);
+    assert_eq!(stats.rows_live, model.documents.values().map(|(_, chunks)| chunks.len() as u64).sum::<u64>());
+}
+
+/// The rows of hits lead to the texts of exactly those chunks.
+fn assert_rows_are(shard: &Shard, hits: &[ShardHit], tenant: &str, model: &Model) {
+    let rows: Vec<u64> = hits.iter().map(|hit| hit.row).collect();
+    let fetched = shard.fetch_rows(&rows, false).expect("fetches");
+    assert_eq!(fetched.len(), hits.len());
+    for (hit, stored) in hits.iter().zip(fetched) {
+        let (title, chunks) = &model.documents[&(tenant.to_owned(), hit.document_id.clone())];
+        assert_eq!((stored.row, &stored.title), (hit.row, title));
+        assert_eq!(stored.chunk, Chunk { vector: Vec::new(), ..chunks[hit.ordinal as usize].clone() });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_changes_leads_to_what_the_model_says(
+        steps in prop::collection::vec(step(), 1..16),
+        queries in prop::collection::vec(shard_query(), 6..12),
+        group in 1..20usize,
+    ) {
+        let place = Place::new(spec(DIM as u32));
+        let mut shard = place.open(1);
+        let mut log = LogWriter::new();
+        let mut entries: Vec<EncodedEntry> = Vec::new();
+        let mut model = Model::default();
+        for step in &steps {
+            match step {
+                Step::Commit(writes) => {
+                    let from = entries.len();
+                    for changes in writes {
+                        let operations: Vec<_> = changes.iter().map(operation).collect();
+                        operations.iter().for_each(|operation| model.apply(operation));
+                        entries.push(log.entry(operations));
+                    }
+                    commit(&shard, &entries[from..]);
+                }
+                Step::Repeat => {
+                    let Some(earlier) = entries.get(entries.len() / 2) else { continue };
+                    let id = earlier.operation_id;
+                    let again = earlier.decode().expect("decodes").operations;
+                    let first = shard.find_operation(id).expect("finds");
+                    entries.push(log.entry_of(id, again));
+                    commit(&shard, &entries[entries.len() - 1..]);
+                    prop_assert_eq!(shard.find_operation(id).expect("finds"), first);
+                }
+                Step::Reopen { closed } => {
+                    if *closed {
+                        shard.close().expect("closes");
+                    }
+                    drop(shard);
+                    shard = place.open(1);
+                }
+            }
+        }
+        assert_agrees(&shard, &model, &queries);
+        let state = shard.state().expect("state");
+        prop_assert_eq!(state.applied.seqno, SeqNo(entries.len() as u64));
+
+        // The second copy gets the same log in other portions, and answers the same.
+        let other = place.open(2);
+        persist(&other, &entries).expect("persists");
+        for portion in entries.chunks(group) {
+            other.apply(portion).expect("applies");
+        }
+        assert_agrees(&other, &model, &queries);
+        let (digest, other_digest) = (shard.digest().expect("digest"), other.digest().expect("digest"));
+        prop_assert_eq!(node::shard::ShardDigest { position: digest.position, ..other_digest }, digest);
+        for query in &queries {
+            let hits = |shard: &Shard| shard.search(query, &Cancel::never()).expect("searches").hits;
+            prop_assert_eq!(hits(&shard), hits(&other), "rows and scores are the same on both copies");
+        }
+        drop(shard);
+        assert_agrees(&place.open(1), &model, &queries);
+    }
+}
+
+#[test]
+fn a_repeated_operation_id_has_its_effect_once() {
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let mut log = LogWriter::new();
+    let mut rng = rng(1);
+    let first = log.entry_of(OperationId(5), vec![put("a", "one", &unit_vector(&mut rng, 4))]);
+    let middle = log.entry_of(OperationId(6), vec![delete("a")]);
+    let again = log.entry_of(OperationId(5), vec![put("a", "one", &unit_vector(&mut rng, 4))]);
+    // Within one group, and again after reopening.
+    commit(&shard, &[first, middle, again]);
+    drop(shard);
+    let shard = place.open(1);
+    let later = log.entry_of(OperationId(5), vec![put("a", "two", &unit_vector(&mut rng, 4))]);
+    commit(&shard, &[later]);
+    assert_eq!(shard.list_documents("default", None, 10).expect("lists"), (vec![], false));
+    assert_eq!(shard.find_operation(OperationId(5)).expect("finds"), Some(SeqNo(1)));
+    assert_eq!(shard.find_operation(OperationId(6)).expect("finds"), Some(SeqNo(2)));
+}
+
+#[test]
+fn operation_ids_leave_the_window_by_entries() {
+    const WINDOW: u64 = cluster_config::limits::DEDUP_WINDOW;
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let mut log = LogWriter::new();
+    commit(&shard, &[log.entry_of(OperationId(1), vec![Operation::Barrier])]);
+    commit(&shard, &[log.entry_of(OperationId(2), vec![Operation::Barrier])]);
+    let fill: Vec<_> = (0..WINDOW - 2).map(|_| log.entry_of(OperationId(0), vec![Operation::Barrier])).collect();
+    commit(&shard, &fill);
+    assert_eq!(shard.find_operation(OperationId(1)).expect("finds"), Some(SeqNo(1)));
+    commit(&shard, &[log.entry_of(OperationId(3), vec![Operation::Barrier])]);
+    assert_eq!(shard.find_operation(OperationId(1)).expect("finds"), None);
+    assert_eq!(shard.find_operation(OperationId(2)).expect("finds"), Some(SeqNo(2)));
+    // Forgotten means new: it is remembered again where it comes now.
+    commit(&shard, &[log.entry_of(OperationId(1), vec![Operation::Barrier])]);
+    assert_eq!(shard.find_operation(OperationId(1)).expect("finds"), Some(SeqNo(WINDOW + 2)));
+    assert_eq!(shard.find_operation(OperationId(2)).expect("finds"), None);
+}
+
+#[test]
+fn texts_of_a_deleted_document_go_at_once_and_of_a_replaced_one_stay_for_those_who_found_them() {
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let mut log = LogWriter::new();
+    let mut rng = rng(1);
+    commit(
+        &shard,
+        &[log.entry(vec![put("kept", "one", &unit_vector(&mut rng, 4)), put("gone", "x", &unit_vector(&mut rng, 4))])],
+    );
+    let hits = shard.search(&query(&[1.0, 0.0, 0.0, 0.0], 10), &Cancel::never()).expect("searches").hits;
+    let row_of = |id: &str| hits.iter().find(|hit| hit.document_id == id).expect("found").row;
+    commit(&shard, &[log.entry(vec![put("kept", "two", &unit_vector(&mut rng, 4)), delete("gone")])]);
+    let texts: Vec<_> = shard
+        .fetch_rows(&[row_of("kept"), row_of("gone"), 99], true)
+        .expect("fetches")
+        .into_iter()
+        .map(|stored| (stored.key.document_id, stored.chunk.text))
+        .collect();
+    assert_eq!(texts, [("kept".to_owned(), "one".to_owned())]);
+    let hits = shard.search(&query(&[1.0, 0.0, 0.0, 0.0], 10), &Cancel::never()).expect("searches").hits;
+    assert_eq!(hits.len(), 1);
+    assert!(hits[0].row > 1, "the new version has a row of its own");
+}
+
+#[test]
+fn a_search_beside_writes_sees_whole_entries() {
+    // Every entry puts or deletes both documents; a search that sees one without the other, or chunks of two versions, fails.
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let mut log = LogWriter::new();
+    let mut rng = rng(2);
+    let mut version = |number: usize| {
+        let mut put_both = |id: &str| Operation::PutDocument {
+            key: key(id),
+            title: String::new(),
+            chunks: (0..3)
+                .map(|ordinal| chunk(ordinal, &number.to_string(), "{}", &unit_vector(&mut rng, 4)))
+                .collect(),
+        };
+        log.entry(vec![put_both("a"), put_both("b")])
+    };
+    commit(&shard, &[version(0)]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let searches = std::thread::scope(|scope| {
+        let searcher = scope.spawn(|| {
+            let mut searches = 0u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) || searches == 0 {
+                let mut asked = query(&[1.0, 0.0, 0.0, 0.0], 100);
+                if searches.is_multiple_of(2) {
+                    let ids = ["a", "b"].map(|id| FieldValue::Keyword(id.into()));
+                    let predicate = Predicate::In(ids.to_vec());
+                    asked.filter.must.push(Condition { field: "document_id".into(), predicate });
+                }
+                let hits = shard.search(&asked, &Cancel::never()).expect("searches").hits;
+                assert_eq!(hits.len(), 6, "{hits:?}");
+                let rows: Vec<u64> = hits.iter().map(|hit| hit.row).collect();
+                let texts: Vec<String> = shard
+                    .fetch_rows(&rows, false)
+                    .expect("fetches")
+                    .into_iter()
+                    .map(|stored| stored.chunk.text)
+                    .collect();
+                assert_eq!(texts.len(), 6, "what was found can be fetched");
+                assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
+                searches += 1;
+            }
+            searches
+        });
+        for number in 1..300 {
+            commit(&shard, &[version(number)]);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        searcher.join().expect("the searcher saw whole entries")
+    });
+    println!("{searches} searches beside 300 entries");
+}
+
+#[test]
+fn bad_queries_are_refused_with_the_fields_name() {
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let good = query(&[1.0, 0.0, 0.0, 0.0], 1);
+    let condition = Condition { field: "colour".into(), predicate: Predicate::Exists(true) };
+    let bad = [
+        ("vector", ShardQuery { vector: vec![1.0; 3], ..good.clone() }),
+        ("fetch_k", ShardQuery { fetch_k: 0, ..good.clone() }),
+        ("fetch_k", ShardQuery { fetch_k: u32::MAX, ..good.clone() }),
+        (
+            "filters.must[0].field",
+            ShardQuery { filter: Filter { must: vec![condition], ..Filter::default() }, ..good.clone() },
+        ),
+    ];
+    for (field, query) in bad {
+        let error = shard.search(&query, &Cancel::never()).expect_err(field);
+        assert!(error.to_string().starts_with(field), "{error}");
+        assert_eq!(error.kind(), cluster_config::error::ErrorKind::InvalidArgument);
+    }
+    let nan = ShardQuery { vector: vec![f32::NAN; 4], ..good.clone() };
+    let error = shard.search(&nan, &Cancel::never()).expect_err("not finite");
+    assert_eq!(error.kind(), cluster_config::error::ErrorKind::InvalidArgument);
+    let cancel = Cancel::never();
+    cancel.cancel();
+    let filter = Filter {
+        must: vec![Condition { field: "year".into(), predicate: Predicate::Exists(true) }],
+        ..Filter::default()
+    };
+    commit(&shard, &[LogWriter::new().entry(vec![put("a", "x", &[1.0, 0.0, 0.0, 0.0])])]);
+    let error = shard.search(&ShardQuery { filter, ..good }, &cancel).expect_err("cancelled");
+    assert_eq!(error.kind(), cluster_config::error::ErrorKind::Cancelled);
+    assert!(shard.state().is_ok(), "refusing a query does not end the copy's service");
+}
