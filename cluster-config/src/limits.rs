@@ -72,6 +72,8 @@ pub const RESCORE_MAX: u32 = 20_000;
 pub const OVERSAMPLE_MAX: f32 = 100.0;
 /// Most searches of one `search:batch`.
 pub const SEARCHES_PER_BATCH_MAX: usize = 256;
+/// Most results of all searches of one `search:batch` together.
+pub const RESULTS_PER_BATCH_MAX: u64 = 10_000;
 /// Most bytes of a query text.
 pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 /// Most conditions of a filter, over all its clauses.

@@ -11,6 +11,7 @@ pub mod error;
 pub mod generate;
 pub mod ingest;
 pub mod retrieve;
+mod sentences;
 pub mod services;
 pub mod startup;
 pub mod telemetry;

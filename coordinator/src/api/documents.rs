@@ -25,7 +25,7 @@ use super::points::{WrittenReply, check_metadata, check_title, document_key};
 use super::request_id::current_request_id;
 use super::search::DEFAULT_COLLECTION;
 use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
-use crate::cluster::client::{CopyTarget, FetchTarget, FetchedChunk, ListedDocument, NodeError};
+use crate::cluster::client::{FetchTarget, FetchedChunk, ListedDocument, NodeError};
 use crate::error::{Error, Result};
 use crate::services::Services;
 

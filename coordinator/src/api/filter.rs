@@ -7,13 +7,16 @@ use utoipa::ToSchema;
 
 /// All of `must`, none of `must_not`, and at least one of `should` where there are any.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct FilterBody {
     /// All must hold.
+    #[serde(default)]
     pub must: Vec<ConditionBody>,
     /// One must hold, where there are any.
+    #[serde(default)]
     pub should: Vec<ConditionBody>,
     /// None may hold.
+    #[serde(default)]
     pub must_not: Vec<ConditionBody>,
 }
 

@@ -182,9 +182,9 @@ pub(super) fn document_key(path: &str, id: String) -> Result<DocumentKey> {
 
 /// Titles stand in every hit: a line, not a text.
 pub(super) fn check_title(path: &str, title: &str) -> Result<()> {
-    const TITLE_BYTES_MAX: usize = 4096;
-    if title.len() > TITLE_BYTES_MAX {
-        return Err(Error::field(path, format!("{} bytes", title.len()), format!("use at most {TITLE_BYTES_MAX}")));
+    if title.len() > limits::TITLE_BYTES_MAX {
+        let hint = format!("use at most {}", limits::TITLE_BYTES_MAX);
+        return Err(Error::field(path, format!("{} bytes", title.len()), hint));
     }
     Ok(())
 }

@@ -224,6 +224,11 @@ pub async fn post_search_batch(
     let questions: Vec<Question> = numbered
         .map(|(number, search)| read_search(&services, search, &format!("searches[{number}].")))
         .collect::<Result<_>>()?;
+    let results_max: u64 = questions.iter().map(|question| u64::from(question.top_k)).sum();
+    if results_max > limits::RESULTS_PER_BATCH_MAX {
+        let hint = format!("let the searches' top_k add up to at most {}", limits::RESULTS_PER_BATCH_MAX);
+        return Err(Error::field("searches", format!("{results_max} results together"), hint).into());
+    }
     let ranked = answer::rank(&services, questions).await?;
     let results = ranked.into_iter().zip(explains).map(|(ranked, explain)| reply(ranked, began, explain)).collect();
     Ok(private(json(StatusCode::OK, &SearchBatchReply { results })))

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
+use cluster_config::limits;
 use cluster_config::operation::{Chunk, Operation};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 
@@ -24,7 +25,7 @@ use self::parse::Parsed;
 use self::write::{Writer, Written};
 use crate::catalog::documents::{DocumentRef, Enqueued, Upload};
 use crate::catalog::jobs::{Claim, JobState};
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::Catalog;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
@@ -237,7 +238,9 @@ pub fn check_embedder(collection: &Collection, embedder: &dyn Embedder) -> Resul
 /// The caller's title, else the document's own, else the file's name.
 fn choose_title(claim: &Claim, parsed: &Parsed) -> String {
     let given = Some(claim.upload.title.clone()).filter(|title| !title.is_empty());
-    given.or_else(|| parsed.title.clone()).unwrap_or_else(|| claim.upload.file_name.clone())
+    let mut title = given.or_else(|| parsed.title.clone()).unwrap_or_else(|| claim.upload.file_name.clone());
+    title.truncate(title.floor_char_boundary(limits::TITLE_BYTES_MAX));
+    title
 }
 
 /// Runs CPU work off the reactor. A panic in it is this document's failure, not the process'.
@@ -245,11 +248,5 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::internal(format!("blocking work: {error}"))),
-    }
-}
-
-impl From<CatalogError> for Stop {
-    fn from(error: CatalogError) -> Self {
-        Self::Error(error.into())
     }
 }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::cache::RetrievalCache;
-use crate::cluster::client::{CopyTarget, NodeClient, NodeError, NodeWrite, WriteAck};
+use crate::cluster::client::{NodeClient, NodeError, NodeWrite, WriteAck};
 use crate::cluster::health::FailureMemory;
 use crate::cluster::view::ClusterView;
 use crate::retrieve::session::Session;

@@ -1,16 +1,24 @@
 //! Fetches what the merged hits need: texts, metadata, vectors. One call per node, other copies where one fails.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{NodeId, ShardId};
+use cluster_config::limits;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::merge::MergedHit;
 use super::plan::{Candidate, ShardPlan};
 use crate::cluster::client::{CopyTarget, FetchTarget, Fetched, FetchedChunk, NodeClient, NodeError};
+
+/// Rows of one call: with the longest texts and metadata and the widest vectors, a reply stays below the message limit.
+const ROWS_PER_CALL_MAX: usize = 500;
+const _: () = assert!(
+    ROWS_PER_CALL_MAX * (limits::CHUNK_TEXT_BYTES_MAX + limits::METADATA_BYTES_MAX + 2 * limits::DIM_MAX as usize + 2048)
+        < limits::GRPC_MESSAGE_BYTES_MAX
+);
 
 /// The chunks behind `hits`, keyed by shard and row, from the copy that found them where it still answers: rows are numbered
 /// alike on all copies of a shard.
@@ -25,13 +33,16 @@ pub async fn fetch_hits(
     with_vectors: bool,
     deadline: Instant,
 ) -> Result<HashMap<(ShardId, u64), FetchedChunk>, NodeError> {
-    let mut rows: BTreeMap<ShardId, Vec<u64>> = BTreeMap::new();
+    let mut rows: BTreeMap<ShardId, BTreeSet<u64>> = BTreeMap::new();
     for merged in hits {
-        rows.entry(merged.shard).or_default().push(merged.hit.row);
+        rows.entry(merged.shard).or_default().insert(merged.hit.row);
     }
     let wanted = rows
         .into_iter()
-        .map(|(shard, rows)| Wanted { candidates: candidates(shard, answered_by, plan), shard, rows, tried: 0 })
+        .map(|(shard, rows)| {
+            let rows = rows.into_iter().collect();
+            Wanted { candidates: candidates(shard, answered_by, plan), shard, rows, tried: 0 }
+        })
         .collect();
     let mut chunks = HashMap::new();
     for chunk in fetch(client, wanted, with_vectors, deadline).await? {
@@ -77,11 +88,23 @@ async fn fetch(
 ) -> Result<Vec<FetchedChunk>, NodeError> {
     let mut chunks = Vec::new();
     while !wanted.is_empty() {
-        let mut calls: BTreeMap<NodeId, Vec<FetchTarget>> = BTreeMap::new();
+        let mut calls: Vec<(NodeId, Vec<FetchTarget>)> = Vec::new();
         for want in &wanted {
-            let candidate = want.candidates[want.tried.min(want.candidates.len() - 1)];
-            let target = FetchTarget { target: candidate.target, rows: want.rows.clone(), keys: Vec::new() };
-            calls.entry(candidate.node).or_default().push(target);
+            let Some(candidate) = want.candidates.get(want.tried) else {
+                let text = format!("shard {} has no copy that may answer", want.shard);
+                return Err(NodeError::new(ErrorKind::Unavailable, text));
+            };
+            for rows in want.rows.chunks(ROWS_PER_CALL_MAX) {
+                let target = FetchTarget { target: candidate.target, rows: rows.to_vec(), keys: Vec::new() };
+                let has_room = |call: &&mut (NodeId, Vec<FetchTarget>)| {
+                    let taken: usize = call.1.iter().map(|target| target.rows.len()).sum();
+                    call.0 == candidate.node && taken + rows.len() <= ROWS_PER_CALL_MAX
+                };
+                match calls.iter_mut().find(has_room) {
+                    Some((_, targets)) => targets.push(target),
+                    None => calls.push((candidate.node, vec![target])),
+                }
+            }
         }
         let mut replies: FuturesUnordered<_> = calls
             .into_iter()
