@@ -259,6 +259,10 @@ impl Metadata {
             .map_err(|error| failed(&error))?;
         let covered = done.snapshot.map_or(0, |last| last.index);
         raft.trigger().purge_log(covered).await.map_err(|error| failed(&error))?;
+        raft.wait(Some(Duration::from_millis(SNAPSHOT_TIMEOUT_MS)))
+            .metrics(|metrics| metrics.purged.is_some_and(|purged| purged.index >= covered), "log purged")
+            .await
+            .map_err(|error| failed(&error))?;
         Ok(covered)
     }
 
