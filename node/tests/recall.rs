@@ -1,5 +1,7 @@
 //! Recall of the approximate index against exact search, printed beside its floor, and the share of codes it scanned.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;

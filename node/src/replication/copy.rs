@@ -31,10 +31,10 @@ use proto::convert::operation::encode_payload;
 
 /// How often the core is told the time; fine enough for the shortest pause it keeps.
 const TICK: Duration = Duration::from_millis(100);
-/// Messages taken from the mailbox before the status is published again.
+/// Messages taken from the mailbox before finished jobs are looked at again.
 const MESSAGES_PER_TURN: usize = 64;
-/// How long a closing copy waits for the writes under way.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// A usual [`CopyOptions::drain_timeout`].
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a copy needs to run.
 pub struct CopyOptions {
@@ -50,6 +50,8 @@ pub struct CopyOptions {
     pub transport: Arc<dyn ReplicationTransport>,
     /// To the metadata group.
     pub register: Arc<dyn RegisterClient>,
+    /// How long closing waits for the writes under way.
+    pub drain_timeout: Duration,
     /// Whether invariants are checked after each step (`SUSUI_CHECK=1`).
     pub check: bool,
 }
@@ -177,10 +179,9 @@ impl CopyTask {
                     }
                 }
                 _ = ticks.tick() => self.step(Event::Tick(self.started.elapsed().as_millis() as u64)),
-                () = closing.cancelled(), if drain_until.is_none() => drain_until = Some(Instant::now() + DRAIN_TIMEOUT),
+                () = closing.cancelled(), if drain_until.is_none() => drain_until = Some(Instant::now() + self.options.drain_timeout),
             }
             self.recent.evict(self.core.local_checkpoint(), self.core.needed_by_nobody());
-            self.publish();
             if drain_until.is_some_and(|until| self.core.writes_waiting() == 0 || Instant::now() >= until) {
                 break;
             }
@@ -219,18 +220,19 @@ impl CopyTask {
 
     fn step(&mut self, event: Event) {
         let was_poisoned = self.core.poisoned().is_some();
-        for action in self.core.step(event) {
-            self.perform(action);
-        }
+        let actions = self.core.step(event);
+        // Before any answer goes out: who was acknowledged must find the position that says so.
+        self.publish();
+        actions.into_iter().for_each(|action| self.perform(action));
         if self.options.check
             && let Err(problem) = self.core.check()
             && !was_poisoned
         {
             tracing::error!(shard = %self.identity.shard, copy = %self.identity.copy, problem, "replication invariant broken");
             let broken = StorageError::Corrupt(format!("replication invariant broken: {problem}"));
-            for action in self.core.step(Event::StorageFailed(broken)) {
-                self.perform(action);
-            }
+            let actions = self.core.step(Event::StorageFailed(broken));
+            self.publish();
+            actions.into_iter().for_each(|action| self.perform(action));
         }
         if let (false, Some(error)) = (was_poisoned, self.core.poisoned()) {
             tracing::error!(shard = %self.identity.shard, copy = %self.identity.copy, %error, "copy is out of use until reopened");

@@ -17,9 +17,15 @@ mod primary;
 mod proposer;
 mod recent;
 pub mod storage;
+#[cfg(test)]
+mod stories;
 mod tracker;
 pub mod transport;
 
-pub use self::copy::CopyOptions;
+pub use self::copy::{CopyOptions, DRAIN_TIMEOUT};
+pub use self::core::Timing;
 pub use self::error::ReplicationError;
 pub use self::handle::{CopyHandle, ReplicationReport, WriteOutcome};
+pub use self::messages::{Append, AppendOutcome, AppendRefusal, AppendResult, Change, Proposal, ProposalOutcome};
+pub use self::pool::StoragePool;
+pub use self::transport::{RegisterClient, ReplicationTransport, TransportError};

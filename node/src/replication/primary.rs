@@ -195,10 +195,10 @@ impl Primary {
             // True whenever it was said: a copy that follows this term never drops what it matched.
             peer.on_match(seqno.min(local.log.last()));
             peer.heard_ms = local.now_ms;
-            if peer.incarnation != result.incarnation && peer.add.is_none() {
-                // Tracking names one life of the process; it starts again with another.
+            if peer.incarnation != result.incarnation {
+                // Tracking belongs to one life of the process; it starts again with another, unless it must go on (W4).
                 peer.incarnation = result.incarnation;
-                peer.tracked = false;
+                peer.tracked &= peer.add.is_some();
             }
         }
         if !is_awaited {

@@ -52,7 +52,7 @@ impl Calibration {
     pub(super) fn effort_for(&self, recall: f32, costs: &Costs, rows: u64) -> Option<Rung> {
         let cost = |rung: &Rung| {
             let codes = f64::from(rung.codes_share) * rows as f64;
-            codes * costs.code_ns + f64::from(rung.oversample) * RECALL_AT as f64 * costs.row_ns
+            costs.index_ns(f64::from(rung.nprobe), codes, f64::from(rung.oversample) * RECALL_AT as f64)
         };
         self.rungs.iter().filter(|rung| rung.recall >= recall).min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()
     }
@@ -99,11 +99,11 @@ mod tests {
 
     #[test]
     fn the_effort_for_a_recall_is_the_cheapest() {
-        let costs = Costs { code_ns: 5.0, row_ns: 100.0 };
+        let costs = Costs { code_ns: 5.0, list_ns: 0.0, row_ns: 100.0 };
         assert_eq!(ladder().effort_for(0.96, &costs, 10_000), Some(rung(16, 5.0, 0.96, 0.10)));
         assert_eq!(ladder().effort_for(0.99, &costs, 10_000), Some(rung(32, 10.0, 0.99, 0.20)));
         assert_eq!(ladder().effort_for(0.999, &costs, 10_000), None);
-        let dear_rows = Costs { code_ns: 0.1, row_ns: 1000.0 };
+        let dear_rows = Costs { code_ns: 0.1, list_ns: 0.0, row_ns: 1000.0 };
         assert_eq!(ladder().effort_for(0.965, &dear_rows, 10_000), Some(rung(32, 5.0, 0.97, 0.20)));
     }
 }

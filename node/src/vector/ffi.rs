@@ -1,4 +1,5 @@
-//! The only place that calls FAISS. Everything here is a thin, safe handle; decisions are made elsewhere.
+//! The only place that calls FAISS, or anything else that is not Rust. Everything here is a thin, safe handle; decisions are
+//! made elsewhere.
 //!
 //! FAISS reports failures as C++ exceptions, which its C API turns into codes and a thread-local text; here they become
 //! [`VectorError::Faiss`]. Its global settings are made once, before the first call. Threads: every call runs on the caller's
@@ -17,9 +18,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::Once;
 
+use cluster_config::collection::Metric;
 use faiss_sys as sys;
+use half::f16;
 
-use super::VectorError;
+use super::{VectorError, flat};
 
 unsafe extern "C" {
     /// OpenMP: per calling thread.
@@ -32,7 +35,7 @@ unsafe extern "C" {
 }
 
 /// Keeps OpenMP and OpenBLAS from starting threads of their own on behalf of this thread. Cheap to repeat; every function
-/// here calls it, and a pool thread may call it early.
+/// here that reaches OpenMP or BLAS calls it, and a pool thread may call it early.
 pub(super) fn init_thread() {
     static PROCESS: Once = Once::new();
     thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
@@ -287,7 +290,7 @@ impl IvfPq {
     }
 
     fn count_vectors(&self, vectors: &[f32]) -> Result<usize, VectorError> {
-        if vectors.len() % self.dim != 0 {
+        if !vectors.len().is_multiple_of(self.dim) {
             return Err(VectorError::InvalidArgument(format!(
                 "{} floats are not vectors of {}",
                 vectors.len(),
@@ -508,4 +511,21 @@ pub(super) fn inner_products(vector: &[f32], matrix: &[f32], out: &mut [f32]) {
     unsafe {
         sys::faiss_fvec_inner_products_ny(out.as_mut_ptr(), vector.as_ptr(), matrix.as_ptr(), vector.len(), out.len())
     };
+}
+
+/// [`flat::score_in_lanes`] as compiled for AVX2 and F16C where the CPU has them: Rust code is otherwise compiled for any
+/// x86-64. The result is the same to the bit, because nothing is fused or reordered; only the registers are wider.
+#[inline]
+pub(super) fn score_in_wide_lanes(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
+    #[target_feature(enable = "avx2,f16c")]
+    fn wide(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
+        flat::score_in_lanes(metric, query, row)
+    }
+
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+        // SAFETY: the CPU has what the function is compiled for.
+        unsafe { wide(metric, query, row) }
+    } else {
+        flat::score_in_lanes(metric, query, row)
+    }
 }

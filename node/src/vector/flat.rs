@@ -11,7 +11,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::top::Top;
-use super::{Cancel, Candidates, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex};
+use super::{Cancel, Candidates, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, ffi};
 
 /// Independent partial sums: enough to hide the latency of an addition.
 const LANES: usize = 16;
@@ -24,6 +24,12 @@ const ROWS_PER_CHECK: usize = 1024;
 ///
 /// Cosine is the inner product of unit vectors, `l2` is `1 / (1 + squared distance)`. Shapes: query `[dim]`, row `[dim]`.
 pub fn score(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
+    ffi::score_in_wide_lanes(metric, query, row)
+}
+
+/// [`score`] without regard to the CPU. Inlined, so that it is compiled for what its caller is compiled for.
+#[inline(always)]
+pub(super) fn score_in_lanes(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
     match metric {
         Metric::Cosine | Metric::Dot => reduce(query, row, |q, x| q * x),
         Metric::L2 => 1.0 / (1.0 + reduce(query, row, |q, x| (q - x) * (q - x))),
@@ -34,6 +40,11 @@ pub fn score(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
 fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32) -> f32 {
     debug_assert_eq!(query.len(), row.len());
     let mut lanes = [0.0f32; LANES];
+    let mut add = |query: &[f32; LANES], row: &[f32; LANES]| {
+        for lane in 0..LANES {
+            lanes[lane] += term(query[lane], row[lane]);
+        }
+    };
     let mut decoded = [0.0f32; DECODE];
     for (query, row) in query.chunks(DECODE).zip(row.chunks(DECODE)) {
         let decoded = &mut decoded[..row.len()];
@@ -41,14 +52,18 @@ fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32) -> f32 {
         let (query_blocks, query_rest) = query.as_chunks::<LANES>();
         let (row_blocks, row_rest) = decoded.as_chunks::<LANES>();
         for (query, row) in query_blocks.iter().zip(row_blocks) {
-            for lane in 0..LANES {
-                lanes[lane] += term(query[lane], row[lane]);
-            }
+            add(query, row);
         }
-        for (lane, (query, row)) in query_rest.iter().zip(row_rest).enumerate() {
-            lanes[lane] += term(*query, *row);
+        if !query_rest.is_empty() {
+            let (mut query, mut row) = ([0.0; LANES], [0.0; LANES]);
+            query[..query_rest.len()].copy_from_slice(query_rest);
+            row[..row_rest.len()].copy_from_slice(row_rest);
+            add(&query, &row);
         }
     }
+    // Folding is kept apart from summing: seen together, the compiler arranges the lanes in pairs to suit the last few
+    // additions and makes the many before them three times slower.
+    let mut lanes = std::hint::black_box(lanes);
     let mut width = LANES;
     while width > 1 {
         width /= 2;

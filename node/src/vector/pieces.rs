@@ -179,7 +179,7 @@ pub(super) mod tests {
             step in 1usize..100_000,
             damage in any::<prop::sample::Index>(),
         ) {
-            let bytes: Vec<u8> = (0..length).map(|i| (i * 31 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..length).map(|i| ((i * 31) >> 3) as u8).collect();
             let mut stream = cut_into_pieces(&bytes).concat();
             prop_assert_eq!(&read_back(&stream, step.max(1000), length).unwrap(), &bytes);
 

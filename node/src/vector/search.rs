@@ -10,6 +10,9 @@ use super::flat::{scan, score};
 use super::top::Top;
 use super::{Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
 
+/// How many candidates ahead of the one being scored are fetched from memory.
+const PREFETCH_ROWS: usize = 4;
+
 /// What a query is run on: one consistent picture of a copy, taken by the shard.
 pub struct SearchView<'a> {
     /// `None` below the training floor.
@@ -69,9 +72,9 @@ pub fn search_rows(
         let allowed = view.allowed.count_below(indexed_row_end);
         let effort = choose_effort(index, allowed, fetch_k, knobs, spec)?;
         let parameters = index.generation().parameters();
-        let probe_share = f64::from(effort.nprobe) / f64::from(parameters.nlist);
         let costs = Costs::of(&parameters);
-        let plan = plan_search(allowed, index.len(), probe_share, effort.candidates as u64, &costs);
+        let (nprobe, candidates) = (effort.nprobe, effort.candidates as u64);
+        let plan = plan_search(allowed, index.len(), nprobe, parameters.nlist, candidates, &costs);
         (plan == Plan::Index).then_some((index, effort))
     });
     let exact_from = match way {
@@ -80,8 +83,13 @@ pub fn search_rows(
             let params = ProbeParams { nprobe: effort.nprobe, found_min: fetch_k };
             let found = index.search(query, effort.candidates, &params, view.allowed, cancel)?;
             scored.codes_scanned = found.codes_scanned;
-            for candidate in found.best.iter().filter(|candidate| candidate.row < indexed_row_end) {
-                top.offer(candidate.row, score(view.metric, query, view.vectors.get(candidate.row)));
+            for (position, candidate) in found.best.iter().enumerate() {
+                if let Some(later) = found.best.get(position + PREFETCH_ROWS) {
+                    view.vectors.prefetch(later.row);
+                }
+                if candidate.row < indexed_row_end {
+                    top.offer(candidate.row, score(view.metric, query, view.vectors.get(candidate.row)));
+                }
             }
             indexed_row_end
         }
@@ -120,8 +128,7 @@ fn choose_effort(
         Some(nprobe) => nprobe.clamp(1, parameters.nlist),
         None => widen_nprobe(nprobe, allowed, index.len(), parameters.nlist),
     };
-    // `max` takes the other operand for NaN.
-    let oversample = knobs.oversample.unwrap_or(oversample).max(1.0).min(OVERSAMPLE_MAX);
+    let oversample = knobs.oversample.filter(|asked| !asked.is_nan()).unwrap_or(oversample).clamp(1.0, OVERSAMPLE_MAX);
     let candidates = (fetch_k as f64 * f64::from(oversample)).ceil() as usize;
     Some(Effort { nprobe, candidates: candidates.clamp(fetch_k, RESCORE_MAX as usize) })
 }

@@ -84,7 +84,7 @@ impl Generation {
 
 fn check_sample(spec: &CollectionSpec, sample: &[f32]) -> Result<(), VectorError> {
     let dim = spec.dim as usize;
-    if dim == 0 || sample.len() % dim != 0 {
+    if dim == 0 || !sample.len().is_multiple_of(dim) {
         return Err(VectorError::InvalidArgument(format!("{} floats are not vectors of {dim}", sample.len())));
     }
     if !sample.iter().all(|value| value.is_finite()) {
@@ -171,7 +171,7 @@ fn measure(
     let index = IvfIndex::empty(generation.clone())?.with_rows(&labels, reduced)?;
     let everything = RowSet::all(rows);
     let norms: Vec<f32> = split.rows.chunks_exact(dim).map(|row| row.iter().map(|x| x * x).sum()).collect();
-    let deepest = OVERSAMPLES.map(|step| candidates_at(step)).into_iter().max().unwrap_or(RECALL_AT);
+    let deepest = OVERSAMPLES.map(candidates_at).into_iter().max().unwrap_or(RECALL_AT);
 
     let mut nprobes: Vec<u32> =
         PROBE_SHARES.iter().map(|share| ((share * f64::from(parameters.nlist)).ceil() as u32).max(1)).collect();
