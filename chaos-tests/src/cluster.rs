@@ -66,10 +66,9 @@ impl Cluster {
         let embedder = options
             .model_dir
             .as_ref()
-            .map(|model| format!("\n[embedder]\nmodel_dir = \"{}\"\n", model.display()))
-            .unwrap_or_default();
+            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
         let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{}/coordinator\"\n{embedder}{}\n",
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{}/coordinator\"\n\n[embedder]\n{embedder}\n{}\n",
             seeds.join(", "),
             path.display(),
             options.coordinator_extra,

@@ -96,7 +96,8 @@ async fn index_settled(client: &Client) -> anyhow::Result<Value> {
     let shards = cluster["shards"].as_array().context("no shards")?;
     for shard in shards {
         for copy in shard["copies"].as_array().context("no copies")? {
-            let settled = copy["index_state"] == "indexed" && copy["rows_tail"] == 0 && copy["generation"] == 1;
+            let report = &copy["report"];
+            let settled = report["index_state"] == "indexed" && report["rows_tail"] == 0 && report["generation"] == 1;
             ensure!(settled, "{copy}");
         }
     }

@@ -1,6 +1,7 @@
 //! `susui-coordinator`: reads its configuration and lives one life (`startup::run`).
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -25,8 +26,18 @@ struct Arguments {
     log_json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     telemetry::init_logs(arguments.log_json)?;
     let path = arguments.config.display().to_string();
     let text = std::fs::read_to_string(&arguments.config).with_context(|| format!("cannot read {path}"))?;

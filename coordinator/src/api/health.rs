@@ -44,10 +44,6 @@ async fn find_obstacle(services: &Services) -> Option<String> {
             return Some(format!("shard {} of collection {name} has neither a primary nor a readable copy", group.shard.index));
         }
     }
-    // The embedder is loaded before the port opens; that it has a dimension is all there is to ask.
-    if services.embedder.dim() == 0 {
-        return Some("the embedding model is not loaded".to_owned());
-    }
     services.catalog.check().await.err().map(|error| error.to_string())
 }
 
