@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
 use crate::generate::pool::Pool;
 use crate::generate::{
-    Citation, EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Source, Usage, extractive, prompt,
+    Citation, EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Source, Usage, extractive,
+    prompt,
 };
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
@@ -131,7 +132,8 @@ async fn run_group(
         return Err(Error::internal("an empty group of searches"));
     };
     let mut options = first.options.clone();
-    options.deadline = positions.iter().map(|position| questions[*position].options.deadline).min().unwrap_or(options.deadline);
+    options.deadline =
+        positions.iter().map(|position| questions[*position].options.deadline).min().unwrap_or(options.deadline);
     let queries = positions.iter().map(|position| {
         let question = &questions[*position];
         ShardQuery {
@@ -250,7 +252,8 @@ fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> 
 
 async fn generate(pool: &Pool, ranked: Ranked, asked: &str, found: Vec<Source>, text: TextOptions) -> Result<Answer> {
     let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
-    let request = GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
+    let request =
+        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
     let generation = pool.generate(request, text.deadline).await?;
     let events = with_citations(generation.events, prompt.sources.clone());
     Ok(Answer {

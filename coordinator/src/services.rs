@@ -65,7 +65,9 @@ impl Services {
             return Err(Error::refused(ErrorKind::Unavailable, text, "retry; /readyz says what is missing"));
         }
         state.collection_named(name).cloned().ok_or_else(|| {
-            let hint = format!("create it with PUT /api/v1/collections/{name}, or list what exists with GET /api/v1/collections");
+            let hint = format!(
+                "create it with PUT /api/v1/collections/{name}, or list what exists with GET /api/v1/collections"
+            );
             Error::refused(ErrorKind::NotFound, format!("collection {name:?} does not exist"), hint)
         })
     }

@@ -103,8 +103,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
     metrics.follow_embedding_cache(embed_metrics.clone());
     let embedder_config = config.embedder.clone();
     tracing::info!(model = embedder_config.name, "loading the embedding model");
-    let embedder =
-        tokio::task::spawn_blocking(move || crate::embed::open(&embedder_config, &embed_metrics)).await??;
+    let embedder = tokio::task::spawn_blocking(move || crate::embed::open(&embedder_config, &embed_metrics)).await??;
 
     let pool_metrics = PoolMetrics::new();
     pool_metrics.register(metrics.registry())?;
@@ -122,14 +121,18 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             max_overflow: config.catalog.max_overflow,
             pool_timeout: config.catalog.pool_timeout,
         },
-        cache: config.cache.enabled.then(|| CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
+        cache: config
+            .cache
+            .enabled
+            .then(|| CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
         workers: config.ingest.workers,
     };
     let running = Running::start(parts).await?;
-    let listener =
-        TcpListener::bind(config.http_listen).await.with_context(|| format!("cannot listen on {}", config.http_listen))?;
+    let listener = TcpListener::bind(config.http_listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.http_listen))?;
     tracing::info!(address = %listener.local_addr()?, "serving HTTP");
     running.serve(listener, stop).await?;
     tracing::info!("stopped");

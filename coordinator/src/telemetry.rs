@@ -100,8 +100,10 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let cache_hit_rate =
-            GaugeVec::new(Opts::new("cache_hit_rate", "share of lookups answered by the cache since start, 0 to 1"), &["tier"])?;
+        let cache_hit_rate = GaugeVec::new(
+            Opts::new("cache_hit_rate", "share of lookups answered by the cache since start, 0 to 1"),
+            &["tier"],
+        )?;
         registry.register(Box::new(cache_hit_rate.clone()))?;
         let shard_coverage = Gauge::new("shard_coverage", "share of shards that answered the last search, 0 to 1")?;
         registry.register(Box::new(shard_coverage.clone()))?;
@@ -109,8 +111,16 @@ impl Metrics {
         registry.register(Box::new(points_written.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let metrics = Self {
-            query_duration: histogram("query_duration_seconds", "time of a whole search or query", &["route", "outcome"])?,
-            stage_duration: histogram("query_stage_duration_seconds", "time of one stage of a search or query", &["stage"])?,
+            query_duration: histogram(
+                "query_duration_seconds",
+                "time of a whole search or query",
+                &["route", "outcome"],
+            )?,
+            stage_duration: histogram(
+                "query_stage_duration_seconds",
+                "time of one stage of a search or query",
+                &["stage"],
+            )?,
             requests: counters("http_requests_total", "requests answered", &["route", "method", "status"])?,
             requests_in_flight: gauge("http_requests_in_flight", "requests being answered")?,
             cache_hit_rate,

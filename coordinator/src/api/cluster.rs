@@ -23,8 +23,8 @@ use crate::services::Services;
 
 /// Pause between rounds over all nodes while the metadata group elects a leader.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
-/// One node's time to answer an operator's call.
-const NODE_TIMEOUT: Duration = Duration::from_secs(3);
+/// One node's time to answer an operator's call before another one is asked.
+pub(super) const NODE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The whole cluster.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -216,8 +216,7 @@ pub struct CopyDigestBody {
     responses((status = 200, body = ClusterReply), (status = "5XX", body = ErrorBody)))]
 pub async fn get_cluster(State(services): State<Arc<Services>>) -> ApiResult<Response> {
     let deadline = Instant::now() + services.default_timeout;
-    let node_deadline = || deadline.min(Instant::now() + NODE_TIMEOUT);
-    let status = any_node(&services, deadline, |peer| services.client.status(peer, node_deadline())).await?;
+    let status = any_node(&services, deadline, NODE_TIMEOUT, |peer, until| services.client.status(peer, until)).await?;
     Ok(json(StatusCode::OK, &cluster_reply(&status)))
 }
 
@@ -240,7 +239,10 @@ pub async fn post_shard_action(
     })?;
     let shard = ShardId { collection: collection.id, index };
     let deadline = Instant::now() + services.default_timeout;
-    let digests = any_node(&services, deadline, |peer| services.client.digest(peer, shard, deadline)).await?;
+    // Hashing a large shard takes its time: one node gets all there is.
+    let whole = services.default_timeout;
+    let digests =
+        any_node(&services, deadline, whole, |peer, until| services.client.digest(peer, shard, until)).await?;
     let state = services.view.state();
     let in_sync: BTreeSet<CopyId> = state.shards.get(&shard).map(|group| group.in_sync.clone()).unwrap_or_default();
     let mut distinct = BTreeSet::new();
@@ -282,12 +284,14 @@ pub async fn post_shard_action(
 pub(super) async fn any_node<T>(
     services: &Services,
     deadline: Instant,
-    mut call: impl FnMut(Peer) -> BoxFuture<'static, std::result::Result<T, NodeError>>,
+    node_timeout: Duration,
+    mut call: impl FnMut(Peer, Instant) -> BoxFuture<'static, std::result::Result<T, NodeError>>,
 ) -> Result<T> {
     let mut last = NodeError::new(ErrorKind::Unavailable, "no node of the cluster is known yet");
     loop {
         for node in nodes_to_ask(services) {
-            match tokio::time::timeout_at(deadline.into(), call(Peer::Node(node))).await {
+            let until = deadline.min(Instant::now() + node_timeout);
+            match tokio::time::timeout_at(until.into(), call(Peer::Node(node), until)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) if error.kind.is_deterministic() || error.kind == ErrorKind::Conflict => {
                     return Err(error.into());
@@ -298,7 +302,10 @@ pub(super) async fn any_node<T>(
                     }
                     last = error;
                 }
-                Err(_) => return Err(Error::Node(NodeError::new(ErrorKind::DeadlineExceeded, "no node answered in time"))),
+                Err(_) => {
+                    services.failures.note_failure(node);
+                    last = NodeError::new(ErrorKind::DeadlineExceeded, "no node answered in time");
+                }
             }
         }
         if Instant::now() + ROUND_PAUSE >= deadline {
@@ -328,7 +335,9 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
     let nodes = state.nodes.values().map(|node| {
         let copies = state.shards.values().flat_map(|group| group.copies.iter());
         let here: Vec<CopyId> = copies.filter(|(_, record)| record.node == node.id).map(|(copy, _)| *copy).collect();
-        let sum = |part: fn(&CopyReport) -> u64| here.iter().filter_map(|copy| reports.get(copy)).map(|report| part(report)).sum();
+        let sum = |part: fn(&CopyReport) -> u64| {
+            here.iter().filter_map(|copy| reports.get(copy)).map(|report| part(report)).sum()
+        };
         NodeBody {
             id: node.id.0,
             rpc_address: node.rpc_address.clone(),
@@ -379,7 +388,8 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
 
 fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<CopyId, &CopyReport>) -> ShardBody {
     let collection = status.state.collections.get(&group.shard.collection);
-    let voters = group.copies.values().filter(|record| record.role == CopyRole::Voter && record.phase != CopyPhase::Retiring);
+    let voters =
+        group.copies.values().filter(|record| record.role == CopyRole::Voter && record.phase != CopyPhase::Retiring);
     let health = match group.primary {
         None => "red",
         Some(_) if group.in_sync.len() < voters.count() => "yellow",

@@ -16,7 +16,7 @@ use cluster_config::error::ErrorKind;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use super::cluster::any_node;
+use super::cluster::{NODE_TIMEOUT, any_node};
 use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictJson, json};
 use crate::error::{Error, Result};
@@ -153,8 +153,8 @@ pub async fn put_collection(
     let spec = body.into_spec(name, &services)?;
     let deadline = Instant::now() + services.default_timeout;
     let existed = services.view.state().collection_named(&spec.name).is_some();
-    let call = |peer| services.client.create_collection(peer, spec.clone(), deadline);
-    let (collection, version) = any_node(&services, deadline, call).await?;
+    let call = |peer, until| services.client.create_collection(peer, spec.clone(), until);
+    let (collection, version) = any_node(&services, deadline, NODE_TIMEOUT, call).await?;
     let is_there = |state: &ClusterState| state.version >= version && state.collections.contains_key(&collection.id);
     let state = services.view.wait_for(deadline, is_there).await.ok_or_else(|| {
         let text = "the collection was created, but this coordinator has not heard of it yet";
@@ -192,8 +192,8 @@ pub async fn delete_collection(State(services): State<Arc<Services>>, Path(name)
         .map_err(|error| Error::field("collection", error.to_string(), "correct the collection's name"))?;
     let id = services.view.state().collection_named(&name).map(|collection| collection.id);
     let deadline = Instant::now() + services.default_timeout;
-    let call = |peer| services.client.delete_collection(peer, name.clone(), deadline);
-    let (existed, version) = any_node(&services, deadline, call).await?;
+    let call = |peer, until| services.client.delete_collection(peer, name.clone(), until);
+    let (existed, version) = any_node(&services, deadline, NODE_TIMEOUT, call).await?;
     let _ = services.view.wait_for(deadline, |state| state.version >= version).await;
     if let Some(id) = id {
         services.catalog.delete_collection(id.0).await?;

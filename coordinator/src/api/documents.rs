@@ -266,7 +266,13 @@ async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_k
             // Over all that makes the request; an id made here is not part of it.
             let id = if given_id { document.document_id.as_str() } else { "" };
             let whole = serde_json::json!([
-                document.collection_id, id, incoming.title, metadata_json, incoming.media_type, incoming.file_name, content_hash,
+                document.collection_id,
+                id,
+                incoming.title,
+                metadata_json,
+                incoming.media_type,
+                incoming.file_name,
+                content_hash,
             ]);
             (key, Sha256::digest(whole.to_string()).into())
         });
@@ -387,11 +393,7 @@ pub async fn list_documents(
 }
 
 fn document_ref(collection: &Collection, key: &DocumentKey) -> DocumentRef {
-    DocumentRef {
-        collection_id: collection.id.0,
-        tenant: key.tenant.clone(),
-        document_id: key.document_id.clone(),
-    }
+    DocumentRef { collection_id: collection.id.0, tenant: key.tenant.clone(), document_id: key.document_id.clone() }
 }
 
 fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
@@ -436,9 +438,11 @@ async fn fetch_document(
 ) -> Result<Vec<FetchedChunk>> {
     let shard = routing::shard_of(collection, key).map_err(|error| Error::internal(error.to_string()))?;
     let state = services.view.state();
-    let group = state.shards.get(&shard).ok_or_else(|| NodeError::new(ErrorKind::NotFound, "the collection was deleted"))?;
+    let group =
+        state.shards.get(&shard).ok_or_else(|| NodeError::new(ErrorKind::NotFound, "the collection was deleted"))?;
     let primary = group.primary_copy();
-    let mut copies: Vec<_> = group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
+    let mut copies: Vec<_> =
+        group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
     copies.sort();
     let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {shard} has no copy that may answer"));
     for (_, copy, node) in copies {
@@ -454,7 +458,9 @@ async fn fetch_document(
                 Some((_, error)) => last = error,
             },
             Ok(Err(error)) => last = error,
-            Err(_) => return Err(NodeError::new(ErrorKind::DeadlineExceeded, "the document did not arrive in time").into()),
+            Err(_) => {
+                return Err(NodeError::new(ErrorKind::DeadlineExceeded, "the document did not arrive in time").into());
+            }
         }
     }
     Err(last.into())
@@ -476,7 +482,8 @@ async fn list_shards(
             let mut copies: Vec<_> =
                 group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
             copies.sort();
-            let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {} has no copy that may answer", group.shard));
+            let mut last =
+                NodeError::new(ErrorKind::Unavailable, format!("shard {} has no copy that may answer", group.shard));
             for (_, copy, node) in copies {
                 let target = group.target(copy);
                 let tenant = DEFAULT_TENANT.to_owned();

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn the_documented_form_is_read() {
-        let filter = read(r#"{"must":[{"field":"tenant_id","eq":"a"},{"field":"year","gte":2020,"lt":2024}]}"#).expect("reads");
+        let filter =
+            read(r#"{"must":[{"field":"tenant_id","eq":"a"},{"field":"year","gte":2020,"lt":2024}]}"#).expect("reads");
         assert_eq!(filter.must[0].predicate, Predicate::Eq(FieldValue::Keyword("a".into())));
         let range = Predicate::Range {
             lower: Some((FieldValue::Integer(2020), true)),

@@ -23,7 +23,8 @@ pub async fn get_readyz(State(services): State<Arc<Services>>) -> Response {
     match find_obstacle(&services).await {
         None => (StatusCode::OK, "ready\n").into_response(),
         Some(obstacle) => {
-            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], format!("not ready: {obstacle}\n")).into_response()
+            (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], format!("not ready: {obstacle}\n"))
+                .into_response()
         }
     }
 }
@@ -41,7 +42,10 @@ async fn find_obstacle(services: &Services) -> Option<String> {
         let alive = |node| state.nodes.get(&node).is_some_and(|node| node.liveness == Liveness::Alive);
         if group.primary.is_none() && !group.readable().any(|(_, record)| alive(record.node)) {
             let name = state.collections.get(&group.shard.collection).map_or("?", |collection| &collection.spec.name);
-            return Some(format!("shard {} of collection {name} has neither a primary nor a readable copy", group.shard.index));
+            return Some(format!(
+                "shard {} of collection {name} has neither a primary nor a readable copy",
+                group.shard.index
+            ));
         }
     }
     services.catalog.check().await.err().map(|error| error.to_string())

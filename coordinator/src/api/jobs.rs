@@ -112,7 +112,8 @@ pub async fn get_job_events(State(services): State<Arc<Services>>, Path(id): Pat
 }
 
 fn read_job_id(text: &str) -> Result<Uuid> {
-    Uuid::parse_str(text).map_err(|_| Error::field("id", format!("{text:?} is not a job id"), "use the job_id of an upload's answer"))
+    Uuid::parse_str(text)
+        .map_err(|_| Error::field("id", format!("{text:?} is not a job id"), "use the job_id of an upload's answer"))
 }
 
 fn unknown(id: &str) -> Error {

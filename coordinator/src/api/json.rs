@@ -57,7 +57,8 @@ impl BodyBudget {
         let mut buffer = Vec::with_capacity(declared.unwrap_or(0));
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
-            let broken = |error| Error::refused(ErrorKind::InvalidArgument, format!("body: {error}"), "send the whole body");
+            let broken =
+                |error| Error::refused(ErrorKind::InvalidArgument, format!("body: {error}"), "send the whole body");
             let chunk = chunk.map_err(broken)?;
             if buffer.len() + chunk.len() > bytes_max {
                 return Err(too_large(bytes_max));
@@ -247,6 +248,9 @@ mod tests {
         assert_eq!(refused.kind(), ErrorKind::TooLarge);
         let refused = budget.read(&HeaderMap::new(), Body::from(vec![0; 1001]), 1000).await.map(|_| ());
         assert_eq!(refused.expect_err("counted").kind(), ErrorKind::TooLarge);
-        assert_eq!(budget.read(&HeaderMap::new(), Body::from(vec![0; 1000]), 1000).await.expect("fits").bytes.len(), 1000);
+        assert_eq!(
+            budget.read(&HeaderMap::new(), Body::from(vec![0; 1000]), 1000).await.expect("fits").bytes.len(),
+            1000
+        );
     }
 }

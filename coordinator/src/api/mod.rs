@@ -77,7 +77,8 @@ async fn admit(State(services): State<Arc<Services>>, request: Request, next: Ne
     match Arc::clone(&services.admission).try_acquire_owned() {
         Ok(permit) => {
             let response = next.run(request).await;
-            let is_stream = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
+            let is_stream =
+                response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
             if is_stream { hold_while_streaming(response, permit) } else { response }
         }
         Err(_) => {
@@ -100,7 +101,8 @@ fn hold_while_streaming(response: Response, permit: OwnedSemaphorePermit) -> Res
 /// Counts and times every request under its route's pattern, never its path.
 async fn count(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let route =
+        request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
     let method = match request.method().as_str() {
         known @ ("GET" | "POST" | "PUT" | "DELETE" | "HEAD") => known.to_owned(),
         _ => "OTHER".to_owned(),
@@ -112,7 +114,13 @@ async fn count(State(services): State<Arc<Services>>, request: Request, next: Ne
     let status = response.status();
     services.metrics.requests.with_label_values(&[&route, &method, &status.as_u16().to_string()]).inc();
     if matches!(route.as_str(), "/api/v1/search" | "/api/v1/search:batch" | "/api/v1/query") {
-        let outcome = if status.is_success() { "ok" } else if status.is_client_error() { "refused" } else { "failed" };
+        let outcome = if status.is_success() {
+            "ok"
+        } else if status.is_client_error() {
+            "refused"
+        } else {
+            "failed"
+        };
         services.metrics.query_duration.with_label_values(&[&route, outcome]).observe(began.elapsed().as_secs_f64());
     }
     response
@@ -133,7 +141,8 @@ async fn unknown_method(request: Request) -> Response {
 
 /// The last net: a bug in a handler costs that request, and is counted and logged as an error.
 fn on_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    let text =
+        panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     ApiError(Error::internal(format!("panic: {}", text.unwrap_or_default()))).into_response()
 }
 

@@ -158,8 +158,9 @@ fn read_points(spec: &CollectionSpec, points: Vec<PointBody>) -> Result<Vec<Oper
             return Err(Error::field(path("id"), problem, "send each id once per request"));
         }
         let key = document_key(&path("id"), point.id)?;
-        let vector = encode_stored(spec.metric, spec.dim as usize, &point.vector)
-            .map_err(|error| Error::field(path("vector"), error.to_string(), format!("send {} finite numbers", spec.dim)))?;
+        let vector = encode_stored(spec.metric, spec.dim as usize, &point.vector).map_err(|error| {
+            Error::field(path("vector"), error.to_string(), format!("send {} finite numbers", spec.dim))
+        })?;
         let text = point.text.unwrap_or_default();
         if text.len() > limits::CHUNK_TEXT_BYTES_MAX {
             let hint = format!("use at most {}", limits::CHUNK_TEXT_BYTES_MAX);
@@ -190,7 +191,11 @@ pub(super) fn check_title(path: &str, title: &str) -> Result<()> {
 }
 
 /// Metadata as JSON text. Declared fields must have their type (or be lists of it); others are kept as they are.
-pub(super) fn check_metadata(path: &str, spec: &CollectionSpec, metadata: Option<Map<String, Value>>) -> Result<String> {
+pub(super) fn check_metadata(
+    path: &str,
+    spec: &CollectionSpec,
+    metadata: Option<Map<String, Value>>,
+) -> Result<String> {
     let metadata = metadata.unwrap_or_default();
     for (name, field_type) in &spec.fields {
         let Some(value) = metadata.get(name) else { continue };
@@ -203,7 +208,8 @@ pub(super) fn check_metadata(path: &str, spec: &CollectionSpec, metadata: Option
             value => fits(value),
         };
         if !is_fitting {
-            let hint = format!("the field is declared {field_type:?}; send such a value or a list of them").to_lowercase();
+            let hint =
+                format!("the field is declared {field_type:?}; send such a value or a list of them").to_lowercase();
             return Err(Error::field(format!("{path}.{name}"), "the value has another type", hint));
         }
     }
@@ -215,7 +221,12 @@ pub(super) fn check_metadata(path: &str, spec: &CollectionSpec, metadata: Option
     Ok(text)
 }
 
-async fn delete_ids(services: &Services, collection: &Collection, ids: Vec<String>, deadline: Instant) -> Result<Written> {
+async fn delete_ids(
+    services: &Services,
+    collection: &Collection,
+    ids: Vec<String>,
+    deadline: Instant,
+) -> Result<Written> {
     if ids.len() > limits::DELETES_PER_BATCH_MAX {
         let hint = format!("send at most {} at once", limits::DELETES_PER_BATCH_MAX);
         return Err(Error::field("ids", format!("{} ids", ids.len()), hint));
@@ -258,11 +269,8 @@ async fn delete_matching(
             deadline,
         };
         let found = services.retriever.run(collection, vec![query.clone()], &options).await?;
-        let ids: BTreeSet<String> = found
-            .results
-            .iter()
-            .flat_map(|result| result.hits.iter().map(|hit| hit.document_id.clone()))
-            .collect();
+        let ids: BTreeSet<String> =
+            found.results.iter().flat_map(|result| result.hits.iter().map(|hit| hit.document_id.clone())).collect();
         if ids.is_empty() {
             break;
         }

@@ -18,7 +18,8 @@ use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
 use super::request_id::{current_request_id, with_request_id};
 use super::search::{
-    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, explain_body, hit_body, in_range, private, read_search, timings_body,
+    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, explain_body, hit_body, in_range, private, read_search,
+    timings_body,
 };
 use crate::answer::{self, Answer, AnswerEvent, TextOptions};
 use crate::error::{Error, Result};
@@ -240,7 +241,8 @@ fn stream_answer(answer: Answer, collection: String, began: Instant, explain: bo
         timings_ms: timings_body(ranked, began),
         explain: explain.then(|| explain_body(ranked)),
     };
-    let sources: Vec<CitationBody> = (1..).zip(&answer.sources).map(|(marker, source)| source_body(marker, source)).collect();
+    let sources: Vec<CitationBody> =
+        (1..).zip(&answer.sources).map(|(marker, source)| source_body(marker, source)).collect();
     let mut events = answer.events;
     let events = async_stream::stream! {
         let mut number = 0_u64;

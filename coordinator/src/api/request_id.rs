@@ -28,7 +28,8 @@ pub async fn with_request_id<F: Future>(id: String, future: F) -> F::Output {
 /// Takes the caller's id, or makes one, for all that happens inside.
 pub async fn assign(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
-    let is_plain = |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
+    let is_plain =
+        |id: &&str| !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(|b| b.is_ascii_graphic());
     let id = given.filter(is_plain).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
     REQUEST_ID
         .scope(id.clone(), async move {

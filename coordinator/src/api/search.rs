@@ -342,7 +342,8 @@ fn read_consistency(text: Option<&str>) -> Result<Consistency> {
 
 fn read_session(text: Option<&str>) -> Result<Session> {
     let Some(text) = text else { return Ok(Session::default()) };
-    Session::parse(text).map_err(|error| Error::field("session", error.to_string(), "send the token of an earlier answer as it was"))
+    Session::parse(text)
+        .map_err(|error| Error::field("session", error.to_string(), "send the token of an earlier answer as it was"))
 }
 
 fn read_prefer_copy(text: &str) -> Result<PreferCopy> {

@@ -209,7 +209,10 @@ mod tests {
             }
             other => format!("{} {other:?}", condition.field),
         };
-        [&filter.must, &filter.should, &filter.must_not].iter().map(|clause| clause.iter().map(normal).collect()).collect()
+        [&filter.must, &filter.should, &filter.must_not]
+            .iter()
+            .map(|clause| clause.iter().map(normal).collect())
+            .collect()
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use super::{CachedResult, RetrievalCache};
 use crate::cluster::client::{CopyTarget, NodeClient};
 use crate::cluster::view::ClusterView;
 use crate::retrieve::plan::{Candidate, by_node};
-use crate::retrieve::{Retrieved, RetrievalOptions};
+use crate::retrieve::{RetrievalOptions, Retrieved};
 
 /// A position that takes longer to learn than this is not worth the wait: the search itself is asked instead.
 const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
@@ -126,7 +126,8 @@ impl RetrievalCache {
         while let Some((targets, reply)) = replies.next().await {
             let Ok(Ok(positions)) = reply else { continue };
             for position in positions {
-                let is_asked = |target: &&CopyTarget| Some(target.shard) == position.shard && target.copy == position.copy;
+                let is_asked =
+                    |target: &&CopyTarget| Some(target.shard) == position.shard && target.copy == position.copy;
                 if let Some(target) = targets.iter().find(is_asked) {
                     self.positions.note(target.shard, &position, Some(asked));
                 }

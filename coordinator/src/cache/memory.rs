@@ -20,7 +20,9 @@ impl MemoryTier {
     pub fn new(bytes_max: u64, ttl: Duration) -> Self {
         let entries = Cache::builder()
             .max_capacity(bytes_max)
-            .weigher(|_: &CacheKey, result: &Arc<CachedResult>| u32::try_from(result.weight_bytes()).unwrap_or(u32::MAX))
+            .weigher(|_: &CacheKey, result: &Arc<CachedResult>| {
+                u32::try_from(result.weight_bytes()).unwrap_or(u32::MAX)
+            })
             .time_to_live(ttl)
             .build();
         Self { entries }

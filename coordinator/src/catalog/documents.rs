@@ -153,11 +153,10 @@ impl Catalog {
                 return Ok(Enqueued { document_id: row.try_get(1)?, job_id, repeated: true });
             }
         }
-        let waiting: u32 = sqlx::query_scalar(
-            "SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')",
-        )
-        .fetch_one(&mut *connection)
-        .await?;
+        let waiting: u32 =
+            sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')")
+                .fetch_one(&mut *connection)
+                .await?;
         if waiting >= OPEN_JOBS_MAX {
             return Err(CatalogError::QueueFull { waiting });
         }

@@ -42,7 +42,14 @@ pub enum JobState {
 impl JobState {
     /// Every state.
     pub const ALL: [JobState; 8] = [
-        Self::Queued, Self::Parsing, Self::Chunking, Self::Embedding, Self::Indexing, Self::Done, Self::Failed, Self::Cancelled,
+        Self::Queued,
+        Self::Parsing,
+        Self::Chunking,
+        Self::Embedding,
+        Self::Indexing,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
     ];
 
     /// As stored and as answered.
@@ -281,7 +288,13 @@ impl Catalog {
     }
 
     /// Back to the queue, to be tried again after `pause_ms`; what went wrong is noted.
-    pub async fn requeue_job(&self, claim: &Claim, pause_ms: i64, kind: ErrorKind, message: &str) -> Result<(), CatalogError> {
+    pub async fn requeue_job(
+        &self,
+        claim: &Claim,
+        pause_ms: i64,
+        kind: ErrorKind,
+        message: &str,
+    ) -> Result<(), CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
         sqlx::query(

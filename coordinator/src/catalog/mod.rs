@@ -159,8 +159,7 @@ impl Catalog {
             .await?;
         let _ = pool_cell.set(pool.clone());
         MIGRATIONS.run(&pool).await.map_err(|error| CatalogError::Failed(format!("migration: {error}")))?;
-        let catalog =
-            Self { pool, gate: Arc::default(), pool_timeout: options.pool_timeout, _lock: Arc::new(lock) };
+        let catalog = Self { pool, gate: Arc::default(), pool_timeout: options.pool_timeout, _lock: Arc::new(lock) };
         let resumed = catalog.release_leases().await?;
         if resumed > 0 {
             tracing::info!(jobs = resumed, "jobs of an earlier process are resumed");

@@ -276,7 +276,12 @@ pub trait NodeClient: Send + Sync + 'static {
     fn learn(&self, state: &ClusterState);
 
     /// Runs a search on one node. One reply per target, each as soon as it is done; a stream error ends it for the rest.
-    fn search(&self, node: NodeId, search: NodeSearch, deadline: Instant) -> BoxStream<'static, Result<ShardReply, NodeError>>;
+    fn search(
+        &self,
+        node: NodeId,
+        search: NodeSearch,
+        deadline: Instant,
+    ) -> BoxStream<'static, Result<ShardReply, NodeError>>;
 
     /// Texts, metadata and, if wanted, vectors.
     fn fetch(
@@ -288,7 +293,12 @@ pub trait NodeClient: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Fetched, NodeError>>;
 
     /// One write; answered when durable on every in-sync copy.
-    fn write(&self, node: NodeId, write: NodeWrite, deadline: Instant) -> BoxFuture<'static, Result<WriteAck, NodeError>>;
+    fn write(
+        &self,
+        node: NodeId,
+        write: NodeWrite,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<WriteAck, NodeError>>;
 
     /// Where copies stand. Copies the node does not serve are missing from the answer.
     fn positions(
@@ -318,14 +328,23 @@ pub trait NodeClient: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(Collection, u64), NodeError>>;
 
     /// Deletes a collection; gives whether it existed and the state version without it.
-    fn delete_collection(&self, peer: Peer, name: String, deadline: Instant)
-    -> BoxFuture<'static, Result<(bool, u64), NodeError>>;
+    fn delete_collection(
+        &self,
+        peer: Peer,
+        name: String,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<(bool, u64), NodeError>>;
 
     /// State and soft reports.
     fn status(&self, peer: Peer, deadline: Instant) -> BoxFuture<'static, Result<ClusterStatus, NodeError>>;
 
     /// Digests of a shard's copies.
-    fn digest(&self, peer: Peer, shard: ShardId, deadline: Instant) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>>;
+    fn digest(
+        &self,
+        peer: Peer,
+        shard: ShardId,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>>;
 
     /// Follows the cluster state: the whole of it now, then after each change. Ends only by an error.
     fn watch(&self, peer: Peer, known_version: u64) -> BoxStream<'static, Result<WatchUpdate, NodeError>>;

@@ -66,8 +66,7 @@ struct Shared {
 impl RemoteNodes {
     /// `dial_overrides` replace the address of a node, so that a link can run through a proxy.
     pub fn new(cluster_id: String, dial_overrides: BTreeMap<NodeId, String>) -> Self {
-        let shared =
-            Shared { cluster_id, dial_overrides, addresses: Mutex::default(), channels: Mutex::default() };
+        let shared = Shared { cluster_id, dial_overrides, addresses: Mutex::default(), channels: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -80,7 +79,8 @@ impl RemoteNodes {
             Some(address) => Some(address.clone()),
             None => self.shared.addresses.lock().get(&node).cloned(),
         };
-        let address = address.ok_or_else(|| NodeError::new(ErrorKind::Unavailable, format!("node {node} has no address")))?;
+        let address =
+            address.ok_or_else(|| NodeError::new(ErrorKind::Unavailable, format!("node {node} has no address")))?;
         self.channel_to(&address, lane)
     }
 
@@ -235,14 +235,23 @@ impl NodeClient for RemoteNodes {
         let addresses: HashMap<NodeId, String> =
             state.nodes.values().map(|node| (node.id, node.rpc_address.clone())).collect();
         let mut known = self.shared.addresses.lock();
-        let moved: Vec<&String> = known.iter().filter(|(node, address)| addresses.get(node) != Some(address)).map(|(_, address)| address).collect();
+        let moved: Vec<&String> = known
+            .iter()
+            .filter(|(node, address)| addresses.get(node) != Some(address))
+            .map(|(_, address)| address)
+            .collect();
         if !moved.is_empty() {
             self.shared.channels.lock().retain(|(address, _), _| !moved.contains(&address));
         }
         *known = addresses;
     }
 
-    fn search(&self, node: NodeId, search: NodeSearch, deadline: Instant) -> BoxStream<'static, Result<ShardReply, NodeError>> {
+    fn search(
+        &self,
+        node: NodeId,
+        search: NodeSearch,
+        deadline: Instant,
+    ) -> BoxStream<'static, Result<ShardReply, NodeError>> {
         let (mut client, envelope) = match self.reads(node) {
             Ok(parts) => parts,
             Err(error) => return stream::once(futures::future::ready(Err(error))).boxed(),
@@ -254,7 +263,8 @@ impl NodeClient for RemoteNodes {
             max_staleness_ms: search.max_staleness_ms,
         };
         let request = timed(search_request(envelope, search), deadline);
-        let replies = async move { Ok::<_, NodeError>(client.search(request).await.map_err(status_error)?.into_inner()) };
+        let replies =
+            async move { Ok::<_, NodeError>(client.search(request).await.map_err(status_error)?.into_inner()) };
         replies
             .map(|opened| match opened {
                 Ok(replies) => replies.map(read_reply).boxed(),
@@ -289,7 +299,12 @@ impl NodeClient for RemoteNodes {
         .boxed()
     }
 
-    fn write(&self, node: NodeId, write: NodeWrite, deadline: Instant) -> BoxFuture<'static, Result<WriteAck, NodeError>> {
+    fn write(
+        &self,
+        node: NodeId,
+        write: NodeWrite,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<WriteAck, NodeError>> {
         let channel = match self.channel(node, Lane::Write) {
             Ok(channel) => channel,
             Err(error) => return refuse(error),
@@ -421,7 +436,12 @@ impl NodeClient for RemoteNodes {
         .boxed()
     }
 
-    fn digest(&self, peer: Peer, shard: ShardId, deadline: Instant) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>> {
+    fn digest(
+        &self,
+        peer: Peer,
+        shard: ShardId,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>> {
         let (mut client, envelope) = match self.admin(&peer) {
             Ok(parts) => parts,
             Err(error) => return refuse(error),
@@ -439,10 +459,10 @@ impl NodeClient for RemoteNodes {
             Ok(parts) => parts,
             Err(error) => return stream::once(futures::future::ready(Err(error))).boxed(),
         };
-        let mut client =
-            MetadataServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
+        let mut client = MetadataServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
         let request = v1::WatchRequest { envelope: Some(envelope), known_version };
-        let updates = async move { Ok::<_, NodeError>(client.watch(request).await.map_err(status_error)?.into_inner()) };
+        let updates =
+            async move { Ok::<_, NodeError>(client.watch(request).await.map_err(status_error)?.into_inner()) };
         updates
             .map(|opened| match opened {
                 Ok(updates) => updates.map(read_update).boxed(),

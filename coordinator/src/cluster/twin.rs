@@ -218,7 +218,9 @@ impl Twin {
         match fault {
             Some(Fault::Refuses) => Err(NodeError::disconnected(format!("node {node}: connection refused"))),
             Some(Fault::Silent) => std::future::pending().await,
-            Some(Fault::Overloaded) => Err(NodeError::new(ErrorKind::Overloaded, format!("node {node}: queue is full"))),
+            Some(Fault::Overloaded) => {
+                Err(NodeError::new(ErrorKind::Overloaded, format!("node {node}: queue is full")))
+            }
             Some(Fault::LosesAcks) | None => Ok(()),
         }
     }
@@ -227,7 +229,8 @@ impl Twin {
 impl Inner {
     /// Checks the target as a real node would.
     fn check(&self, node: NodeId, target: &CopyTarget) -> Result<&ShardGroup, NodeError> {
-        let gone = || NodeError::new(ErrorKind::Unavailable, format!("node {node} does not serve copy {}", target.copy));
+        let gone =
+            || NodeError::new(ErrorKind::Unavailable, format!("node {node} does not serve copy {}", target.copy));
         let group = self.state.shards.get(&target.shard).ok_or_else(gone)?;
         if group.node_of(target.copy) != Some(node) || group.lineage != target.lineage {
             return Err(gone());
@@ -253,9 +256,10 @@ impl Inner {
         let spec = &self.state.collections[&target.shard.collection].spec;
         let rows = self.shards.get(&target.shard).map_or(&[][..], |shard| &shard.rows);
         let answers = queries.iter().map(|query| {
-            let allowed = rows.iter().enumerate().filter(|(_, row)| {
-                row.is_live && row.key.tenant == query.tenant && passes(&query.filter, row)
-            });
+            let allowed = rows
+                .iter()
+                .enumerate()
+                .filter(|(_, row)| row.is_live && row.key.tenant == query.tenant && passes(&query.filter, row));
             let mut hits: Vec<ShardHit> = allowed
                 .map(|(position, row)| ShardHit {
                     row: position as u64,
@@ -266,7 +270,12 @@ impl Inner {
                 .collect();
             hits.sort_by(ranking);
             hits.truncate(query.fetch_k as usize);
-            ShardAnswer { hits, position: self.position(target), rows_exact: rows.len() as u64, ..ShardAnswer::default() }
+            ShardAnswer {
+                hits,
+                position: self.position(target),
+                rows_exact: rows.len() as u64,
+                ..ShardAnswer::default()
+            }
         });
         Ok(answers.collect())
     }
@@ -355,8 +364,10 @@ fn passes(filter: &Filter, row: &Row) -> bool {
             (Predicate::Eq(wanted), Some(value)) => value == *wanted,
             (Predicate::In(wanted), Some(value)) => wanted.contains(&value),
             (Predicate::Range { lower, upper }, Some(value)) => {
-                let above = lower.as_ref().is_none_or(|(bound, inclusive)| value > *bound || (*inclusive && value == *bound));
-                let below = upper.as_ref().is_none_or(|(bound, inclusive)| value < *bound || (*inclusive && value == *bound));
+                let above =
+                    lower.as_ref().is_none_or(|(bound, inclusive)| value > *bound || (*inclusive && value == *bound));
+                let below =
+                    upper.as_ref().is_none_or(|(bound, inclusive)| value < *bound || (*inclusive && value == *bound));
                 above && below
             }
         }
@@ -411,7 +422,12 @@ impl TwinClient {
 impl NodeClient for TwinClient {
     fn learn(&self, _state: &ClusterState) {}
 
-    fn search(&self, node: NodeId, search: NodeSearch, _deadline: Instant) -> BoxStream<'static, Result<ShardReply, NodeError>> {
+    fn search(
+        &self,
+        node: NodeId,
+        search: NodeSearch,
+        _deadline: Instant,
+    ) -> BoxStream<'static, Result<ShardReply, NodeError>> {
         self.0.count("search");
         let (twin, fault) = (Arc::clone(&self.0), self.0.fault(node));
         twin.live_streams.fetch_add(1, Ordering::SeqCst);
@@ -449,7 +465,12 @@ impl NodeClient for TwinClient {
         })
     }
 
-    fn write(&self, node: NodeId, write: NodeWrite, _deadline: Instant) -> BoxFuture<'static, Result<WriteAck, NodeError>> {
+    fn write(
+        &self,
+        node: NodeId,
+        write: NodeWrite,
+        _deadline: Instant,
+    ) -> BoxFuture<'static, Result<WriteAck, NodeError>> {
         call(&self.0, "write", node, move |inner| inner.write(node, &write))
     }
 
@@ -561,7 +582,12 @@ impl NodeClient for TwinClient {
         })
     }
 
-    fn digest(&self, peer: Peer, shard: ShardId, _deadline: Instant) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>> {
+    fn digest(
+        &self,
+        peer: Peer,
+        shard: ShardId,
+        _deadline: Instant,
+    ) -> BoxFuture<'static, Result<Vec<CopyDigest>, NodeError>> {
         call(&self.0, "digest", self.node_of(&peer), move |inner| {
             let missing = || NodeError::new(ErrorKind::NotFound, format!("no shard {shard}"));
             let group = inner.state.shards.get(&shard).ok_or_else(missing)?;

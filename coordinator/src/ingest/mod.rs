@@ -23,9 +23,9 @@ use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use self::chunk::TextChunk;
 use self::parse::Parsed;
 use self::write::{Writer, Written};
+use crate::catalog::Catalog;
 use crate::catalog::documents::{DocumentRef, Enqueued, Upload};
 use crate::catalog::jobs::{Claim, JobState};
-use crate::catalog::Catalog;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
@@ -71,9 +71,7 @@ impl Ingest {
     /// Ties the parts together; workers are started by [`worker::run`].
     pub fn new(catalog: Catalog, view: Arc<ClusterView>, embedder: Arc<dyn Embedder>, writer: Arc<Writer>) -> Self {
         let document_locks = (0..DOCUMENT_LOCKS).map(|_| Mutex::new(())).collect();
-        Self {
-            catalog, view, embedder, writer, queued: Notify::new(), changed: watch::Sender::new(0), document_locks,
-        }
+        Self { catalog, view, embedder, writer, queued: Notify::new(), changed: watch::Sender::new(0), document_locks }
     }
 
     /// Stores an upload durably and wakes a worker.
@@ -85,7 +83,12 @@ impl Ingest {
     }
 
     /// Removes a document: no job of it writes after this, and every copy of its shard has forgotten it.
-    pub async fn delete(&self, collection: &Collection, document: &DocumentRef, deadline: Instant) -> Result<(bool, Written)> {
+    pub async fn delete(
+        &self,
+        collection: &Collection,
+        document: &DocumentRef,
+        deadline: Instant,
+    ) -> Result<(bool, Written)> {
         let _lock = self.lock(document).await;
         let was_known = self.catalog.delete_document(document).await?;
         self.announce();
@@ -129,7 +132,8 @@ impl Ingest {
         let embedded = self.embed(claim, &collection, &title, chunks).await?;
 
         self.advance(claim, JobState::Indexing, 0.9, chunk_count).await?;
-        let key = DocumentKey { tenant: claim.document.tenant.clone(), document_id: claim.document.document_id.clone() };
+        let key =
+            DocumentKey { tenant: claim.document.tenant.clone(), document_id: claim.document.document_id.clone() };
         let operation = Operation::PutDocument { key, title: title.clone(), chunks: embedded };
         let lock = self.lock(&claim.document).await;
         if !self.catalog.holds(claim).await? {

@@ -257,17 +257,19 @@ fn plan_batches(
         let Some(key) = key_of(&operation) else {
             return Err(refuse(ErrorKind::InvalidArgument, "only documents are written by clients".into()));
         };
-        let shard = routing::shard_of(collection, key).map_err(|error| refuse(ErrorKind::Internal, error.to_string()))?;
+        let shard =
+            routing::shard_of(collection, key).map_err(|error| refuse(ErrorKind::Internal, error.to_string()))?;
         let bytes = encoded_bytes(&operation);
         if bytes > limits::ENTRY_BYTES_MAX {
-            let text = format!("document {:?} takes {bytes} bytes, at most {}", key.document_id, limits::ENTRY_BYTES_MAX);
+            let text =
+                format!("document {:?} takes {bytes} bytes, at most {}", key.document_id, limits::ENTRY_BYTES_MAX);
             return Err(refuse(ErrorKind::TooLarge, text));
         }
         let batches = by_shard.entry(shard).or_default();
         let open = open_bytes.entry(shard).or_default();
-        let fits = batches.last().is_some_and(|batch| {
-            batch.len() < limits::OPS_PER_WRITE_MAX && *open + bytes <= limits::WRITE_BYTES_MAX
-        });
+        let fits = batches
+            .last()
+            .is_some_and(|batch| batch.len() < limits::OPS_PER_WRITE_MAX && *open + bytes <= limits::WRITE_BYTES_MAX);
         if !fits {
             batches.push(Vec::new());
             *open = 0;
@@ -308,7 +310,8 @@ mod tests {
     use super::*;
 
     fn put(id: u32, text_bytes: usize) -> Operation {
-        let chunk = Chunk { ordinal: 0, text: "x".repeat(text_bytes), metadata_json: "{}".into(), span: 0..0, vector: vec![] };
+        let chunk =
+            Chunk { ordinal: 0, text: "x".repeat(text_bytes), metadata_json: "{}".into(), span: 0..0, vector: vec![] };
         let key = DocumentKey::new(format!("d{id}")).expect("valid");
         Operation::PutDocument { key, title: String::new(), chunks: vec![chunk] }
     }

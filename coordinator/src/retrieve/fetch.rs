@@ -16,7 +16,8 @@ use crate::cluster::client::{CopyTarget, FetchTarget, Fetched, FetchedChunk, Nod
 /// Rows of one call: with the longest texts and metadata and the widest vectors, a reply stays below the message limit.
 const ROWS_PER_CALL_MAX: usize = 500;
 const _: () = assert!(
-    ROWS_PER_CALL_MAX * (limits::CHUNK_TEXT_BYTES_MAX + limits::METADATA_BYTES_MAX + 2 * limits::DIM_MAX as usize + 2048)
+    ROWS_PER_CALL_MAX
+        * (limits::CHUNK_TEXT_BYTES_MAX + limits::METADATA_BYTES_MAX + 2 * limits::DIM_MAX as usize + 2048)
         < limits::GRPC_MESSAGE_BYTES_MAX
 );
 

@@ -32,7 +32,7 @@ pub fn merge_top_k<'a>(answers: impl IntoIterator<Item = (&'a ShardId, &'a Shard
         .filter(|(_, hit)| !hit.score.is_nan())
         .collect();
     let by_rank = |left: &(ShardId, &ShardHit), right: &(ShardId, &ShardHit)| {
-        ranking(left.1, right.1).then_with(|| left.0.cmp(&right.0))
+        ranking(left.1, right.1).then_with(|| (left.0, left.1.row).cmp(&(right.0, right.1.row)))
     };
     if merged.len() > k {
         if k > 0 {

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use self::merge::{MergedHit, answers_to, merge_top_k, sum_work};
 use self::plan::{PlanOptions, PreferCopy, ShardPlan, plan_read};
-use self::scatter::{Gathered, Scatter};
+use self::scatter::{CompanyBudget, Gathered, Scatter};
 use self::session::Session;
 use crate::cache::key::CacheKey;
 use crate::cache::{CachedResult, RetrievalCache};
@@ -176,6 +176,7 @@ pub struct Retriever {
     metrics: Arc<Metrics>,
     max_staleness: Duration,
     rotation: AtomicU64,
+    company: CompanyBudget,
 }
 
 impl Retriever {
@@ -188,7 +189,16 @@ impl Retriever {
         metrics: Arc<Metrics>,
         max_staleness: Duration,
     ) -> Self {
-        Self { client, view, failures, cache, metrics, max_staleness, rotation: AtomicU64::new(0) }
+        Self {
+            client,
+            view,
+            failures,
+            cache,
+            metrics,
+            max_staleness,
+            rotation: AtomicU64::new(0),
+            company: Default::default(),
+        }
     }
 
     /// Answers `queries` over `collection`: plan > cache > scatter > merge > fetch > fill.
@@ -243,14 +253,20 @@ impl Retriever {
         // A batch is not made to wait for others: two batches in opposite order would wait for each other.
         let may_wait = keys.len() == 1;
         for (result, key) in results.iter_mut().zip(keys) {
-            let found = cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options, self.max_staleness);
+            let found =
+                cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options, self.max_staleness);
             *result = found.await;
             if result.is_none() && may_wait {
                 match cache.flights.begin(key, options.deadline).await {
                     Some(flight) => flights.push(flight),
                     None => {
                         let again = cache.look_up(
-                            self.client.as_ref(), &self.view, collection.id, key, options, self.max_staleness,
+                            self.client.as_ref(),
+                            &self.view,
+                            collection.id,
+                            key,
+                            options,
+                            self.max_staleness,
                         );
                         *result = again.await;
                     }
@@ -314,7 +330,8 @@ impl Retriever {
 
         let positions = Arc::new(positions);
         let results = merged.into_iter().enumerate().map(|(number, hits)| {
-            let (codes_scanned, codes_total, rows_exact) = sum_work(answers_to(&answers, number).map(|(_, answer)| answer));
+            let (codes_scanned, codes_total, rows_exact) =
+                sum_work(answers_to(&answers, number).map(|(_, answer)| answer));
             let hits = hits.into_iter().filter_map(|merged| to_hit(merged, chunks.as_ref(), options.include)).collect();
             Retrieved {
                 hits: Arc::new(hits),
@@ -350,6 +367,7 @@ impl Retriever {
             let scatter = Scatter {
                 client: self.client.as_ref(),
                 failures: &self.failures,
+                company: &self.company,
                 queries: Arc::clone(&queries),
                 consistency: options.consistency,
                 session: &options.session,
@@ -410,7 +428,9 @@ fn check_coverage(gathered: &Gathered, counts: ShardCounts, min_coverage: f64) -
     }
     let kind = match failure.error.kind {
         // What a node thinks of the request's routing is not the caller's fault.
-        ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::NotFound | ErrorKind::Cancelled => ErrorKind::Unavailable,
+        ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::NotFound | ErrorKind::Cancelled => {
+            ErrorKind::Unavailable
+        }
         kind => kind,
     };
     Err(Error::Coverage { kind, counts, cause: format!("shard {shard}: {}", failure.error) })

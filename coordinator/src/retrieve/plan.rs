@@ -71,7 +71,8 @@ pub fn plan_read(state: &ClusterState, collection: CollectionId, options: &PlanO
                     Some(PreferCopy::Node(node)) => record.node == node,
                 };
                 // Rotates by shard too, so that one query spreads over the nodes instead of hitting one with all shards.
-                let turn = (position as u64 + options.rotation + u64::from(group.shard.index)) % group.copies.len() as u64;
+                let turn =
+                    (position as u64 + options.rotation + u64::from(group.shard.index)) % group.copies.len() as u64;
                 let candidate = Candidate { node: record.node, target: group.target(copy) };
                 ((!is_alive, options.suspects.contains(&record.node), !is_wanted, turn), candidate)
             })

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster_config::error::ErrorKind;
@@ -33,6 +34,8 @@ pub struct Scatter<'a> {
     pub client: &'a dyn NodeClient,
     /// Noted: who broke, who answered.
     pub failures: &'a FailureMemory,
+    /// Bounds how often a silent copy gets company.
+    pub company: &'a CompanyBudget,
     /// Run on every shard.
     pub queries: Arc<Vec<ShardQuery>>,
     /// How fresh answers must be.
@@ -43,6 +46,40 @@ pub struct Scatter<'a> {
     pub max_staleness: Duration,
     /// Everything ends here.
     pub deadline: Instant,
+}
+
+/// How many silent copies may get company: a small share of all requests, so that slowness by load does not double the load.
+///
+/// A budget of one in twenty, saved up to [`COMPANY_SAVED_MAX`]: enough for the searches that are under way when a node is cut off,
+/// after which the failure memory sends the next ones elsewhere.
+#[derive(Debug)]
+pub struct CompanyBudget {
+    thousandths: AtomicI64,
+}
+
+const COMPANY_EARNED_THOUSANDTHS: i64 = 50;
+const COMPANY_SAVED_MAX: i64 = 256;
+
+impl Default for CompanyBudget {
+    fn default() -> Self {
+        Self { thousandths: AtomicI64::new(COMPANY_SAVED_MAX * 1000) }
+    }
+}
+
+impl CompanyBudget {
+    fn earn(&self, requests: usize) {
+        let earned = COMPANY_EARNED_THOUSANDTHS * requests as i64;
+        let _ = self.thousandths.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| {
+            Some((saved + earned).min(COMPANY_SAVED_MAX * 1000))
+        });
+    }
+
+    fn spend(&self) -> bool {
+        let spent = self
+            .thousandths
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| (saved >= 1000).then_some(saved - 1000));
+        spent.is_ok()
+    }
 }
 
 /// A shard without an answer.
@@ -112,10 +149,15 @@ impl Scatter<'_> {
         let deadline = self.deadline.checked_sub(REPLY_MARGIN).unwrap_or(self.deadline);
         let mut streams: SelectAll<BoxStream<'static, Event>> = SelectAll::new();
         let first: Vec<ShardId> = pending.keys().copied().collect();
+        self.company.earn(first.len());
         self.ask_next(&first, &mut pending, &mut streams, &mut gathered);
 
         while !pending.is_empty() {
-            let silent_at = pending.values().filter(|shard| shard.asked < shard.candidates.len()).map(|shard| shard.asked_at + SILENCE).min();
+            let silent_at = pending
+                .values()
+                .filter(|shard| shard.asked < shard.candidates.len())
+                .map(|shard| shard.asked_at + SILENCE)
+                .min();
             let wake = silent_at.map_or(deadline, |at| at.min(deadline));
             tokio::select! {
                 biased;
@@ -128,7 +170,7 @@ impl Scatter<'_> {
                         time_out(&mut pending, &mut gathered);
                         break;
                     }
-                    let silent = self.silent(&pending);
+                    let silent = self.silent(&mut pending);
                     self.ask_next(&silent, &mut pending, &mut streams, &mut gathered);
                 }
             }
@@ -140,24 +182,24 @@ impl Scatter<'_> {
     fn take(&self, event: Event, pending: &mut BTreeMap<ShardId, Pending>, gathered: &mut Gathered) -> Vec<ShardId> {
         match event {
             Event::Reply(node, reply) => {
-                let Some(shard) = pending.get_mut(&reply.shard) else { return Vec::new() };
+                let ShardReply { shard: shard_id, outcome, queued_us, service_us } = reply;
+                let Some(shard) = pending.get_mut(&shard_id) else { return Vec::new() };
                 shard.outstanding = shard.outstanding.saturating_sub(1);
                 let asked = &shard.candidates[..shard.asked];
                 let Some(candidate) = asked.iter().find(|candidate| candidate.node == node).copied() else {
                     return Vec::new();
                 };
-                match reply.outcome.and_then(|answers| self.check(reply.shard, answers)) {
+                match outcome.and_then(|answers| self.check(shard_id, answers)) {
                     Ok(answers) => {
                         self.failures.note_success(node);
-                        let ShardReply { queued_us, service_us, .. } = ShardReply { outcome: Ok(Vec::new()), ..reply };
                         let success = ShardSuccess { answers, node, target: candidate.target, queued_us, service_us };
-                        gathered.answered.insert(reply.shard, success);
-                        pending.remove(&reply.shard);
+                        gathered.answered.insert(shard_id, success);
+                        pending.remove(&shard_id);
                         Vec::new()
                     }
                     Err(error) => {
                         shard.last_error = Some(error);
-                        vec![reply.shard]
+                        vec![shard_id]
                     }
                 }
             }
@@ -202,15 +244,22 @@ impl Scatter<'_> {
         Ok(answers)
     }
 
-    /// Shards whose asked copies have all been silent too long.
-    fn silent(&self, pending: &BTreeMap<ShardId, Pending>) -> Vec<ShardId> {
-        let is_silent = |shard: &Pending| shard.asked < shard.candidates.len() && shard.asked_at.elapsed() >= SILENCE;
-        let silent: Vec<ShardId> = pending.iter().filter(|(_, shard)| is_silent(shard)).map(|(id, _)| *id).collect();
-        for shard in &silent {
-            let waiting = &pending[shard];
+    /// Shards whose asked copies have been silent too long and whose next copy may be asked within the budget.
+    fn silent(&self, pending: &mut BTreeMap<ShardId, Pending>) -> Vec<ShardId> {
+        let mut silent = Vec::new();
+        for (shard, waiting) in pending.iter_mut() {
+            if waiting.asked == waiting.candidates.len() || waiting.asked_at.elapsed() < SILENCE {
+                continue;
+            }
+            if !self.company.spend() {
+                // Everything is slow: more requests would not make it faster. Looked at again after as long.
+                waiting.asked_at = Instant::now();
+                continue;
+            }
             if let Some(candidate) = waiting.asked.checked_sub(1).and_then(|last| waiting.candidates.get(last)) {
                 self.failures.note_failure(candidate.node);
             }
+            silent.push(*shard);
         }
         silent
     }
@@ -277,7 +326,8 @@ impl Scatter<'_> {
                 }
                 // A reply for a shard not asked of this stream: the node is confused, its stream is not read further.
                 Some(Ok(reply)) => {
-                    let error = NodeError::new(ErrorKind::Internal, format!("unexpected reply for shard {}", reply.shard));
+                    let error =
+                        NodeError::new(ErrorKind::Internal, format!("unexpected reply for shard {}", reply.shard));
                     let left = std::mem::take(&mut unanswered).into_iter().collect();
                     Some((Event::Ended(node, left, Some(error)), (replies, unanswered, true)))
                 }
@@ -304,5 +354,19 @@ fn time_out(pending: &mut BTreeMap<ShardId, Pending>, gathered: &mut Gathered) {
         };
         let error = NodeError::new(ErrorKind::DeadlineExceeded, text);
         gathered.failed.insert(shard, ShardFailure { error, timed_out: true });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn company_is_a_share_of_the_requests() {
+        let budget = CompanyBudget::default();
+        let at_first = std::iter::repeat_with(|| budget.spend()).take_while(|granted| *granted).count();
+        assert_eq!(at_first as i64, COMPANY_SAVED_MAX);
+        budget.earn(100);
+        assert_eq!(std::iter::repeat_with(|| budget.spend()).take_while(|granted| *granted).count(), 5);
     }
 }

@@ -39,7 +39,8 @@ async fn a_repeated_search_asks_no_shard_and_a_write_ends_that() {
 async fn another_coordinator_s_write_is_seen_by_session_and_within_the_bound() {
     let setup = Setup { max_staleness: Duration::from_secs(3600), ..Setup::default() };
     let twin = Arc::clone(&setup.twin);
-    let (reader, writer) = (Coordinator::start(setup).await, Coordinator::start(Setup { twin, ..Setup::default() }).await);
+    let (reader, writer) =
+        (Coordinator::start(setup).await, Coordinator::start(Setup { twin, ..Setup::default() }).await);
     writer.create_vectors("v", 3).await;
     writer.put_circle("v", 10).await;
     while reader.get("/api/v1/collections/v").await.status != 200 {}
@@ -52,7 +53,10 @@ async fn another_coordinator_s_write_is_seen_by_session_and_within_the_bound() {
     assert_eq!(fresh["hits"][0]["document_id"], "new");
     let positions = reader.twin.calls("positions");
     let repeated = search(&reader, [1.0, 0.0, 0.0], Some(&session)).await;
-    assert_eq!(repeated["explain"]["cached"], true, "a session read is served from the cache once the primaries confirm it");
+    assert_eq!(
+        repeated["explain"]["cached"], true,
+        "a session read is served from the cache once the primaries confirm it"
+    );
     assert!(reader.twin.calls("positions") > positions);
     reader.stop().await;
     writer.stop().await;

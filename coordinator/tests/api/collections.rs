@@ -8,7 +8,8 @@ use super::support::{Coordinator, Setup};
 #[tokio::test]
 async fn a_collection_is_created_read_and_deleted() {
     let c = Coordinator::start(Setup::default()).await;
-    let spec = json!({"dim": 3, "shards": 2, "copies": 2, "metric": "l2", "pca_dim": null, "fields": {"year": "integer"}});
+    let spec =
+        json!({"dim": 3, "shards": 2, "copies": 2, "metric": "l2", "pca_dim": null, "fields": {"year": "integer"}});
     let created = c.put("/api/v1/collections/a", spec.clone()).await;
     assert_eq!(created.status, StatusCode::CREATED, "{}", created.body);
     assert_eq!(created.body["shards"], 2);
@@ -20,7 +21,11 @@ async fn a_collection_is_created_read_and_deleted() {
     c.put("/api/v1/collections/b", json!({"embedder": "fake-hash-16"})).await.ok();
     assert_eq!(c.get("/api/v1/collections/b").await.ok()["dim"], 16);
     let names: Vec<_> = c.get("/api/v1/collections").await.ok()["collections"]
-        .as_array().expect("list").iter().map(|collection| collection["name"].clone()).collect();
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|collection| collection["name"].clone())
+        .collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(c.delete("/api/v1/collections/a").await.ok()["existed"], true);
     assert_eq!(c.delete("/api/v1/collections/a").await.ok()["existed"], false);
@@ -101,7 +106,8 @@ async fn metrics_parse_and_the_hit_rate_moves() {
 
 /// Reads the text format strictly: every line is a comment or `name{labels} value`.
 fn series(text: &str) -> std::collections::BTreeMap<String, f64> {
-    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("# HELP ") && !line.starts_with("# TYPE "));
+    let lines =
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with("# HELP ") && !line.starts_with("# TYPE "));
     lines
         .map(|line| {
             let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no value in {line:?}"));
@@ -118,10 +124,22 @@ async fn the_description_has_every_path() {
     let c = Coordinator::start(Setup::default()).await;
     let description = c.get("/openapi.json").await.ok();
     for path in [
-        "/api/v1/query", "/api/v1/search", "/api/v1/search:batch", "/api/v1/collections", "/api/v1/collections/{collection}",
-        "/api/v1/collections/{collection}/points", "/api/v1/collections/{collection}/points:delete", "/api/v1/documents",
-        "/api/v1/documents/{id}", "/api/v1/jobs/{id}", "/api/v1/jobs/{id}/events", "/api/v1/cluster",
-        "/api/v1/shards/{collection}/{index}:digest", "/livez", "/readyz", "/metrics",
+        "/api/v1/query",
+        "/api/v1/search",
+        "/api/v1/search:batch",
+        "/api/v1/collections",
+        "/api/v1/collections/{collection}",
+        "/api/v1/collections/{collection}/points",
+        "/api/v1/collections/{collection}/points:delete",
+        "/api/v1/documents",
+        "/api/v1/documents/{id}",
+        "/api/v1/jobs/{id}",
+        "/api/v1/jobs/{id}/events",
+        "/api/v1/cluster",
+        "/api/v1/shards/{collection}/{index}:digest",
+        "/livez",
+        "/readyz",
+        "/metrics",
     ] {
         assert!(description["paths"][path].is_object(), "{path}");
     }

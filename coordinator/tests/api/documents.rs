@@ -19,12 +19,14 @@ async fn a_document_becomes_searchable_and_goes_again() {
     let job = c.follow_job(accepted.body["job_id"].as_str().expect("id")).await;
     assert_eq!((&job["status"], &job["progress"]), (&json!("done"), &json!(1.0)), "{job}");
 
-    let search = json!({"collection": "t", "query": "wing camber", "consistency": "session", "session": job["session"]});
+    let search =
+        json!({"collection": "t", "query": "wing camber", "consistency": "session", "session": job["session"]});
     let found = c.post("/api/v1/search", search.clone()).await.ok();
     assert_eq!(ids(&found), ["d1"]);
     let hit = &found["hits"][0];
     assert_eq!(hit["title"], "Wings");
-    let span = (hit["span"]["start"].as_u64().expect("start") as usize, hit["span"]["end"].as_u64().expect("end") as usize);
+    let span =
+        (hit["span"]["start"].as_u64().expect("start") as usize, hit["span"]["end"].as_u64().expect("end") as usize);
     let document = c.get("/api/v1/documents/d1?collection=t&include_text=true").await.ok();
     let text = document["text"].as_str().expect("kept text");
     assert_eq!(Some(&text[span.0..span.1]), hit["text"].as_str(), "the span is byte-equal to its source");
@@ -120,7 +122,11 @@ async fn all_documents_are_listed_once_page_by_page() {
         loop {
             let page = c.get(&format!("/api/v1/documents?collection=t&limit={limit}&cursor={cursor}")).await.ok();
             for document in page["documents"].as_array().expect("documents") {
-                assert_eq!((&document["status"], &document["searchable"]), (&json!("ready"), &json!(true)), "{document}");
+                assert_eq!(
+                    (&document["status"], &document["searchable"]),
+                    (&json!("ready"), &json!(true)),
+                    "{document}"
+                );
                 listed.push(document["id"].as_str().expect("id").to_owned());
             }
             match page["next_cursor"].as_str() {

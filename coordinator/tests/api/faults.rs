@@ -38,9 +38,7 @@ async fn a_missing_shard_is_an_error_unless_less_is_enough() {
     // Copies of shard i are on nodes i+1 and i+2 (modulo 3): with two nodes gone, two shards of six have no copy left.
     c.twin.set_fault(1, Some(Fault::Refuses));
     c.twin.set_fault(2, Some(Fault::Refuses));
-    let search = |min_coverage: f64, timeout_ms: u64| {
-        json!({"collection": "v", "vector": [1, 0, 0], "top_k": 30, "min_coverage": min_coverage, "timeout_ms": timeout_ms})
-    };
+    let search = |min_coverage: f64, timeout_ms: u64| json!({"collection": "v", "vector": [1, 0, 0], "top_k": 30, "min_coverage": min_coverage, "timeout_ms": timeout_ms});
     let refused = c.post("/api/v1/search", search(1.0, 5000)).await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.body);
     assert!(refused.headers.contains_key("retry-after"));

@@ -65,7 +65,8 @@ async fn a_job_survives_the_process_and_runs_once() {
     let twin = Arc::clone(&first.twin);
     let c = Coordinator::start(first).await;
     c.create_texts("t").await;
-    let accepted = c.post("/api/v1/documents", json!({"id": "d", "text": "words to keep", "collection": "t"})).await.ok();
+    let accepted =
+        c.post("/api/v1/documents", json!({"id": "d", "text": "words to keep", "collection": "t"})).await.ok();
     c.stop().await;
 
     // A life that claims the job, gets as far as embedding, and ends by abort.
@@ -74,7 +75,8 @@ async fn a_job_survives_the_process_and_runs_once() {
         let dir = dir.path().to_owned();
         let gate = gate.clone();
         move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
             runtime.block_on(async {
                 let running = Running::start(parts(&setup, &dir)).await.expect("starts");
                 gate.reached.notified().await;
@@ -95,7 +97,8 @@ async fn a_job_survives_the_process_and_runs_once() {
             std::fs::copy(&path, copied.path().join(path.file_name().expect("named"))).expect("copies");
         }
     }
-    let second = Setup { twin: Arc::clone(&twin), dir: Some(copied.path().to_owned()), embedder: gate, ..Setup::default() };
+    let second =
+        Setup { twin: Arc::clone(&twin), dir: Some(copied.path().to_owned()), embedder: gate, ..Setup::default() };
     let c = Coordinator::start(second).await;
     let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("done"), &json!(2)), "{job}");

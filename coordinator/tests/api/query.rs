@@ -118,7 +118,8 @@ async fn an_empty_collection_is_answered_honestly() {
 async fn a_stream_shows_the_first_token_before_the_backend_has_sent_its_last() {
     let script = Arc::new(Script { pieces: vec!["Lift is made ", "by the wing [1", "]."], ..Script::default() });
     let c = with_text(Some(pool_of(&script))).await;
-    let body = json!({"query": "what makes lift", "collection": "t", "stream": true, "temperature": 0.5, "model": "tiny"});
+    let body =
+        json!({"query": "what makes lift", "collection": "t", "stream": true, "temperature": 0.5, "model": "tiny"});
     script.permits.0.add_permits(1);
     let response = c.http.post(format!("{}/api/v1/query", c.base)).json(&body).send().await.expect("answers");
     assert_eq!(response.headers()["content-type"], "text/event-stream");

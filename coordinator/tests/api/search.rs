@@ -29,7 +29,8 @@ async fn points_go_in_are_found_replaced_and_deleted() {
 
     let moved = json!({"points": [{"id": "p0", "vector": [-1, 0, 0]}]});
     let session = c.put("/api/v1/collections/v/points", moved).await.ok()["session"].clone();
-    let near = json!({"collection": "v", "vector": [1, 0, 0.1], "top_k": 1, "consistency": "session", "session": session});
+    let near =
+        json!({"collection": "v", "vector": [1, 0, 0.1], "top_k": 1, "consistency": "session", "session": session});
     assert_ne!(ids(&c.post("/api/v1/search", near).await.ok()), ["p0"]);
 
     let gone = c.post("/api/v1/collections/v/points:delete", json!({"ids": ["p1", "p2", "never"]})).await.ok();
@@ -39,7 +40,8 @@ async fn points_go_in_are_found_replaced_and_deleted() {
     assert_eq!(left.len(), 18);
     assert!(!left.contains(&"p1".to_owned()));
 
-    let filter = json!({"filters": {"must": [{"field": "kind", "eq": "odd"}], "must_not": [{"field": "year", "lt": 2010}]}});
+    let filter =
+        json!({"filters": {"must": [{"field": "kind", "eq": "odd"}], "must_not": [{"field": "year", "lt": 2010}]}});
     let gone = c.post("/api/v1/collections/v/points:delete", filter).await.ok();
     assert_eq!((&gone["acked"], gone.get("more")), (&json!(5), None));
     assert_eq!(ids(&c.post("/api/v1/search", everything).await.ok()).len(), 13);
@@ -97,7 +99,8 @@ async fn every_copy_gives_the_same_ranking() {
     let mut replies = Vec::new();
     let mut copies = Vec::new();
     for prefer in ["primary", "replica", "node:1", "node:2", "node:3"] {
-        let body = json!({"collection": "v", "vector": [0.3, 0.2, 0.1], "top_k": 40, "prefer_copy": prefer, "explain": true});
+        let body =
+            json!({"collection": "v", "vector": [0.3, 0.2, 0.1], "top_k": 40, "prefer_copy": prefer, "explain": true});
         let reply = c.post("/api/v1/search", body).await.ok();
         copies.push(reply["explain"]["shards"].clone());
         replies.push(reply["hits"].clone());

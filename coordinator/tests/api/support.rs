@@ -18,18 +18,18 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Dimension of the fake embedder.
-pub const DIM: usize = 16;
+pub(crate) const DIM: usize = 16;
 
 /// What a test varies.
-pub struct Setup {
-    pub twin: Arc<Twin>,
-    pub caching: bool,
-    pub max_staleness: Duration,
-    pub llm: Option<Pool>,
-    pub workers: usize,
-    pub embedder: Arc<dyn Embedder>,
+pub(crate) struct Setup {
+    pub(crate) twin: Arc<Twin>,
+    pub(crate) caching: bool,
+    pub(crate) max_staleness: Duration,
+    pub(crate) llm: Option<Pool>,
+    pub(crate) workers: usize,
+    pub(crate) embedder: Arc<dyn Embedder>,
     /// Kept by the caller to start again on the same catalog.
-    pub dir: Option<PathBuf>,
+    pub(crate) dir: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -47,10 +47,10 @@ impl Default for Setup {
 }
 
 /// A coordinator that serves.
-pub struct Coordinator {
-    pub base: String,
-    pub http: reqwest::Client,
-    pub twin: Arc<Twin>,
+pub(crate) struct Coordinator {
+    pub(crate) base: String,
+    pub(crate) http: reqwest::Client,
+    pub(crate) twin: Arc<Twin>,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<anyhow::Result<()>>,
     _dir: Option<tempfile::TempDir>,
@@ -58,22 +58,22 @@ pub struct Coordinator {
 
 /// An answer with its JSON body (`Null` if it is none).
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Answer {
     /// The body of a success.
     #[track_caller]
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         assert!(self.status.is_success(), "{} {}", self.status, self.body);
         self.body
     }
 }
 
-pub fn parts(setup: &Setup, dir: &Path) -> Parts {
+pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
     Parts {
         client: Arc::new(TwinClient(Arc::clone(&setup.twin))),
         seeds: vec!["seed:1".into()],
@@ -94,11 +94,12 @@ pub fn parts(setup: &Setup, dir: &Path) -> Parts {
 }
 
 impl Coordinator {
-    pub async fn start(setup: Setup) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         let own_dir = setup.dir.is_none().then(|| tempfile::tempdir().expect("scratch directory"));
         let dir = setup.dir.clone().unwrap_or_else(|| own_dir.as_ref().expect("made above").path().to_owned());
         let running = Running::start(parts(&setup, &dir)).await.expect("starts");
-        let known = running.services.view.wait_for(std::time::Instant::now() + Duration::from_secs(30), |s| s.version > 0);
+        let known =
+            running.services.view.wait_for(std::time::Instant::now() + Duration::from_secs(30), |s| s.version > 0);
         known.await.expect("hears of the cluster");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
@@ -109,12 +110,12 @@ impl Coordinator {
     }
 
     /// Asks it to stop and waits until it has.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         drop(self.stop.take());
         (&mut self.served).await.expect("joins").expect("stops well");
     }
 
-    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(body) = body {
             request = request.json(&body);
@@ -122,47 +123,47 @@ impl Coordinator {
         Self::read(request.send().await.expect("answers")).await
     }
 
-    pub async fn read(response: reqwest::Response) -> Answer {
+    pub(crate) async fn read(response: reqwest::Response) -> Answer {
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.expect("whole body");
         Answer { status, headers, body: serde_json::from_str(&text).unwrap_or(Value::Null) }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, None).await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         self.call(Method::PUT, path, Some(body)).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.call(Method::POST, path, Some(body)).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.call(Method::DELETE, path, None).await
     }
 
-    pub async fn text(&self, path: &str) -> (StatusCode, String) {
+    pub(crate) async fn text(&self, path: &str) -> (StatusCode, String) {
         let response = self.http.get(format!("{}{path}", self.base)).send().await.expect("answers");
         (response.status(), response.text().await.expect("text"))
     }
 
     /// A collection of three-dimensional vectors.
-    pub async fn create_vectors(&self, name: &str, shards: u32) {
+    pub(crate) async fn create_vectors(&self, name: &str, shards: u32) {
         let spec = json!({"dim": 3, "shards": shards, "copies": 2, "fields": {"year": "integer", "kind": "keyword"}});
         self.put(&format!("/api/v1/collections/{name}"), spec).await.ok();
     }
 
     /// A collection for texts.
-    pub async fn create_texts(&self, name: &str) {
+    pub(crate) async fn create_texts(&self, name: &str) {
         let spec = json!({"embedder": "fake-hash-16", "shards": 3, "copies": 2});
         self.put(&format!("/api/v1/collections/{name}"), spec).await.ok();
     }
 
     /// Puts points `p0..pN` with vectors spread over the circle, and gives the answer.
-    pub async fn put_circle(&self, collection: &str, count: usize) -> Value {
+    pub(crate) async fn put_circle(&self, collection: &str, count: usize) -> Value {
         let points: Vec<Value> = (0..count)
             .map(|number| {
                 let angle = number as f64 / count as f64 * std::f64::consts::TAU;
@@ -177,7 +178,7 @@ impl Coordinator {
     }
 
     /// Uploads a text document and follows its job to the end.
-    pub async fn upload(&self, collection: &str, id: &str, title: &str, text: &str) -> Value {
+    pub(crate) async fn upload(&self, collection: &str, id: &str, title: &str, text: &str) -> Value {
         let body = json!({"id": id, "title": title, "text": text, "collection": collection});
         let accepted = self.post("/api/v1/documents", body).await;
         assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
@@ -185,7 +186,7 @@ impl Coordinator {
     }
 
     /// The job's last event.
-    pub async fn follow_job(&self, job_id: &str) -> Value {
+    pub(crate) async fn follow_job(&self, job_id: &str) -> Value {
         let (status, events) = self.text(&format!("/api/v1/jobs/{job_id}/events")).await;
         assert_eq!(status, StatusCode::OK, "{events}");
         let last = events.lines().filter_map(|line| line.strip_prefix("data: ")).last().expect("at least one event");
@@ -196,13 +197,13 @@ impl Coordinator {
 }
 
 /// Ids of the hits, in order.
-pub fn ids(reply: &Value) -> Vec<String> {
+pub(crate) fn ids(reply: &Value) -> Vec<String> {
     let hits = reply["hits"].as_array().expect("hits");
     hits.iter().map(|hit| hit["document_id"].as_str().expect("id").to_owned()).collect()
 }
 
 /// Server-sent events as (id, name, data).
-pub fn events(text: &str) -> Vec<(u64, String, Value)> {
+pub(crate) fn events(text: &str) -> Vec<(u64, String, Value)> {
     let mut events = Vec::new();
     for block in text.split("\n\n").filter(|block| block.contains("data: ")) {
         let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
