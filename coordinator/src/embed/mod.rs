@@ -5,13 +5,29 @@
 //! vector up to rounding, alone or in company; work is bounded (queue, batch, cache) and given up when nobody waits for it.
 //! Deliberately unknown here: collections, chunks, HTTP.
 
+pub mod batch;
+pub mod bert;
+pub mod cache;
 pub mod fake;
+pub mod metrics;
+pub mod minilm;
+pub mod model;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use cluster_config::coordinator_config::EmbedderConfig;
 use cluster_config::error::ErrorKind;
 use futures::future::BoxFuture;
+
+use metrics::EmbedMetrics;
+use model::ModelError;
+
+/// Calls of at most this many texts are taken for queries: they overtake larger calls and are cached.
+pub const INTERACTIVE_TEXTS_MAX: usize = 8;
+
+/// Components of the stand-in's vectors: those of MiniLM, so that one collection spec fits both.
+const FAKE_DIM: usize = 384;
 
 /// One embedding, `[dim]`, unit length. Shared, because the cache and a micro-batch hand the same one to several callers.
 pub type Embedding = Arc<[f32]>;
@@ -78,6 +94,24 @@ impl EmbedError {
             Self::Closed => ErrorKind::Unavailable,
         }
     }
+}
+
+/// The configured embedder, behind its cache. Name `fake` gives the stand-in without a model.
+///
+/// Blocking (reads the model's files). Errors: as [`ModelError`] says.
+pub fn open(config: &EmbedderConfig, metrics: &EmbedMetrics) -> Result<Arc<dyn Embedder>, ModelError> {
+    let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let embedder: Arc<dyn Embedder> = match config.name.as_str() {
+        model::ALL_MINILM_L6_V2 => {
+            Arc::new(minilm::MiniLm::open(&config.model_dir, threads, config.batch_max, metrics.clone())?)
+        }
+        "fake" => Arc::new(fake::FakeEmbedder::new(FAKE_DIM)),
+        name => return Err(ModelError::UnknownName { name: name.to_owned() }),
+    };
+    if config.cache_entries == 0 {
+        return Ok(embedder);
+    }
+    Ok(Arc::new(cache::CachedEmbedder::new(embedder, config.cache_entries, metrics.clone())))
 }
 
 /// Scales to unit length. A zero vector (no token left) stays zero instead of becoming NaN.
