@@ -54,7 +54,7 @@ async fn cranfield() -> anyhow::Result<()> {
 
     let dir = tempfile::tempdir()?;
     let mut rankings = Vec::new();
-    for copy in ["0", "1"] {
+    for copy in ["primary", "replica"] {
         let file = dir.path().join(copy);
         let arguments = [
             "eval", "-c", "cran", "--queries", text(&queries)?, "--qrels", text(&qrels)?, "--prefer-copy", copy,
