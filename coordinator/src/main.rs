@@ -46,5 +46,5 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         config.http_listen = http_listen;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(startup::run(config, startup::stop_signal()?))
+    runtime.block_on(async { startup::run(config, startup::stop_signal()?).await })
 }

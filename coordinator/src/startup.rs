@@ -75,22 +75,15 @@ pub struct Running {
     tasks: TaskTracker,
 }
 
-/// A future that ends at SIGTERM or SIGINT. Errors if the handlers cannot be installed.
+/// A future that ends at SIGTERM or SIGINT. From this call on, within a runtime, neither ends the process by itself.
+///
+/// Errors if the handlers cannot be installed.
 pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    // Handlers need a runtime: they are installed when the future is first polled, before anything is started.
-    Ok(async {
-        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        match (terminate, interrupt) {
-            (Ok(mut terminate), Ok(mut interrupt)) => {
-                tokio::select! {
-                    _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-                    _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
-                }
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "signals cannot be received; only SIGKILL stops this process");
-                std::future::pending().await
-            }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
         }
     })
 }

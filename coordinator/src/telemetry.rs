@@ -3,6 +3,7 @@
 //! Metric names of the mission are exact: `query_duration_seconds`, `cache_hit_rate`. Labels have bounded values: routes as written in
 //! the router, never paths; outcomes, stages and tiers, never tenants or documents.
 
+use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,7 +29,8 @@ pub fn init_logs(json: bool) -> Result<(), tracing_subscriber::util::TryInitErro
     if json {
         registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
     } else {
-        registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()
+        let ansi = std::io::stderr().is_terminal();
+        registry.with(tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr)).try_init()
     }
 }
 
