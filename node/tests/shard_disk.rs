@@ -4,6 +4,7 @@ mod shard_support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Lineage, OperationId};
@@ -13,6 +14,7 @@ use node::replication::storage::{CopyStorage, LogWrite, StorageError};
 use node::shard::operation::EncodedEntry;
 use node::shard::{IndexState, ShardOptions};
 use node::vector::Cancel;
+use rand::Rng;
 use shard_support::*;
 
 fn barriers(log: &mut LogWriter, count: usize) -> Vec<EncodedEntry> {
@@ -301,4 +303,66 @@ fn mapped_vectors_are_refilled_from_the_database() {
         damage(&mapped);
         assert_eq!(answers(&place.open(1)), before);
     }
+}
+
+/// A file system of its own for a test; gone with the value.
+struct SmallDisk<'a>(&'a Path);
+
+impl<'a> SmallDisk<'a> {
+    /// `None` without the right to mount.
+    fn mount(at: &'a Path, mebibytes: u32) -> Option<Self> {
+        let size = format!("size={mebibytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output().ok()?;
+        mounted.status.success().then_some(Self(at))
+    }
+
+    fn grow(&self, mebibytes: u32) {
+        let size = format!("remount,size={mebibytes}m");
+        assert!(Command::new("mount").args(["-o", &size]).arg(self.0).status().expect("runs").success());
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_loses_nothing_acknowledged() {
+    let place = Place::new(spec(4));
+    let Some(disk) = SmallDisk::mount(place.dir.path(), 32) else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let mut rng = rng(4);
+    let mut log = LogWriter::new();
+    let shard = place.open(1);
+    let mut acknowledged = Vec::new();
+    let failure = loop {
+        assert!(acknowledged.len() < 10_000, "32 MiB never filled up");
+        // Text that does not compress.
+        let text: String = (0..2000).map(|_| format!("{:08x}", rng.random::<u32>())).collect();
+        let entry = log.entry(vec![put(&format!("d{}", acknowledged.len()), &text, &unit_vector(&mut rng, 4))]);
+        if let Err(error) = persist(&shard, std::slice::from_ref(&entry)) {
+            break error;
+        }
+        acknowledged.push(entry);
+        if let Err(error) = shard.apply(&acknowledged) {
+            break error;
+        }
+    };
+    assert_eq!(failure, StorageError::Full);
+    assert_eq!(shard.state().err(), Some(StorageError::Full), "the copy is poisoned");
+    drop(shard);
+
+    disk.grow(256);
+    let shard = place.open(1);
+    assert!(shard.state().expect("state").last.seqno.0 >= acknowledged.len() as u64);
+    let kept = shard.read(SeqNo(1), acknowledged.len(), usize::MAX).expect("reads");
+    assert!(kept == acknowledged, "every acknowledged entry is there");
+    shard.apply(&acknowledged).expect("applies");
+    assert_eq!(shard.stats().document_count, acknowledged.len() as u64);
+    shard.digest().expect("nothing is damaged");
+    drop(shard);
 }

@@ -1,1 +1,23 @@
-//! placeholder
+//! The operator's and first user's command line: everything it does goes through the public HTTP API, but for `dev`, which
+//! starts and stops the processes themselves.
+//!
+//! `cli` names the verbs; each family has its own module. `client` is the one HTTP client, `error` the one table of exit codes,
+//! `output` the one place that decides how things are printed.
+
+pub mod ask;
+pub mod check_config;
+pub mod cli;
+pub mod client;
+pub mod collection;
+pub mod dev;
+pub mod error;
+pub mod eval;
+pub mod ingest;
+pub mod jsonl;
+pub mod npy;
+pub mod output;
+pub mod search;
+pub mod shard;
+pub mod sse;
+pub mod status;
+pub mod wire;

@@ -23,6 +23,7 @@ pub async fn check(client: &Client, collection: &str, shards: u32, copies: usize
 fn compare(reply: &Value, copies: usize) -> anyhow::Result<u64> {
     let all = reply["copies"].as_array().context("no copies")?;
     ensure!(all.len() == copies, "{} copies instead of {copies}: {reply}", all.len());
+    ensure!(all.iter().all(|copy| copy["error"].is_null()), "a copy gave no digest: {reply}");
     ensure!(all.iter().all(|copy| copy["in_sync"] == true), "a copy is not in sync: {reply}");
     for key in ["applied", "documents", "index_membership", "log", "chunk_count", "document_count"] {
         ensure!(all.iter().all(|copy| !copy[key].is_null() && copy[key] == all[0][key]), "copies differ in {key}: {reply}");

@@ -5,13 +5,30 @@
 //! vector up to rounding, alone or in company; work is bounded (queue, batch, cache) and given up when nobody waits for it.
 //! Deliberately unknown here: collections, chunks, HTTP.
 
+pub mod absent;
+pub mod batch;
+pub mod bert;
+pub mod cache;
 pub mod fake;
+pub mod metrics;
+pub mod minilm;
+pub mod model;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use cluster_config::coordinator_config::EmbedderConfig;
 use cluster_config::error::ErrorKind;
 use futures::future::BoxFuture;
+
+use metrics::EmbedMetrics;
+use model::ModelError;
+
+/// Calls of at most this many texts are taken for queries: they overtake larger calls and are cached.
+pub const INTERACTIVE_TEXTS_MAX: usize = 8;
+
+/// Components of the stand-in's vectors: those of MiniLM, so that one collection spec fits both.
+const FAKE_DIM: usize = 384;
 
 /// One embedding, `[dim]`, unit length. Shared, because the cache and a micro-batch hand the same one to several callers.
 pub type Embedding = Arc<[f32]>;
@@ -62,6 +79,9 @@ pub enum EmbedError {
     /// The model or its tokenizer failed on this input.
     #[error("embedding model failed: {0}")]
     Model(String),
+    /// The coordinator runs without a model.
+    #[error("this coordinator has no embedding model")]
+    Absent,
     /// The embedder is shutting down.
     #[error("the embedder is closed")]
     Closed,
@@ -75,9 +95,31 @@ impl EmbedError {
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Model(_) => ErrorKind::Internal,
+            Self::Absent => ErrorKind::InvalidArgument,
             Self::Closed => ErrorKind::Unavailable,
         }
     }
+}
+
+/// The configured embedder, behind its cache. Name `fake` gives the stand-in without a model, `none` gives none.
+///
+/// Blocking (reads the model's files). Errors: as [`ModelError`] says.
+pub fn open(config: &EmbedderConfig, metrics: &EmbedMetrics) -> Result<Arc<dyn Embedder>, ModelError> {
+    if config.name == absent::NAME {
+        return Ok(Arc::new(absent::AbsentEmbedder));
+    }
+    let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let embedder: Arc<dyn Embedder> = match config.name.as_str() {
+        model::ALL_MINILM_L6_V2 => {
+            Arc::new(minilm::MiniLm::open(&config.model_dir, threads, config.batch_max, metrics.clone())?)
+        }
+        "fake" => Arc::new(fake::FakeEmbedder::new(FAKE_DIM)),
+        name => return Err(ModelError::UnknownName { name: name.to_owned() }),
+    };
+    if config.cache_entries == 0 {
+        return Ok(embedder);
+    }
+    Ok(Arc::new(cache::CachedEmbedder::new(embedder, config.cache_entries, metrics.clone())))
 }
 
 /// Scales to unit length. A zero vector (no token left) stays zero instead of becoming NaN.

@@ -5,6 +5,16 @@
 //! every wait has a bound. Deliberately unknown here: HTTP requests, shards, caches.
 
 pub mod backend;
+pub mod citation;
+pub mod extractive;
+mod frames;
+mod health;
+pub mod metrics;
+pub mod ollama;
+pub mod openai;
+pub mod pool;
+pub mod prompt;
+mod stream;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -94,6 +104,21 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Layers on the GPU (`num_gpu`). Ollama only.
     pub gpu_layers: Option<i32>,
+}
+
+impl GenerateOptions {
+    /// Takes from `defaults` what is left open here.
+    pub fn fill_from(&mut self, defaults: &Self) {
+        self.max_tokens = self.max_tokens.or(defaults.max_tokens);
+        self.temperature = self.temperature.or(defaults.temperature);
+        self.top_k = self.top_k.or(defaults.top_k);
+        self.top_p = self.top_p.or(defaults.top_p);
+        self.seed = self.seed.or(defaults.seed);
+        self.gpu_layers = self.gpu_layers.or(defaults.gpu_layers);
+        if self.stop.is_empty() {
+            self.stop.clone_from(&defaults.stop);
+        }
+    }
 }
 
 /// What a backend is asked.

@@ -111,7 +111,6 @@ impl Shard {
     /// Errors: `Conflict` (the directory holds another copy), `Corrupt`, `StorageFull`, `Unavailable`.
     pub fn open(options: ShardOptions) -> Result<Shard, ShardError> {
         let ShardOptions { dir, cluster_id, shard, copy, lineage, spec, resources } = options;
-        std::fs::create_dir_all(&dir).map_err(|error| StorageError::Io(format!("{}: {error}", dir.display())))?;
         let store = Store::open(&dir.join("rocksdb"), &resources)?;
         let identity = Identity::new(cluster_id, shard, copy, lineage, spec.clone());
         if let Found::Other(difference) = identity.claim(&store)? {

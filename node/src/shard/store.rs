@@ -72,6 +72,7 @@ impl Store {
     /// Recovery tolerates a torn last record of the write-ahead log, which a crash in the middle of a write leaves behind, and
     /// refuses any other damage: the default would silently open with less data.
     pub(crate) fn open(dir: &Path, resources: &StorageResources) -> Result<Self, StorageError> {
+        create_dir_durably(dir)?;
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -249,6 +250,27 @@ fn drive(
         iterator.next();
     }
     Ok(iterator.status())
+}
+
+/// Creates a directory so that its name survives the loss of power: RocksDB syncs what is in its directory, not the way to it.
+fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::StorageFull => StorageError::Full,
+        _ => StorageError::Io(format!("{}: {error}", dir.display())),
+    };
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        create_dir_durably(parent)?;
+    }
+    match std::fs::create_dir(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let parent = std::fs::File::open(parent.unwrap_or(Path::new("."))).map_err(failed)?;
+    parent.sync_all().map_err(failed)
 }
 
 fn family_options(family: Family, resources: &StorageResources) -> Options {

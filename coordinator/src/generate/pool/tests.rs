@@ -1,0 +1,340 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use super::super::{FinishReason, Usage};
+use super::*;
+
+/// What a scripted backend does with a request.
+enum Act {
+    Refuse(BackendError),
+    /// Never answers.
+    Hang,
+    /// Streams what the test sends into the channel, and ends when the test drops its end.
+    Stream(mpsc::Receiver<Result<GenerateEvent, GenerateError>>),
+}
+
+struct Scripted {
+    name: String,
+    model: String,
+    acts: Mutex<Vec<Act>>,
+    asked: AtomicUsize,
+    probe: Mutex<Result<(), BackendError>>,
+}
+
+impl Backend for Scripted {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn generate(&self, _request: GenerateRequest) -> BoxFuture<'_, Result<EventStream, BackendError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let act = self.acts.lock().pop().expect("the script foresees this request");
+        Box::pin(async move {
+            match act {
+                Act::Refuse(error) => Err(error),
+                Act::Hang => std::future::pending().await,
+                Act::Stream(events) => Ok(tokio_stream::wrappers::ReceiverStream::new(events).boxed()),
+            }
+        })
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+        let answer = self.probe.lock().clone();
+        Box::pin(async move { answer })
+    }
+}
+
+/// A backend that plays `acts` in order.
+fn backend(name: &str, acts: Vec<Act>) -> Arc<Scripted> {
+    Arc::new(Scripted {
+        name: name.into(),
+        model: format!("model-of-{name}"),
+        acts: Mutex::new(acts.into_iter().rev().collect()),
+        asked: AtomicUsize::new(0),
+        probe: Mutex::new(Err(failed())),
+    })
+}
+
+fn pool(backends: &[&Arc<Scripted>], concurrency_max: usize, timeouts: Timeouts) -> Pool {
+    let members = backends
+        .iter()
+        .map(|backend| Member { backend: (*backend).clone() as Arc<dyn Backend>, weight: 1, concurrency_max })
+        .collect();
+    Pool::new(members, Balance::LeastConn, timeouts, GenerateOptions::default(), PoolMetrics::new())
+}
+
+fn failed() -> BackendError {
+    BackendError::Failed("status 500".into())
+}
+
+fn busy(retry_after_s: u64) -> Act {
+    Act::Refuse(BackendError::Busy { status: 503, retry_after_s: Some(retry_after_s) })
+}
+
+fn delta(text: &str) -> Result<GenerateEvent, GenerateError> {
+    Ok(GenerateEvent::Delta(text.into()))
+}
+
+fn done() -> Result<GenerateEvent, GenerateError> {
+    Ok(GenerateEvent::Done { finish_reason: FinishReason::Stop })
+}
+
+/// A whole answer, already written.
+fn answer(text: &str) -> Act {
+    let (sender, receiver) = mpsc::channel(4);
+    for event in [delta(text), Ok(GenerateEvent::Usage(Usage { prompt_tokens: 3, completion_tokens: 1 })), done()] {
+        sender.try_send(event).expect("room");
+    }
+    Act::Stream(receiver)
+}
+
+fn live() -> (mpsc::Sender<Result<GenerateEvent, GenerateError>>, Act) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, Act::Stream(receiver))
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(600)
+}
+
+async fn text_of(generation: Generation) -> String {
+    let events: Vec<_> = generation.events.collect().await;
+    assert!(matches!(events.last(), Some(Ok(GenerateEvent::Done { .. }))), "{events:?}");
+    events
+        .into_iter()
+        .filter_map(|event| if let Ok(GenerateEvent::Delta(text)) = event { Some(text) } else { None })
+        .collect()
+}
+
+async fn ask(pool: &Pool) -> Result<Generation, GenerateError> {
+    pool.generate(GenerateRequest::default(), far()).await
+}
+
+#[tokio::test]
+async fn before_the_first_token_the_next_backend_takes_over() {
+    let (sender, cut) = live();
+    drop(sender); // ends at once, without a word
+    let ill = backend("ill", vec![Act::Refuse(failed()), cut, Act::Refuse(BackendError::Connect("refused".into()))]);
+    let well = backend("well", vec![answer("a"), answer("b"), answer("c")]);
+    let pool = pool(&[&ill, &well], 4, Timeouts::default());
+    let mut served = Vec::new();
+    while ill.asked.load(Ordering::SeqCst) < 3 {
+        let generation = ask(&pool).await.expect("served");
+        assert_eq!(generation.backend, "well");
+        assert_eq!(generation.model, "model-of-well");
+        served.push(text_of(generation).await);
+        well.acts.lock().insert(0, answer("more"));
+    }
+    assert!(served.starts_with(&["a".into(), "b".into(), "c".into()]), "{served:?}");
+    for _ in 0..4 {
+        ask(&pool).await.expect("served");
+        well.acts.lock().insert(0, answer("more"));
+    }
+    assert_eq!(ill.asked.load(Ordering::SeqCst), 3, "ejected after three failures, so not asked again");
+    assert_eq!(pool.shared.metrics.ejected.with_label_values(&["ill"]).get(), 1);
+}
+
+#[tokio::test]
+async fn after_the_first_token_a_failure_is_the_callers_to_see() {
+    let (sender, act) = live();
+    let first = backend("first", vec![act]);
+    let pool = pool(&[&first], 1, Timeouts::default());
+    sender.send(delta("Hel")).await.expect("open");
+    let mut generation = ask(&pool).await.expect("begun");
+    assert_eq!(generation.events.next().await, Some(delta("Hel")));
+    drop(sender);
+    let end = generation.events.next().await.expect("an end");
+    assert!(matches!(&end, Err(GenerateError::Broken { backend, .. }) if backend == "first"), "{end:?}");
+    assert_eq!(generation.events.next().await, None);
+}
+
+#[tokio::test]
+async fn the_first_token_is_passed_on_before_the_backend_writes_another() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    let asked = tokio::spawn({
+        let pool = pool.clone();
+        async move { ask(&pool).await }
+    });
+    sender.send(delta("first")).await.expect("open");
+    let mut generation = asked.await.expect("no panic").expect("begun");
+    assert_eq!(generation.events.next().await, Some(delta("first")));
+    // Only now does the backend go on.
+    sender.send(done()).await.expect("open");
+    assert_eq!(generation.events.next().await, Some(done()));
+}
+
+#[tokio::test]
+async fn a_permit_is_held_until_the_end_or_the_drop_of_the_stream() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act, answer("second"), answer("third")]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let first = ask(&pool).await.expect("begun");
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { text_of(ask(&pool).await.expect("begun")).await }
+    });
+    while pool.shared.state.lock().waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(one.asked.load(Ordering::SeqCst), 1);
+    drop(first);
+    assert!(sender.is_closed(), "dropping the stream drops the backend's end");
+    assert_eq!(waiting.await.expect("no panic"), "second");
+    assert_eq!(pool.shared.metrics.requests.with_label_values(&["one", "cancelled"]).get(), 1);
+
+    // The last event frees the place, though the stream is still held.
+    let mut third = ask(&pool).await.expect("begun");
+    while !matches!(third.events.next().await, Some(Ok(GenerateEvent::Done { .. }))) {}
+    assert_eq!(pool.shared.state.lock().in_flight, [0]);
+    assert_eq!(pool.shared.metrics.tokens.with_label_values(&["one", "prompt"]).get(), 6);
+}
+
+#[tokio::test]
+async fn a_full_pool_and_a_full_queue_are_overload() {
+    let (_sender, act) = live();
+    let one = backend("one", vec![act]);
+    let timeouts = Timeouts { queue: Duration::from_millis(20), ..Timeouts::default() };
+    let pool = pool(&[&one], 1, timeouts);
+    _sender.send(delta("x")).await.expect("open");
+    let _held = ask(&pool).await.expect("begun");
+    assert!(
+        matches!(ask(&pool).await, Err(GenerateError::Overloaded { retry_after }) if retry_after >= Duration::from_secs(1))
+    );
+    let near = Instant::now() + Duration::from_millis(5);
+    assert_eq!(pool.generate(GenerateRequest::default(), near).await.err(), Some(GenerateError::DeadlineExceeded));
+    assert_eq!(pool.shared.state.lock().waiting, 0, "who gives up leaves the queue");
+    pool.shared.state.lock().waiting = limits::LLM_QUEUE_MAX;
+    assert!(matches!(ask(&pool).await, Err(GenerateError::Overloaded { .. })));
+}
+
+#[tokio::test]
+async fn busy_backends_are_passed_over_and_their_pause_is_handed_on() {
+    let (a, b) = (backend("a", vec![busy(7)]), backend("b", vec![busy(9)]));
+    let pool = pool(&[&a, &b], 1, Timeouts::default());
+    let retry_after = Duration::from_secs(9);
+    assert_eq!(ask(&pool).await.err(), Some(GenerateError::Overloaded { retry_after }));
+    // Left alone as they asked: the next request does not even ask.
+    assert!(matches!(ask(&pool).await, Err(GenerateError::Overloaded { .. })));
+    assert_eq!(a.asked.load(Ordering::SeqCst) + b.asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_unless_the_model_is_missing() {
+    let refuse = |status| Act::Refuse(BackendError::Refused { status, message: "no".into() });
+    let (a, b) = (backend("a", vec![refuse(404)]), backend("b", vec![refuse(404)]));
+    let all_lack_it = pool(&[&a, &b], 1, Timeouts::default());
+    assert!(matches!(ask(&all_lack_it).await, Err(GenerateError::Refused { .. })));
+    assert_eq!((a.asked.load(Ordering::SeqCst), b.asked.load(Ordering::SeqCst)), (1, 1));
+
+    let (c, d) = (backend("c", vec![refuse(400)]), backend("d", vec![refuse(400)]));
+    let bad_request = pool(&[&c, &d], 1, Timeouts::default());
+    assert!(matches!(ask(&bad_request).await, Err(GenerateError::Refused { .. })));
+    assert_eq!(c.asked.load(Ordering::SeqCst) + d.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_named_model_goes_to_its_backend() {
+    let (a, b) = (backend("a", vec![]), backend("b", vec![answer("x"), answer("y")]));
+    let pool = pool(&[&a, &b], 4, Timeouts::default());
+    for _ in 0..2 {
+        let request = GenerateRequest { model: Some("model-of-b".into()), ..GenerateRequest::default() };
+        assert_eq!(pool.generate(request, far()).await.expect("served").backend, "b");
+    }
+}
+
+#[tokio::test]
+async fn silence_before_and_between_tokens_is_bounded() {
+    let (sender, act) = live();
+    let (hanging, talking) = (backend("hanging", vec![Act::Hang]), backend("talking", vec![act]));
+    let timeouts = Timeouts {
+        first_token: Duration::from_millis(30),
+        token_gap: Duration::from_millis(30),
+        ..Timeouts::default()
+    };
+    let pool = pool(&[&hanging, &talking], 1, timeouts);
+    // Whichever is asked first: the hanging one is given up, the talking one serves.
+    sender.send(delta("x")).await.expect("open");
+    let mut generation = ask(&pool).await.expect("served");
+    assert_eq!(generation.backend, "talking");
+    assert_eq!(generation.events.next().await, Some(delta("x")));
+    let end = generation.events.next().await.expect("an end");
+    assert!(matches!(&end, Err(GenerateError::Broken { message, .. }) if message.contains("silent")), "{end:?}");
+    assert!(sender.is_closed());
+}
+
+#[tokio::test]
+async fn the_requests_deadline_ends_the_answer() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act, Act::Hang]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let soon = Instant::now() + Duration::from_millis(50);
+    let mut generation = pool.generate(GenerateRequest::default(), soon).await.expect("begun");
+    generation.events.next().await.expect("the first").expect("a delta");
+    assert_eq!(generation.events.next().await, Some(Err(GenerateError::DeadlineExceeded)));
+    drop(generation);
+    let soon = Instant::now() + Duration::from_millis(20);
+    assert_eq!(pool.generate(GenerateRequest::default(), soon).await.err(), Some(GenerateError::DeadlineExceeded));
+    assert!(!pool.shared.state.lock().health[0].is_ejected());
+}
+
+#[tokio::test]
+async fn an_ejected_backend_is_probed_and_comes_back() {
+    let acts = (0..3).map(|_| Act::Refuse(failed())).chain([answer("back")]).collect();
+    let one = backend("one", acts);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    for _ in 0..3 {
+        assert!(matches!(ask(&pool).await, Err(GenerateError::Unavailable { .. })));
+    }
+    let Err(GenerateError::Unavailable { reason }) = ask(&pool).await else { panic!("ejected") };
+    assert!(reason.contains("left out"), "{reason}");
+
+    *one.probe.lock() = Ok(());
+    let cancel = CancellationToken::new();
+    let watching = tokio::spawn({
+        let (pool, cancel) = (pool.clone(), cancel.clone());
+        async move { pool.watch(cancel).await }
+    });
+    while pool.shared.state.lock().health[0].is_ejected() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(text_of(ask(&pool).await.expect("served")).await, "back");
+    cancel.cancel();
+    watching.await.expect("ends");
+}
+
+#[test]
+fn a_missing_key_is_named_and_metrics_register_once() {
+    use cluster_config::coordinator_config::LlmBackendConfig;
+    let backend = LlmBackendConfig {
+        name: "gpt".into(),
+        kind: LlmKind::Openai,
+        url: "http://127.0.0.1:1/v1".into(),
+        model: "m".into(),
+        api_key_env: Some("KEY_OF_GPT".into()),
+        weight: 1,
+        concurrency_max: 2,
+    };
+    let mut config = LlmConfig { backends: vec![], max_tokens: 256, temperature: 0.1, top_k: 20 };
+    let metrics = PoolMetrics::new();
+    assert!(Pool::from_config(&config, |_| None, metrics.clone()).expect("fine").is_none());
+    config.backends.push(backend);
+    let error = Pool::from_config(&config, |_| None, metrics.clone()).err().expect("no key");
+    assert!(error.to_string().contains("KEY_OF_GPT"), "{error}");
+    let pool = Pool::from_config(&config, |_| Some("secret".into()), metrics.clone()).expect("fine").expect("one");
+    assert_eq!(pool.models(), [("gpt".to_owned(), "m".to_owned())]);
+
+    let registry = prometheus::Registry::new();
+    metrics.register(&registry).expect("free names");
+    crate::embed::metrics::EmbedMetrics::new().register(&registry).expect("free names");
+    assert!(metrics.register(&registry).is_err());
+}

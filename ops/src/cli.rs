@@ -1,0 +1,142 @@
+//! The command line's shape: every verb, its arguments and its help. What a verb does stands in the module of its family.
+
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::client::Client;
+use crate::error::{Error, exit_codes_help};
+use crate::output::Output;
+use crate::{ask, check_config, collection, dev, eval, ingest, search, shard, status};
+
+/// Where a coordinator listens unless told otherwise.
+pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
+
+/// Runs, fills and asks a Susui cluster
+///
+/// A first cluster on this machine, and a first question:
+///
+///   susui dev up
+///   susui collection create docs
+///   susui ingest ./notes -c docs
+///   susui ask "what did we decide about backups?" -c docs
+///   susui dev down
+#[derive(Debug, Parser)]
+#[command(name = "susui", version, max_term_width = 110, propagate_version = true, verbatim_doc_comment)]
+pub struct Cli {
+    /// Options every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Address of a coordinator.
+    #[arg(long, global = true, env = "SUSUI_URL", default_value = URL_DEFAULT)]
+    pub url: String,
+    /// Print one JSON value instead of text (progress is silent, errors are JSON on stderr).
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Longest wait for one call.
+    #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+impl Global {
+    /// A client of the coordinator at `--url`.
+    pub fn client(&self) -> Result<Client, Error> {
+        Client::new(&self.url, self.timeout)
+    }
+
+    /// The form of the output.
+    pub fn output(&self) -> Output {
+        Output { json: self.json }
+    }
+}
+
+/// The verb families. A text on a variant would hide that of its arguments, so only the families have one here.
+#[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "the arguments of each verb carry its text, and --help prints it")]
+pub enum Command {
+    /// Start, stop and look at a cluster on this machine.
+    #[command(subcommand)]
+    Dev(dev::Command),
+    Status(status::Arguments),
+    /// Create, list, show and delete collections.
+    #[command(subcommand)]
+    Collection(collection::Command),
+    Ingest(ingest::Arguments),
+    Search(search::Arguments),
+    Ask(ask::Arguments),
+    Eval(eval::Arguments),
+    CheckConfig(check_config::Arguments),
+    /// Look into one shard.
+    #[command(subcommand)]
+    Shard(shard::Command),
+    /// Replace this process by another one in a session of its own (used by `dev up`).
+    #[command(name = dev::EXEC_VERB, hide = true)]
+    Exec(dev::ExecArguments),
+}
+
+/// The command line with the exit codes below the help of every verb: a script's author reads that of the verb in use.
+pub fn command() -> clap::Command {
+    fn with_exit_codes(command: clap::Command) -> clap::Command {
+        command.after_long_help(exit_codes_help()).mut_subcommands(with_exit_codes)
+    }
+    with_exit_codes(Cli::command())
+}
+
+/// Parses the command line; ends the process on `--help`, `--version` and mistakes.
+pub fn parse() -> Cli {
+    let matches = command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Runs the command.
+pub async fn run(cli: Cli) -> Result<(), Error> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Dev(command) => dev::run(&global, command).await,
+        Command::Status(arguments) => status::run(&global, &arguments).await,
+        Command::Collection(command) => collection::run(&global, command).await,
+        Command::Ingest(arguments) => ingest::run(&global, arguments).await,
+        Command::Search(arguments) => search::run(&global, &arguments).await,
+        Command::Ask(arguments) => ask::run(&global, &arguments).await,
+        Command::Eval(arguments) => eval::run(&global, &arguments).await,
+        Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
+        Command::Shard(command) => shard::run(&global, command).await,
+        Command::Exec(arguments) => dev::exec(arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_teaches_with_an_example_and_documents_its_exit_codes() {
+        fn check(command: &mut clap::Command, path: &str) {
+            let help = command.render_long_help().to_string();
+            if command.get_subcommands().next().is_none() {
+                assert!(help.contains("Example"), "{path} --help has no example");
+                assert!(help.contains("Exit codes:"), "{path} --help has no exit codes");
+            }
+            for sub in command.get_subcommands_mut().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+                let path = format!("{path} {}", sub.get_name());
+                check(sub, &path);
+            }
+        }
+        let mut command = command();
+        command.build();
+        check(&mut command, "susui");
+    }
+}

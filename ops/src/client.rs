@@ -1,0 +1,310 @@
+//! The one HTTP client of all commands: addresses, error bodies, retries.
+//!
+//! A call is repeated only where repeating is safe: the caller says so by choosing a method whose request is idempotent (reads,
+//! `PUT` by id, `POST` with an `Idempotency-Key`). Retries are bounded in number and in waiting time, and follow `Retry-After`.
+
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Response};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Attempts of one call, the first included. With the waits below about 8 s: longer than a failover (7 s).
+const ATTEMPTS_MAX: u32 = 8;
+/// First wait between attempts; doubled each time up to [`WAIT_MAX`].
+const WAIT_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait between attempts, whatever `Retry-After` asks.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// Time to establish a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most bytes of an error body that are kept for the message when it is not our JSON.
+const FOREIGN_BODY_MAX: usize = 300;
+
+/// An error as the HTTP API spells it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ApiError {
+    /// HTTP status.
+    #[serde(skip)]
+    pub status: u16,
+    /// Kind, as `invalid_argument`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    #[serde(default)]
+    pub hint: String,
+    /// Whether the same request may succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// For finding the request in the logs.
+    #[serde(default)]
+    pub request_id: Option<String>,
+}
+
+/// The body of every error, over HTTP and in streams.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ApiError,
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}", self.message, self.kind)?;
+        if self.status != 0 {
+            write!(f, ", HTTP {}", self.status)?;
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, ", request {id}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// Speaks to one coordinator.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+}
+
+impl Client {
+    /// A client of the coordinator at `url`, as `http://127.0.0.1:8000`. `timeout` bounds every call but streams.
+    /// Errors: the address is not an HTTP URL.
+    pub fn new(url: &str, timeout: Duration) -> Result<Self, Error> {
+        let usage = |problem: String| Error::usage(problem, "give it as http://HOST:PORT");
+        let parsed = reqwest::Url::parse(url).map_err(|error| usage(format!("--url {url:?} is not a URL: {error}")))?;
+        if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
+            return Err(usage(format!("--url {url:?} is not an HTTP address")));
+        }
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(timeout)
+            .user_agent(concat!("susui/", env!("CARGO_PKG_VERSION")))
+            // Clusters are reached directly; a proxy of the environment is for the outside world.
+            .no_proxy()
+            .build()
+            .map_err(|error| Error::local(format!("cannot set up HTTP: {error}"), ""))?;
+        Ok(Self { http, base: url.trim_end_matches('/').to_owned() })
+    }
+
+    /// A path below the coordinator's root, each segment escaped: `["api", "v1", "jobs", id]`.
+    pub fn path(&self, segments: &[&str]) -> String {
+        let mut url = reqwest::Url::parse(&self.base).expect("new() parsed it");
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        url.to_string()
+    }
+
+    /// `GET`, repeated while the cluster is busy.
+    pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, Error> {
+        self.read_json(|| self.http.get(self.path(segments))).await
+    }
+
+    /// Sends JSON with an idempotent method, or one made so by the server's semantics; repeated while the cluster is busy.
+    pub async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        segments: &[&str],
+        body: &B,
+    ) -> Result<T, Error> {
+        let body = encode(body)?;
+        self.read_json(|| with_json(self.http.request(method.clone(), self.path(segments)), body.clone())).await
+    }
+
+    /// `DELETE`, repeated while the cluster is busy.
+    pub async fn delete<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, Error> {
+        self.read_json(|| self.http.delete(self.path(segments))).await
+    }
+
+    /// `POST` of a form under an idempotency key, so that it may be repeated. `form` makes a fresh form for each attempt.
+    pub async fn post_form<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        idempotency_key: &str,
+        form: impl Fn() -> reqwest::multipart::Form,
+    ) -> Result<T, Error> {
+        self.read_json(|| {
+            self.http.post(self.path(segments)).header("idempotency-key", idempotency_key).multipart(form())
+        })
+        .await
+    }
+
+    /// `POST` of JSON under an idempotency key, so that it may be repeated.
+    pub async fn post_idempotent<B: Serialize, T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        idempotency_key: &str,
+        body: &B,
+    ) -> Result<T, Error> {
+        let body = encode(body)?;
+        self.read_json(|| {
+            with_json(self.http.post(self.path(segments)), body.clone()).header("idempotency-key", idempotency_key)
+        })
+        .await
+    }
+
+    /// `POST` of JSON once, for measuring: neither repeated nor delayed.
+    pub async fn post_once<B: Serialize, T: DeserializeOwned>(&self, segments: &[&str], body: &B) -> Result<T, Error> {
+        let response = self
+            .attempt(with_json(self.http.post(self.path(segments)), encode(body)?))
+            .await
+            .map_err(|failed| failed.error)?;
+        self.decode(response).await
+    }
+
+    /// `POST` of JSON whose answer is a stream of events; not repeated, bounded by `timeout`.
+    pub async fn post_stream<B: Serialize>(
+        &self,
+        segments: &[&str],
+        body: &B,
+        timeout: Duration,
+    ) -> Result<Response, Error> {
+        let request = with_json(self.http.post(self.path(segments)), encode(body)?).timeout(timeout);
+        self.attempt(request.header("accept", "text/event-stream")).await.map_err(|failed| failed.error)
+    }
+
+    /// `GET` of any address, for readiness: status and text, without retries.
+    pub async fn probe(&self, url: &str) -> Result<(u16, String), Error> {
+        let response = self.http.get(url).send().await.map_err(|error| self.transport_error(&error))?;
+        let status = response.status().as_u16();
+        let text = response.text().await.map_err(|error| self.transport_error(&error))?;
+        Ok((status, text))
+    }
+
+    async fn read_json<T: DeserializeOwned>(&self, request: impl Fn() -> RequestBuilder) -> Result<T, Error> {
+        let mut wait = WAIT_FIRST;
+        for attempt in 1.. {
+            match self.attempt(request()).await {
+                Ok(response) => return self.decode(response).await,
+                Err(failed) if attempt == ATTEMPTS_MAX || !failed.may_repeat() => return Err(failed.error),
+                Err(failed) => {
+                    tokio::time::sleep(failed.retry_after.unwrap_or(wait).min(WAIT_MAX)).await;
+                    wait = (wait * 2).min(WAIT_MAX);
+                }
+            }
+        }
+        unreachable!("the loop ends at ATTEMPTS_MAX")
+    }
+
+    async fn attempt(&self, request: RequestBuilder) -> Result<Response, FailedAttempt> {
+        let response = request.send().await.map_err(|error| FailedAttempt::of(self.transport_error(&error)))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let retry_after = retry_after(response.headers());
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap_or_default();
+        Err(FailedAttempt { error: Error::Api(parse_error(status, &text)), retry_after })
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T, Error> {
+        let url = response.url().path().to_owned();
+        let bytes = response.bytes().await.map_err(|error| self.transport_error(&error))?;
+        let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::local(
+                format!("the answer of {url} is not as expected: {error}"),
+                "is the coordinator of the same version as this susui?",
+            )
+        })
+    }
+
+    fn transport_error(&self, error: &reqwest::Error) -> Error {
+        if error.is_timeout() && !error.is_connect() {
+            return Error::Api(ApiError {
+                status: 0,
+                kind: "deadline_exceeded".into(),
+                message: "no answer in time".into(),
+                hint: "raise --timeout, or look at `susui status`; the outcome of a write is unknown".into(),
+                retryable: true,
+                request_id: None,
+            });
+        }
+        Error::Unreachable { url: self.base.clone(), detail: innermost(error) }
+    }
+}
+
+struct FailedAttempt {
+    error: Error,
+    retry_after: Option<Duration>,
+}
+
+impl FailedAttempt {
+    fn of(error: Error) -> Self {
+        Self { error, retry_after: None }
+    }
+
+    /// A coordinator that is not there is reported at once: a person waits for the answer.
+    fn may_repeat(&self) -> bool {
+        matches!(&self.error, Error::Api(error) if error.retryable)
+    }
+}
+
+fn encode<B: Serialize>(body: &B) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(body).map_err(|error| Error::local(format!("cannot encode the request: {error}"), ""))
+}
+
+fn with_json(request: RequestBuilder, body: Vec<u8>) -> RequestBuilder {
+    request.header("content-type", "application/json").body(body)
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// The API's error body, or an account of whatever else answered.
+fn parse_error(status: u16, text: &str) -> ApiError {
+    match serde_json::from_str::<ErrorBody>(text) {
+        Ok(body) => ApiError { status, ..body.error },
+        Err(_) => ApiError {
+            status,
+            kind: "foreign_answer".into(),
+            message: format!("unexpected answer: {}", text.chars().take(FOREIGN_BODY_MAX).collect::<String>().trim()),
+            hint: "is --url the address of a Susui coordinator?".into(),
+            retryable: matches!(status, 429 | 502 | 503 | 504),
+            request_id: None,
+        },
+    }
+}
+
+/// The last cause: "connection refused" rather than "error sending request".
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_bodies_of_ours_and_of_others() {
+        let ours = r#"{"error":{"type":"not_found","message":"no collection x","hint":"create it","retryable":false,"request_id":"r1"}}"#;
+        let error = parse_error(404, ours);
+        assert_eq!((error.kind.as_str(), error.status, error.retryable), ("not_found", 404, false));
+        assert_eq!(error.to_string(), "no collection x (not_found, HTTP 404, request r1)");
+
+        let theirs = parse_error(502, "<html>bad gateway</html>");
+        assert!(theirs.retryable && theirs.message.contains("bad gateway"));
+        assert!(!parse_error(404, "nope").retryable);
+    }
+
+    #[test]
+    fn paths_escape_what_callers_chose() {
+        let client = Client::new("http://127.0.0.1:8000/", Duration::from_secs(1)).expect("a URL");
+        assert_eq!(
+            client.path(&["api", "v1", "documents", "a/b c#1"]),
+            "http://127.0.0.1:8000/api/v1/documents/a%2Fb%20c%231"
+        );
+        assert!(matches!(Client::new("127.0.0.1:8000", Duration::ZERO), Err(Error::Usage { .. })));
+    }
+}

@@ -1,0 +1,234 @@
+//! `susui dev up`: write what is missing, start what does not run, wait until all of it is ready.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use cluster_config::coordinator_config::CoordinatorConfig;
+use cluster_config::error::ConfigError;
+use cluster_config::node_config::NodeConfig;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::layout::{BASE_PORT_DEFAULT, Layout, Manifest, Member, NODES_DEFAULT};
+use super::process::{self, Identity};
+use super::{UpArguments, home_share};
+use crate::cli::Global;
+use crate::client::Client;
+use crate::collection::EMBEDDER_DEFAULT;
+use crate::error::Error;
+
+/// Time one readiness probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two rounds of probes.
+const PROBE_INTERVAL: Duration = Duration::from_millis(150);
+
+/// Runs the verb.
+pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
+    let output = global.output();
+    let layout = arguments.place.layout()?;
+    let _lock = layout.lock()?;
+    let manifest = settle_manifest(&layout, &arguments)?;
+    let bin_dir = bin_dir(arguments.bin_dir)?;
+    layout.write(&manifest)?;
+    check_configs(&layout, &manifest)?;
+    let mut started = Vec::new();
+    for member in manifest.members() {
+        if let Some(child) = start_missing(&layout, &bin_dir, &member)? {
+            output.note(&format!(
+                "started {} (pid {}), log {}",
+                member.name,
+                child.id(),
+                layout.log_file(&member.name).display()
+            ));
+            started.push((member.name.clone(), child));
+        }
+    }
+    wait_ready(global, &layout, &manifest, &mut started, arguments.wait).await?;
+    let report = UpReport {
+        url: manifest.url(),
+        data_dir: layout.root().to_owned(),
+        nodes: manifest.nodes,
+        started: started.into_iter().map(|(name, _)| name).collect(),
+    };
+    output.result(&report, || report.text());
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct UpReport {
+    url: String,
+    data_dir: PathBuf,
+    nodes: u16,
+    started: Vec<String>,
+}
+
+impl UpReport {
+    fn text(&self) -> String {
+        let mut text = format!("ready: {} node(s) and a coordinator at {}\n", self.nodes, self.url);
+        if self.url != crate::cli::URL_DEFAULT {
+            text.push_str(&format!("for the other commands: export SUSUI_URL={}\n", self.url));
+        }
+        text
+    }
+}
+
+/// What the directory was made with, or what was asked for where it is new. Errors: the two contradict each other.
+fn settle_manifest(layout: &Layout, arguments: &UpArguments) -> Result<Manifest, Error> {
+    let Some(existing) = layout.manifest()? else {
+        let model_dir = match &arguments.model_dir {
+            Some(dir) => std::path::absolute(dir).map_err(|error| Error::file(dir, &error))?,
+            None => home_share()?.join("models").join(EMBEDDER_DEFAULT),
+        };
+        return Ok(Manifest {
+            cluster_id: format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]),
+            nodes: arguments.nodes.unwrap_or(NODES_DEFAULT),
+            base_port: arguments.base_port.unwrap_or(BASE_PORT_DEFAULT),
+            model_dir,
+        });
+    };
+    let differs = |flag: &str, made_with: &str, asked: &str| {
+        Error::usage(
+            format!("{} holds a cluster made with {flag} {made_with}, not {asked}", layout.root().display()),
+            format!("leave {flag} out, or choose another --data-dir"),
+        )
+    };
+    if let Some(nodes) = arguments.nodes.filter(|nodes| *nodes != existing.nodes) {
+        return Err(differs("--nodes", &existing.nodes.to_string(), &nodes.to_string()));
+    }
+    if let Some(port) = arguments.base_port.filter(|port| *port != existing.base_port) {
+        return Err(differs("--base-port", &existing.base_port.to_string(), &port.to_string()));
+    }
+    Ok(existing)
+}
+
+/// Reads every file as its process will, so that a mistake is told before anything is started; likewise a missing model.
+fn check_configs(layout: &Layout, manifest: &Manifest) -> Result<(), Error> {
+    for member in manifest.members() {
+        let path = layout.config_file(&member.name);
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::file(&path, &error))?;
+        let invalid = |error: ConfigError| {
+            Error::local(format!("{}: {}: {}", path.display(), error.key, error.problem), error.hint)
+        };
+        if member.rpc_port.is_some() {
+            NodeConfig::from_toml(&text, std::env::vars()).map_err(invalid)?;
+            continue;
+        }
+        let config = CoordinatorConfig::from_toml(&text, std::env::vars()).map_err(invalid)?;
+        let weights = config.embedder.model_dir.join("model.safetensors");
+        if config.embedder.name == EMBEDDER_DEFAULT && !weights.exists() {
+            let problem = format!("there is no embedding model at {}", weights.display());
+            return Err(Error::local(
+                problem,
+                format!("`ops/fetch-model` of the sources fetches it; or correct model_dir in {}", path.display()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let dir = match given {
+        Some(dir) => dir,
+        None => {
+            let ourselves = std::env::current_exe()
+                .map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
+            ourselves.parent().map(Path::to_owned).unwrap_or_default()
+        }
+    };
+    std::path::absolute(&dir).map_err(|error| Error::file(&dir, &error))
+}
+
+fn start_missing(layout: &Layout, bin_dir: &Path, member: &Member) -> Result<Option<Child>, Error> {
+    let pid_file = layout.pid_file(&member.name);
+    if Identity::read(&pid_file).is_some_and(|identity| identity.is_running()) {
+        return Ok(None);
+    }
+    let program = bin_dir.join(member.binary);
+    if !program.is_file() {
+        return Err(Error::local(
+            format!("{} does not exist", program.display()),
+            "build it with `cargo build --release`, or name its directory with --bin-dir",
+        ));
+    }
+    for port in member.ports() {
+        // SO_REUSEADDR is set by the standard library, so a port in TIME_WAIT is free here as it is for the process.
+        if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return Err(Error::local(
+                format!("port {port}, needed by {}, cannot be taken: {error}", member.name),
+                "is another cluster running? stop it, or use another --base-port with another --data-dir",
+            ));
+        }
+    }
+    let config = layout.config_file(&member.name);
+    process::start(&program, &[Path::new("--config"), &config], &pid_file, &layout.log_file(&member.name)).map(Some)
+}
+
+/// Polls `/readyz` of every process until all say yes. Errors: one of them died (its log's end is shown), or time is up.
+/// Cancel: the processes go on running.
+async fn wait_ready(
+    global: &Global,
+    layout: &Layout,
+    manifest: &Manifest,
+    started: &mut [(String, Child)],
+    wait: Duration,
+) -> Result<(), Error> {
+    let client = Client::new(&manifest.url(), PROBE_TIMEOUT)?;
+    let spinner = global.output().spinner();
+    let deadline = Instant::now() + wait;
+    loop {
+        let mut waiting = Vec::new();
+        for member in manifest.members() {
+            fail_if_dead(layout, &member, started)?;
+            if let Err(reason) = readiness(&client, &member).await {
+                waiting.push(format!("{}: {reason}", member.name));
+            }
+        }
+        if waiting.is_empty() {
+            spinner.finish_and_clear();
+            return Ok(());
+        }
+        spinner.set_message(format!("waiting for {}", waiting.join("; ")));
+        if Instant::now() >= deadline {
+            spinner.finish_and_clear();
+            return Err(Error::CheckFailed(format!(
+                "not ready after {}: {} (logs in {})",
+                humantime::format_duration(wait),
+                waiting.join("; "),
+                layout.root().join("log").display()
+            )));
+        }
+        tokio::time::sleep(PROBE_INTERVAL).await;
+    }
+}
+
+fn fail_if_dead(layout: &Layout, member: &Member, started: &mut [(String, Child)]) -> Result<(), Error> {
+    let log = layout.log_file(&member.name);
+    let dead = |how: String| {
+        Error::local(
+            format!("{} {how}; the end of its log:\n{}", member.name, process::log_tail(&log)),
+            format!("the whole log: {}", log.display()),
+        )
+    };
+    if let Some((_, child)) = started.iter_mut().find(|(name, _)| *name == member.name) {
+        return match child.try_wait() {
+            Ok(Some(status)) => Err(dead(format!("ended with {status}"))),
+            _ => Ok(()),
+        };
+    }
+    if Identity::read(&layout.pid_file(&member.name)).is_some_and(|identity| identity.is_running()) {
+        return Ok(());
+    }
+    Err(dead("died".into()))
+}
+
+/// Whether a process says it is ready; the reason in one line where it does not.
+pub(super) async fn readiness(client: &Client, member: &Member) -> Result<(), String> {
+    match client.probe(&format!("{}/readyz", member.url())).await {
+        Ok((200, _)) => Ok(()),
+        Ok((status, text)) => Err(text.lines().next().map_or_else(|| format!("HTTP {status}"), str::to_owned)),
+        Err(Error::Unreachable { .. }) => Err("not listening yet".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}

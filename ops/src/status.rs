@@ -1,0 +1,200 @@
+//! `susui status`: what the metadata leader knows of nodes and shards.
+
+use clap::Args;
+use cluster_config::cluster_state::{Liveness, NodeLifecycle};
+
+use crate::cli::Global;
+use crate::error::Error;
+use crate::output::{bytes, row, table};
+use crate::wire::cluster::{ClusterReport, CopyStatus, NodeReport, ShardReport};
+
+/// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state
+///
+/// One line per shard copy. ROLE: `primary` orders writes, `in-sync` holds every acknowledged
+/// write, `catching-up` does not yet. APPLIED/END are positions in the shard's log. INDEX:
+/// `exact` (below the training floor), `training`, `building`, or `indexed gN` (model
+/// generation N); TAIL rows are compared exactly until they are moved into the index.
+///
+/// Ends with exit code 7 if --check is given and a node is dead, a shard has no primary, or a
+/// copy is not in sync.
+///
+/// Examples:
+///   susui status
+///   susui status --collection docs --check
+///   susui status --json | jq '.shards[] | {collection, index, in_sync}'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Arguments {
+    /// Only the shards of this collection.
+    #[arg(long, short, value_name = "NAME")]
+    pub collection: Option<String>,
+    /// Fail unless all nodes live and all copies are in sync.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Runs the verb.
+pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
+    let mut report = fetch(&global.client()?).await?;
+    if let Some(name) = &arguments.collection {
+        report.shards.retain(|shard| shard.collection == *name);
+        if report.shards.is_empty() {
+            return Err(Error::usage(format!("no collection {name}"), "`susui collection list` names them"));
+        }
+    }
+    global.output().result(&report, || text(&report));
+    let findings = findings(&report);
+    if arguments.check && !findings.is_empty() {
+        return Err(Error::CheckFailed(findings.join("; ")));
+    }
+    Ok(())
+}
+
+/// The cluster as its coordinator reports it.
+pub async fn fetch(client: &crate::client::Client) -> Result<ClusterReport, Error> {
+    client.get(&["api", "v1", "cluster"]).await
+}
+
+/// Everything that is not as it should be, in words.
+fn findings(report: &ClusterReport) -> Vec<String> {
+    let dead = report
+        .nodes
+        .iter()
+        .filter(|node| node.liveness == Liveness::Dead)
+        .map(|node| format!("node {} is dead", node.id));
+    let shards = report.shards.iter().filter(|shard| shard.health != "green").map(|shard| {
+        let behind = shard.copies.iter().filter(|copy| matches!(copy.role.as_str(), "new" | "catching_up"));
+        let mut reasons: Vec<String> =
+            behind.map(|copy| format!("copy {} on node {} is {}", copy.copy, copy.node, words(&copy.role))).collect();
+        if shard.primary.is_none() {
+            reasons.insert(0, "no primary".into());
+        }
+        if reasons.is_empty() {
+            reasons.push("fewer copies than asked for".into());
+        }
+        format!("shard {}/{} is {}: {}", shard.collection, shard.index, shard.health, reasons.join(", "))
+    });
+    dead.chain(shards).collect()
+}
+
+fn text(report: &ClusterReport) -> String {
+    let metadata = &report.metadata;
+    let voters: Vec<String> = metadata.voters.iter().map(u64::to_string).collect();
+    let leader = metadata.leader.map_or_else(|| "unknown".into(), |leader| format!("node {leader}"));
+    let mut text = format!(
+        "cluster {}  metadata leader: {leader} (term {}, voters {})  state version {}\n\n",
+        report.cluster_id,
+        metadata.raft_term,
+        voters.join(","),
+        report.state_version
+    );
+    let mut rows = vec![row(["NODE", "STATE", "ZONE", "RPC", "STARTS", "HEARD", "COPIES", "DISK", "MEMORY"])];
+    rows.extend(report.nodes.iter().map(node_row));
+    text.push_str(&table(&rows));
+    if report.shards.is_empty() {
+        text.push_str("\nno shards: create a collection with `susui collection create NAME`\n");
+        return text;
+    }
+    let header = [
+        "SHARD", "HEALTH", "TERM", "COPY", "NODE", "ROLE", "APPLIED", "END", "INDEX", "INDEXED", "TAIL", "LIVE", "DISK",
+    ];
+    let mut rows = vec![row(header)];
+    for shard in &report.shards {
+        rows.extend(shard.copies.iter().map(|copy| copy_row(shard, copy)));
+    }
+    text.push('\n');
+    text.push_str(&table(&rows));
+    for finding in findings(report) {
+        text.push_str(&format!("\nattention: {finding}"));
+    }
+    text
+}
+
+fn node_row(node: &NodeReport) -> Vec<String> {
+    let state = match (node.liveness, node.lifecycle) {
+        (Liveness::Dead, _) => "dead",
+        (Liveness::Alive, NodeLifecycle::Draining) => "draining",
+        (Liveness::Alive, NodeLifecycle::Active) => "alive",
+    };
+    let heard = node.heard_ms_ago.map_or_else(|| "-".into(), |ms| format!("{ms} ms ago"));
+    vec![
+        node.id.to_string(),
+        state.into(),
+        node.zone.clone(),
+        node.rpc_address.clone(),
+        node.incarnation.to_string(),
+        heard,
+    ]
+}
+
+fn copy_row(shard: &ShardReport, copy: &CopyStatus) -> Vec<String> {
+    let mut cells = vec![
+        format!("{}/{}", shard.collection, shard.index),
+        shard.health.clone(),
+        shard.primary_term.to_string(),
+        copy.copy.to_string(),
+        copy.node.to_string(),
+        words(&copy.role),
+    ];
+    match &copy.report {
+        None => cells.push("no report yet".into()),
+        Some(report) => {
+            let index = match report.generation {
+                0 => report.index_state.clone(),
+                generation => format!("{} g{generation}", report.index_state),
+            };
+            cells.extend([report.applied.to_string(), report.last_seqno.to_string(), index]);
+            cells.extend([report.rows_indexed, report.rows_tail, report.rows_live].map(|rows| rows.to_string()));
+            cells.push(bytes(report.disk_bytes));
+        }
+    }
+    cells
+}
+
+/// A role as people read it.
+fn words(role: &str) -> String {
+    role.replace('_', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn report(health: &str, liveness: &str) -> ClusterReport {
+        let node = |id: u64, liveness: &str| {
+            json!({"id": id, "rpc_address": "127.0.0.1:1", "http_address": "127.0.0.1:2", "zone": "z", "is_data": true,
+                "incarnation": 3, "liveness": liveness, "lifecycle": "active", "heard_ms_ago": 12})
+        };
+        let copy_report = json!({"last_seqno": 8, "applied": 7, "global_checkpoint": 7, "generation": 2, "index_state": "indexed",
+            "rows_live": 5, "rows_indexed": 5, "rows_tail": 0, "disk_bytes": 2048, "memory_bytes": 10});
+        let second = if health == "green" { "in_sync" } else { "catching_up" };
+        serde_json::from_value(json!({
+            "cluster_id": "dev", "state_version": 9,
+            "metadata": {"leader": 2, "raft_term": 3, "last_applied_index": 4, "voters": [1, 2, 3]},
+            "nodes": [node(1, "alive"), node(2, liveness)],
+            "shards": [{"collection": "docs", "index": 0, "primary_term": 4, "primary": 10, "in_sync": [10], "min_in_sync": 1,
+                "health": health, "copies": [
+                    {"copy": 10, "node": 1, "role": "primary", "report": copy_report},
+                    {"copy": 11, "node": 2, "role": second, "report": null}]}],
+        }))
+        .expect("the API's shape")
+    }
+
+    #[test]
+    fn roles_positions_and_index_state_are_shown() {
+        let text = text(&report("yellow", "dead"));
+        let line = |word: &str| {
+            text.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("no {word} in:\n{text}"))
+        };
+        assert!(line("primary ").contains("indexed g2"));
+        assert!(line("no report yet").starts_with("docs/0"));
+        assert!(text.contains("attention: node 2 is dead"));
+        assert!(text.contains("attention: shard docs/0 is yellow: copy 11 on node 2 is catching-up"), "{text}");
+    }
+
+    #[test]
+    fn a_whole_cluster_has_no_findings() {
+        assert!(findings(&report("green", "alive")).is_empty());
+    }
+}
