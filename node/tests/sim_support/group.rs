@@ -515,7 +515,7 @@ impl Group {
             }
         }
         self.steps += 1;
-        if self.steps % 64 == 0 {
+        if self.steps.is_multiple_of(64) {
             self.check_log_matching();
         }
     }
