@@ -147,7 +147,11 @@ mod reopened {
         let after = apply(&mut storage, 7..=9).await;
         assert_eq!(after.nodes.len(), 9);
         assert_eq!(after.nodes[&NodeId(6)].incarnation, Incarnation(1), "nothing is applied twice");
-        StorageHelper::new(&mut storage.log, &mut storage.machine).get_initial_state().await.expect("a sound whole");
+        StorageHelper::new(&mut storage.log, &mut storage.machine)
+            .with_id(NodeId(1))
+            .get_initial_state()
+            .await
+            .expect("a sound whole");
     }
 
     #[tokio::test]

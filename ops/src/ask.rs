@@ -12,12 +12,13 @@ use crate::error::Error;
 use crate::output::{print_line, print_piece};
 use crate::search::parse_json;
 use crate::sse::{Event, Parser};
-use crate::wire::{Citation, Coverage, QueryRequest, QueryResponse, Span};
+use crate::wire::search::{Citation, Coverage, QueryRequest, QueryResponse, Span};
 
-/// Ask a question and print the answer with its sources.
+/// Ask a question and print the answer with its sources
 ///
-/// Every marker [n] in the answer is a source below it: title, document, and the bytes of its text the passage spans. While no
-/// language model is configured the answer is `extractive`: the best sentences as they stand in the sources.
+/// Every marker [n] in the answer is a source below it: title, document, and the bytes of its
+/// text the passage spans. While no language model is configured the answer is `extractive`:
+/// the best sentences as they stand in the sources.
 ///
 /// Examples:
 ///   susui ask "What happens when a node dies?" -c manual

@@ -12,10 +12,11 @@ use serde::Serialize;
 use crate::cli::Global;
 use crate::error::Error;
 
-/// Check configuration files of nodes and coordinators without starting anything.
+/// Check configuration files of nodes and coordinators without starting anything
 ///
-/// Each file is read as its process would read it; the variables of this environment that override keys count. What is
-/// wrong is named by its key. A file with `node_id` is a node's. Ends with exit code 7 if any file is invalid.
+/// Each file is read as its process would read it; the variables of this environment that
+/// override keys count. What is wrong is named by its key. A file with `node_id` is a node's.
+/// Ends with exit code 7 if any file is invalid.
 ///
 /// Examples:
 ///   susui check-config /etc/susui/node.toml

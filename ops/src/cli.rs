@@ -12,7 +12,7 @@ use crate::{ask, check_config, collection, dev, eval, ingest, search, shard, sta
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
 
-/// Runs, fills and asks a Susui cluster.
+/// Runs, fills and asks a Susui cluster
 ///
 /// A first cluster on this machine, and a first question:
 ///

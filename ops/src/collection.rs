@@ -15,7 +15,8 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Output, row, table};
 use crate::status;
-use crate::wire::{CollectionInfo, CollectionList, CollectionRequest, IndexRequest, ShardReport};
+use crate::wire::cluster::ShardReport;
+use crate::wire::collection::{CollectionInfo, CollectionList, CollectionRequest, IndexRequest};
 
 /// The model that embeds texts unless another one, or none, is asked for.
 pub const EMBEDDER_DEFAULT: &str = "all-MiniLM-L6-v2";
@@ -25,10 +26,10 @@ const WAIT_POLL: Duration = Duration::from_millis(500);
 /// The verbs of `susui collection`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create a collection. Safe to repeat with the same settings; refused with others.
+    /// Create a collection. Safe to repeat with the same settings; refused with others
     ///
-    /// Without --dim it is for texts: an embedding model turns them into vectors. With --dim N it is for vectors of your own.
-    /// Settings are fixed for the life of the collection.
+    /// Without --dim it is for texts: an embedding model turns them into vectors. With --dim N it
+    /// is for vectors of your own. Settings are fixed for the life of the collection.
     ///
     /// Examples:
     ///   susui collection create docs
@@ -36,13 +37,13 @@ pub enum Command {
     ///   susui collection create glosses --dim 384 --pca-dim 192
     #[command(verbatim_doc_comment)]
     Create(Box<CreateArguments>),
-    /// List all collections.
+    /// List all collections
     ///
     /// Example:
     ///   susui collection list
     #[command(verbatim_doc_comment)]
     List,
-    /// Show one collection with all its settings.
+    /// Show one collection with all its settings
     ///
     /// Example:
     ///   susui collection show docs --json
@@ -51,7 +52,7 @@ pub enum Command {
         /// Name.
         name: String,
     },
-    /// Delete a collection with all its documents. Only says what it would do, unless --yes is given.
+    /// Delete a collection with all its documents. Only says what it would do, unless --yes is given
     ///
     /// Examples:
     ///   susui collection delete docs
@@ -64,7 +65,7 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Wait until every shard has moved its rows into a trained index, or is too small to need one.
+    /// Wait until every shard has moved its rows into a trained index, or is too small to need one
     ///
     /// Example:
     ///   susui collection wait-indexed glosses --for 10m

@@ -9,15 +9,15 @@ use crate::cli::Global;
 use crate::client::Client;
 use crate::error::Error;
 use crate::npy;
-use crate::wire::{Hit, SearchRequest, SearchResponse};
+use crate::wire::search::{Hit, SearchRequest, SearchResponse};
 
 /// Most characters of a hit's text that are shown.
 const SNIPPET_CHARS_MAX: usize = 240;
 
-/// Find the passages nearest to a text or a vector.
+/// Find the passages nearest to a text or a vector
 ///
-/// Prints the best chunks with their scores (cosine similarity unless the collection says otherwise; larger is better). Ends
-/// with exit code 3 where not all shards answered.
+/// Prints the best chunks with their scores (cosine similarity unless the collection says
+/// otherwise; larger is better). Ends with exit code 3 where not all shards answered.
 ///
 /// Examples:
 ///   susui search "how do I stop a node?" -c docs -k 3

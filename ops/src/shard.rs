@@ -5,16 +5,18 @@ use clap::Subcommand;
 use crate::cli::Global;
 use crate::error::Error;
 use crate::output::{row, table};
-use crate::wire::{CopyDigest, ShardDigest};
+use crate::wire::cluster::{CopyDigest, ShardDigest};
 
 /// The verbs of `susui shard`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Compare the contents of a shard's copies by digest.
+    /// Compare the contents of a shard's copies by digest
     ///
-    /// Each copy hashes its documents, vectors and index membership at one position. Equal positions with different digests
-    /// mean that the copies diverged: that must never be, keep the data and report it. Copies at different positions (writes are under
-    /// way, or one is catching up) cannot be compared: repeat when they are level. Ends with exit code 7 unless all are equal.
+    /// Each copy hashes its documents, vectors and index membership at one position. Equal
+    /// positions with different digests mean that the copies diverged: that must never be, keep
+    /// the data and report it. Copies at different positions (writes are under way, or one is
+    /// catching up) cannot be compared: repeat when they are level. Ends with exit code 7 unless
+    /// all are equal.
     ///
     /// Example:
     ///   susui shard digest docs/0

@@ -6,15 +6,17 @@ use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 use crate::cli::Global;
 use crate::error::Error;
 use crate::output::{bytes, row, table};
-use crate::wire::{ClusterReport, CopyStatus, NodeReport, ShardReport};
+use crate::wire::cluster::{ClusterReport, CopyStatus, NodeReport, ShardReport};
 
-/// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state.
+/// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state
 ///
-/// One line per shard copy. ROLE: `primary` orders writes, `in-sync` holds every acknowledged write, `catching-up` does not
-/// yet. APPLIED/END are positions in the shard's log. INDEX: `exact` (below the training floor), `training`, `building`,
-/// or `indexed gN` (model generation N); TAIL rows are compared exactly until they are moved into the index.
+/// One line per shard copy. ROLE: `primary` orders writes, `in-sync` holds every acknowledged
+/// write, `catching-up` does not yet. APPLIED/END are positions in the shard's log. INDEX:
+/// `exact` (below the training floor), `training`, `building`, or `indexed gN` (model
+/// generation N); TAIL rows are compared exactly until they are moved into the index.
 ///
-/// Ends with exit code 7 if --check is given and a node is dead, a shard has no primary, or a copy is not in sync.
+/// Ends with exit code 7 if --check is given and a node is dead, a shard has no primary, or a
+/// copy is not in sync.
 ///
 /// Examples:
 ///   susui status

@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::Storage;
 use super::command::{Command, Response};
+use super::feed::Feed;
 use super::network::Network;
-use super::state::State;
 use super::types::{Raft, TypeConfig};
 use crate::control;
 use crate::control::observe::Observed;
@@ -86,7 +86,7 @@ pub struct Metadata {
 struct Inner {
     peers: Peers,
     voters: BTreeMap<NodeId, String>,
-    feed: watch::Sender<Arc<ClusterState>>,
+    feed: Feed,
     voter: Option<Voter>,
     /// Last leader heard of, where this node does not vote.
     leader_hint: RwLock<Option<NodeId>>,
@@ -130,7 +130,7 @@ impl Metadata {
     /// Opens this node's part: the voter's storage and Raft, with the leader's control loop, or only the knowledge of where the
     /// voters are. Errors: storage of another cluster or node, damage, I/O.
     pub async fn open(config: &NodeConfig, peers: Peers) -> Result<Self, MetadataError> {
-        let (feed, _) = watch::channel(State::empty(&config.cluster_id).cluster);
+        let feed = Feed::new(&config.cluster_id, Some(peers.clone()));
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let voter = if config.is_voter() { Some(open_voter(config, &peers, &feed).await?) } else { None };
@@ -143,14 +143,6 @@ impl Metadata {
 
     fn spawn_tasks(&self, timing: &TimingConfig) {
         let Inner { tasks, stop, peers, feed, voters, voter, .. } = &*self.inner;
-        let (mut states, learning, stopped) = (feed.subscribe(), peers.clone(), stop.clone());
-        tasks.spawn(async move {
-            // Addresses first: whoever is told of a state can dial everyone in it.
-            while stopped.run_until_cancelled(states.changed()).await.is_some_and(|changed| changed.is_ok()) {
-                learning.learn(&states.borrow_and_update().clone());
-            }
-        });
-        peers.learn(&feed.borrow().clone());
         if let Some(Voter { raft, watching }) = voter {
             tasks.spawn(stop.clone().run_until_cancelled_owned(found(raft.clone(), voters.clone())));
             let leader = control::run::Leader {
@@ -171,13 +163,7 @@ impl Metadata {
 
     /// Shows a state learned from another voter, if it is newer. All of them are agreed ones, so their order is that of their versions.
     pub(crate) fn learn(&self, state: ClusterState) {
-        self.inner.feed.send_if_modified(|shown| {
-            let is_newer = state.version > shown.version;
-            if is_newer {
-                *shown = Arc::new(state);
-            }
-            is_newer
-        });
+        self.inner.feed.show(&Arc::new(state));
     }
 
     /// Whether this node votes.
@@ -238,7 +224,7 @@ impl Metadata {
     pub(crate) async fn read_here(&self) -> Result<Arc<ClusterState>, NotHere> {
         let raft = self.raft().ok_or(NotHere::NotLeader)?;
         match raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(self.inner.feed.borrow().clone()),
+            Ok(_) => Ok(self.inner.feed.last()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(NotHere::NotLeader),
             // It believes to lead but cannot reach a majority; by the time of the next attempt somebody else may.
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(NotHere::NotLeader),
@@ -259,7 +245,16 @@ impl Metadata {
             .map_err(|error| failed(&error))?;
         let covered = done.snapshot.map_or(0, |last| last.index);
         raft.trigger().purge_log(covered).await.map_err(|error| failed(&error))?;
+        raft.wait(Some(Duration::from_millis(SNAPSHOT_TIMEOUT_MS)))
+            .metrics(|metrics| metrics.purged.is_some_and(|purged| purged.index >= covered), "log purged")
+            .await
+            .map_err(|error| failed(&error))?;
         Ok(covered)
+    }
+
+    /// Resolves when [`Metadata::close`] is called, so that watch streams do not outlive the process' service.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.inner.stop.clone().cancelled_owned()
     }
 
     /// Stops the tasks and Raft. Nothing acknowledged is lost by not calling it.
@@ -275,11 +270,7 @@ impl Metadata {
     }
 }
 
-async fn open_voter(
-    config: &NodeConfig,
-    peers: &Peers,
-    feed: &watch::Sender<Arc<ClusterState>>,
-) -> Result<Voter, MetadataError> {
+async fn open_voter(config: &NodeConfig, peers: &Peers, feed: &Feed) -> Result<Voter, MetadataError> {
     let dir = config.data_dir.join("metadata");
     let (cluster_id, node, checked) = (config.cluster_id.clone(), config.node_id, config.test_hooks.check_invariants);
     let shown = feed.clone();

@@ -23,7 +23,9 @@ use super::types::{Entry, LogId, TypeConfig, Vote};
 /// Writes to the log. openraft owns the only one and calls it in order.
 pub struct LogStore {
     store: Store,
-    flusher: mpsc::Sender<Waiter>,
+    /// Taken only on drop, and with it the thread.
+    flusher: Option<mpsc::Sender<Waiter>>,
+    thread: Option<std::thread::JoinHandle<()>>,
     purged: Option<LogId>,
     last: Option<LogId>,
 }
@@ -78,12 +80,13 @@ impl LogStore {
         };
         let (flusher, waiting) = mpsc::channel(limits::METADATA_FLUSH_QUEUE_MAX);
         let synced = store.clone();
-        std::thread::Builder::new().name("metadata-log".into()).spawn(move || flush(&synced, waiting))?;
-        Ok(Self { store, flusher, last: last.max(purged), purged })
+        let thread = std::thread::Builder::new().name("metadata-log".into()).spawn(move || flush(&synced, waiting))?;
+        Ok(Self { store, flusher: Some(flusher), thread: Some(thread), last: last.max(purged), purged })
     }
 
     async fn enqueue(&self, waiter: Waiter) -> io::Result<()> {
-        self.flusher.send(waiter).await.map_err(|_| io::Error::other("the metadata log's flusher has ended"))
+        let ended = || io::Error::other("the metadata log's flusher has ended");
+        self.flusher.as_ref().ok_or_else(ended)?.send(waiter).await.map_err(|_| ended())
     }
 
     async fn sync(&self) -> io::Result<()> {
@@ -101,6 +104,18 @@ impl LogStore {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         Ok(())
+    }
+}
+
+impl Drop for LogStore {
+    /// Waits for the flusher, at most one sync long: once the last user is gone the database is closed and may be opened again.
+    fn drop(&mut self) {
+        self.flusher = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the metadata log's flusher panicked");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod apply;
 mod calls;
 pub mod codec;
 pub mod command;
+mod feed;
 pub mod forward;
 pub mod group;
 pub mod log_store;
@@ -45,17 +46,10 @@ impl Storage {
     /// Opens or creates the database in `dir`. `checked` verifies the invariants after each command. Errors: a directory of another
     /// cluster or node, damage, I/O.
     pub fn open(dir: &Path, cluster_id: &str, node: NodeId, checked: bool) -> io::Result<Self> {
-        let (feed, _) = watch::channel(state::State::empty(cluster_id).cluster);
-        Self::open_with(dir, cluster_id, node, checked, feed)
+        Self::open_with(dir, cluster_id, node, checked, feed::Feed::new(cluster_id, None))
     }
 
-    fn open_with(
-        dir: &Path,
-        cluster_id: &str,
-        node: NodeId,
-        checked: bool,
-        feed: watch::Sender<Arc<ClusterState>>,
-    ) -> io::Result<Self> {
+    fn open_with(dir: &Path, cluster_id: &str, node: NodeId, checked: bool, feed: feed::Feed) -> io::Result<Self> {
         let store = store::Store::open(dir, cluster_id, node)?;
         let state = feed.subscribe();
         let machine = state_machine::StateMachine::open(store.clone(), cluster_id, feed, checked)?;

@@ -5,18 +5,16 @@
 
 use std::io;
 
-use cluster_config::cluster_state::ClusterState;
 use cluster_config::limits;
 use futures::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, StoredMembership};
 use rocksdb::WriteBatch;
-use std::sync::Arc;
-use tokio::sync::watch;
 
 use super::apply::apply;
 use super::command::Response;
+use super::feed::Feed;
 use super::snapshot;
 use super::state::State;
 use super::store::{Applied, KEY_SNAPSHOT, Store};
@@ -27,19 +25,14 @@ pub struct StateMachine {
     store: Store,
     state: State,
     applied: Applied,
-    feed: watch::Sender<Arc<ClusterState>>,
+    feed: Feed,
     /// Check the invariants after each command (`SUSUI_CHECK`).
     checked: bool,
 }
 
 impl StateMachine {
     /// Loads the stored state and shows it on `feed`. Errors: damage, I/O.
-    pub(crate) fn open(
-        store: Store,
-        cluster_id: &str,
-        feed: watch::Sender<Arc<ClusterState>>,
-        checked: bool,
-    ) -> io::Result<Self> {
+    pub(crate) fn open(store: Store, cluster_id: &str, feed: Feed, checked: bool) -> io::Result<Self> {
         let state = store.state(cluster_id)?;
         let applied = store.applied()?;
         let machine = Self { store, state, applied, feed, checked };
@@ -48,13 +41,7 @@ impl StateMachine {
     }
 
     fn publish(&self) {
-        self.feed.send_if_modified(|shown| {
-            let is_newer = self.state.cluster.version > shown.version;
-            if is_newer {
-                *shown = self.state.cluster.clone();
-            }
-            is_newer
-        });
+        self.feed.show(&self.state.cluster);
     }
 
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Response> {

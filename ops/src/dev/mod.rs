@@ -23,28 +23,31 @@ pub use process::{EXEC_VERB, ExecArguments, exec};
 /// The verbs of `susui dev`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start what is missing of a cluster on this machine, and wait until it is ready.
+    /// Start what is missing of a cluster on this machine, and wait until it is ready
     ///
-    /// Writes one configuration file per process below DIR/conf (once: edit them freely), starts the nodes and a
-    /// coordinator in sessions of their own, so that they survive this command and its terminal, and waits for /readyz.
-    /// Safe to repeat: processes that run are left alone, those that died are started again on their data.
+    /// Writes one configuration file per process below DIR/conf (once: edit them freely), starts
+    /// the nodes and a coordinator in sessions of their own, so that they survive this command
+    /// and its terminal, and waits for /readyz. Safe to repeat: processes that run are left
+    /// alone, those that died are started again on their data.
     ///
     /// Examples:
     ///   susui dev up
     ///   susui dev up --nodes 1 --data-dir /tmp/susui --base-port 9000
     ///
-    /// Ports, from --base-port P: the coordinator's HTTP on P, node N's gRPC on P+10+N, its health and metrics on P+20+N.
+    /// Ports, from --base-port P: the coordinator's HTTP on P, node N's gRPC on P+10+N, its
+    /// health and metrics on P+20+N.
     #[command(verbatim_doc_comment)]
     Up(UpArguments),
-    /// Stop the cluster of a directory: SIGTERM, then SIGKILL after a grace period. The data stays.
+    /// Stop the cluster of a directory: SIGTERM, then SIGKILL after a grace period. The data stays
     ///
-    /// Only processes that this directory's pid files name, and whose start time still matches, are touched.
+    /// Only processes that this directory's pid files name, and whose start time still matches,
+    /// are touched.
     ///
     /// Example:
     ///   susui dev down
     #[command(verbatim_doc_comment)]
     Down(DownArguments),
-    /// Show the processes of a directory: running or not, ready or why not, memory, ports.
+    /// Show the processes of a directory: running or not, ready or why not, memory, ports
     ///
     /// Ends with exit code 7 unless every process runs and is ready.
     ///

@@ -13,7 +13,7 @@ use crate::cli::Global;
 use crate::client::Client;
 use crate::error::Error;
 use crate::jsonl::{self, Record};
-use crate::wire::SearchRequest;
+use crate::wire::search::SearchRequest;
 
 #[derive(Debug, Serialize)]
 struct Report {

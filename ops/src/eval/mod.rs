@@ -21,19 +21,22 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::output::milliseconds;
 use crate::search::Knobs;
-use crate::wire::{SearchRequest, SearchResponse};
+use crate::wire::search::{SearchRequest, SearchResponse};
 
-/// Measure retrieval quality and latency.
+/// Measure retrieval quality and latency
 ///
-/// With --queries and --qrels: text queries with relevance judgements in the layout of BEIR (queries.jsonl of {"_id", "text"};
-/// qrels.tsv of query-id, corpus-id, score). Documents are ranked by their best chunk among --fetch chunks. Printed are nDCG@10
-/// (binary), recall@100 and MRR@10, means over the judged queries.
+/// With --queries and --qrels: text queries with relevance judgements in the layout of BEIR
+/// (queries.jsonl of {"_id", "text"}; qrels.tsv of query-id, corpus-id, score). Documents are
+/// ranked by their best chunk among --fetch chunks. Printed are nDCG@10 (binary), recall@100
+/// and MRR@10, means over the judged queries.
 ///
-/// With --vectors and --neighbors: query vectors and the row numbers of their exact nearest neighbours, nearest first. Printed are
-/// recall@10 (share of the exact ten found) and the share of the index' codes scanned per query.
+/// With --vectors and --neighbors: query vectors and the row numbers of their exact nearest
+/// neighbours, nearest first. Printed are recall@10 (share of the exact ten found) and the
+/// share of the index' codes scanned per query.
 ///
-/// Both print the latency of a query, measured here, HTTP included. --min-ndcg and --min-recall make it end with exit code 7
-/// below a floor. Every query must be answered by all shards, else it ends with 3.
+/// Both print the latency of a query, measured here, HTTP included. --min-ndcg and
+/// --min-recall make it end with exit code 7 below a floor. Every query must be answered by
+/// all shards, else it ends with 3.
 ///
 /// Examples:
 ///   susui eval -c cran --queries queries.jsonl --qrels qrels.tsv

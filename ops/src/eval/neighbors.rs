@@ -12,7 +12,7 @@ use crate::cli::Global;
 use crate::client::Client;
 use crate::error::Error;
 use crate::npy;
-use crate::wire::{SearchRequest, Work};
+use crate::wire::search::{SearchRequest, Work};
 
 /// Neighbours asked for and compared.
 const K: usize = 10;

@@ -12,7 +12,7 @@ use super::{Arguments, Refusal, Summary};
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Output, ProgressLines};
-use crate::wire::{DocumentAccepted, DocumentRequest, Job};
+use crate::wire::write::{DocumentAccepted, DocumentRequest, Job};
 
 /// Documents in flight unless asked otherwise: enough to keep the embedder's batches full.
 const CONCURRENCY_DEFAULT: u16 = 16;

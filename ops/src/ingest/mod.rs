@@ -22,16 +22,19 @@ use crate::output::Output;
 /// Most refusals kept for the summary; all of them are printed and counted.
 const REFUSED_KEPT_MAX: usize = 1000;
 
-/// Put documents (files, folders, JSON lines) or vectors (.npy) into a collection.
+/// Put documents (files, folders, JSON lines) or vectors (.npy) into a collection
 ///
-/// Taken are .txt, .md and .html files, one document each, and .jsonl files, one document per line as
-/// {"_id" or "id", "title"?, "text", "metadata"?}. Folders are walked; hidden and other files are skipped. A file's id is its path from
-/// the folder given (docs/setup.md), a line's id is its own: ingesting again replaces instead of doubling.
+/// Taken are .txt, .md and .html files, one document each, and .jsonl files, one document per
+/// line as {"_id" or "id", "title"?, "text", "metadata"?}. Folders are walked; hidden and
+/// other files are skipped. A file's id is its path from the folder given (docs/setup.md), a
+/// line's id is its own: ingesting again replaces instead of doubling.
 ///
-/// Each document is followed until it is indexed. One that is refused (no text, too large) is reported with its file and
-/// line, the rest goes on, and the command ends with exit code 3. Interrupted, it can simply be run again.
+/// Each document is followed until it is indexed. One that is refused (no text, too large) is
+/// reported with its file and line, the rest goes on, and the command ends with exit code 3.
+/// Interrupted, it can simply be run again.
 ///
-/// With --vectors FILE.npy the rows of a float16 or float32 array become points with ids 0, 1, 2, ... in batches.
+/// With --vectors FILE.npy the rows of a float16 or float32 array become points with ids 0,
+/// 1, 2, ... in batches.
 ///
 /// Examples:
 ///   susui ingest ./notes report.html -c docs

@@ -13,7 +13,7 @@ use crate::collection;
 use crate::error::Error;
 use crate::npy::{self, NpyError};
 use crate::output::{Output, ProgressLines};
-use crate::wire::{Point, PointsAccepted, PointsRequest};
+use crate::wire::write::{Point, PointsAccepted, PointsRequest};
 
 /// Batches in flight unless asked otherwise: one on its way while the other is written.
 const CONCURRENCY_DEFAULT: u16 = 2;

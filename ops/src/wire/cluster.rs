@@ -1,0 +1,162 @@
+//! The cluster as its operators see it: nodes, shards, copies, digests.
+
+use cluster_config::cluster_state::{Liveness, NodeLifecycle};
+use serde::{Deserialize, Serialize};
+
+/// Answer of `GET /api/v1/cluster`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Name of the cluster.
+    pub cluster_id: String,
+    /// Version of the agreed state.
+    pub state_version: u64,
+    /// The metadata group.
+    pub metadata: MetadataReport,
+    /// By id.
+    pub nodes: Vec<NodeReport>,
+    /// By collection, then index.
+    pub shards: Vec<ShardReport>,
+}
+
+/// The metadata group, as one member sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MetadataReport {
+    /// Node that leads, where known.
+    pub leader: Option<u64>,
+    /// Its Raft term.
+    pub raft_term: u64,
+    /// Last entry applied.
+    pub last_applied_index: u64,
+    /// Who votes.
+    pub voters: Vec<u64>,
+}
+
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Id.
+    pub id: u64,
+    /// gRPC address.
+    pub rpc_address: String,
+    /// Health and metrics address.
+    pub http_address: String,
+    /// Failure domain.
+    pub zone: String,
+    /// Whether it holds shards.
+    pub is_data: bool,
+    /// Raised at each start of its process.
+    pub incarnation: u64,
+    /// As believed by the metadata leader.
+    pub liveness: Liveness,
+    /// Whether it takes new copies.
+    pub lifecycle: NodeLifecycle,
+    /// Time since the leader heard of it.
+    #[serde(default)]
+    pub heard_ms_ago: Option<u64>,
+    /// Copies on it.
+    #[serde(default)]
+    pub copies: u32,
+    /// Bytes of its copies on disk.
+    #[serde(default)]
+    pub disk_bytes: u64,
+    /// Bytes of its copies in memory.
+    #[serde(default)]
+    pub memory_bytes: u64,
+}
+
+/// One shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// Name of its collection.
+    pub collection: String,
+    /// Position in the collection.
+    pub index: u32,
+    /// Raised by each grant of the primary role.
+    pub primary_term: u64,
+    /// Copy that orders writes, where there is one.
+    pub primary: Option<u64>,
+    /// Copies that hold every acknowledged operation.
+    pub in_sync: Vec<u64>,
+    /// Fewest in-sync copies with which writes are accepted.
+    pub min_in_sync: u32,
+    /// `green` (all copies in sync), `yellow` (some are not), `red` (no primary).
+    pub health: String,
+    /// All copies.
+    pub copies: Vec<CopyStatus>,
+}
+
+/// One copy of a shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Id.
+    pub copy: u64,
+    /// Where it lives.
+    pub node: u64,
+    /// `primary`, `in_sync`, `read_replica`, `new`, `catching_up` or `retiring`.
+    pub role: String,
+    /// Its last report; absent until it has sent one.
+    #[serde(default)]
+    pub report: Option<CopyReport>,
+}
+
+/// What a copy reported of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// End of its log.
+    pub last_seqno: u64,
+    /// Applied up to here.
+    pub applied: u64,
+    /// Commit point it knows.
+    pub global_checkpoint: u64,
+    /// Model generation of its index; 0 while exact.
+    pub generation: u64,
+    /// exact, training, building, indexed, or poisoned.
+    pub index_state: String,
+    /// Live rows.
+    pub rows_live: u64,
+    /// Rows in the index.
+    pub rows_indexed: u64,
+    /// Rows in the exact tail.
+    pub rows_tail: u64,
+    /// On disk.
+    pub disk_bytes: u64,
+    /// In memory.
+    pub memory_bytes: u64,
+}
+
+/// Answer of `POST /api/v1/shards/{collection}/{index}:digest`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShardDigest {
+    /// Whether all in-sync copies answered and hold the same.
+    pub agree: bool,
+    /// Each taken on its own node.
+    pub copies: Vec<CopyDigest>,
+}
+
+/// Digest of one copy, hexadecimal: equal contents give equal digests.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyDigest {
+    /// The copy.
+    pub copy: u64,
+    /// Where it lives.
+    pub node: u64,
+    /// Whether it is in the in-sync set.
+    pub in_sync: bool,
+    /// Applied up to here when it was taken.
+    pub applied: u64,
+    /// Over documents, chunks, metadata and vectors.
+    pub documents: String,
+    /// Over live rows and rows in the index.
+    pub index_membership: String,
+    /// Over the log's entries after `log_from`.
+    pub log: String,
+    /// Where the digested part of the log begins; copies may have purged to different positions.
+    pub log_from: u64,
+    /// Documents.
+    pub document_count: u64,
+    /// Chunks.
+    pub chunk_count: u64,
+    /// Why there is no digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
