@@ -1,6 +1,7 @@
 //! A streamed answer from a scripted Ollama-compatible backend: the first token is at the client before the backend has sent its
 //! last, and a client that leaves closes the backend's connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -12,7 +13,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 /// What the test tells the backend to do next.
 enum Step {
@@ -52,7 +53,11 @@ async fn chunk(stream: &mut BufReader<TcpStream>, text: &str) -> anyhow::Result<
 }
 
 /// Answers one generation as the steps say, everything else as an idle Ollama would.
-async fn answer(mut stream: BufReader<TcpStream>, steps: &mut mpsc::Receiver<Step>, seen: &mpsc::Sender<Seen>) -> anyhow::Result<()> {
+async fn answer(
+    mut stream: BufReader<TcpStream>,
+    steps: Arc<Mutex<mpsc::Receiver<Step>>>,
+    seen: mpsc::Sender<Seen>,
+) -> anyhow::Result<()> {
     let request = read_request(&mut stream).await?;
     if !request.starts_with("POST") {
         let body = json!({ "version": "0.0.0", "models": [] }).to_string();
@@ -60,6 +65,7 @@ async fn answer(mut stream: BufReader<TcpStream>, steps: &mut mpsc::Receiver<Ste
         stream.get_mut().write_all(head.as_bytes()).await?;
         return Ok(stream.get_mut().write_all(body.as_bytes()).await?);
     }
+    let mut steps = steps.lock().await;
     seen.send(Seen::Generate).await?;
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.get_mut().write_all(head.as_bytes()).await?;
@@ -93,12 +99,12 @@ async fn answer(mut stream: BufReader<TcpStream>, steps: &mut mpsc::Receiver<Ste
 async fn backend() -> anyhow::Result<(u16, mpsc::Sender<Step>, mpsc::Receiver<Seen>)> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let port = listener.local_addr()?.port();
-    let (steps, mut next_step) = mpsc::channel(16);
+    let (steps, next_step) = mpsc::channel(16);
     let (see, seen) = mpsc::channel(16);
+    let next_step = Arc::new(Mutex::new(next_step));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // A probe that breaks off is not the test's subject.
-            let _ = answer(BufReader::new(stream), &mut next_step, &see).await;
+            tokio::spawn(answer(BufReader::new(stream), Arc::clone(&next_step), see.clone()));
         }
     });
     Ok((port, steps, seen))
