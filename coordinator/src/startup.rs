@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
-use axum::serve::ListenerExt;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::limits;
 use tokio::net::TcpListener;
@@ -203,12 +202,6 @@ impl Running {
             tokio::spawn(async move {
                 // Without it, small writes wait 40 ms for the other side's delayed acknowledgement.
                 let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-                // Without it the last packet of an answer waits for the client's delayed acknowledgement, 40 ms.
-                let listener = listener.tap_io(|stream| {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY is not set");
-                    }
-                });
                 axum::serve(listener, router).with_graceful_shutdown(accepting.cancelled_owned()).await
             })
         };
