@@ -35,6 +35,7 @@ pub struct Cluster {
     path: PathBuf,
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
+    node_http: Vec<u16>,
     http: u16,
 }
 
@@ -65,10 +66,9 @@ impl Cluster {
         let embedder = options
             .model_dir
             .as_ref()
-            .map(|model| format!("\n[embedder]\nmodel_dir = \"{}\"\n", model.display()))
-            .unwrap_or_default();
+            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
         let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{}/coordinator\"\n{embedder}{}\n",
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{}/coordinator\"\n\n[embedder]\n{embedder}\n{}\n",
             seeds.join(", "),
             path.display(),
             options.coordinator_extra,
@@ -79,6 +79,7 @@ impl Cluster {
             path,
             nodes: (0..options.nodes).map(|_| None).collect(),
             coordinator: None,
+            node_http: rest[..options.nodes].to_vec(),
             http,
         };
         for node in 1..=options.nodes {
@@ -127,6 +128,11 @@ impl Cluster {
     /// Base URL of the coordinator.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// Ports of the nodes' health and metrics.
+    pub fn node_http_ports(&self) -> &[u16] {
+        &self.node_http
     }
 
     /// Node `node`, from 1. Errors: it is not running.

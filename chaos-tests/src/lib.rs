@@ -5,8 +5,11 @@
 pub mod checker;
 pub mod client;
 pub mod cluster;
+pub mod data;
+pub mod model;
 pub mod ports;
 pub mod process;
+pub mod susui;
 pub mod vectors;
 pub mod wait;
 pub mod workload;

@@ -72,6 +72,8 @@ pub const RESCORE_MAX: u32 = 20_000;
 pub const OVERSAMPLE_MAX: f32 = 100.0;
 /// Most searches of one `search:batch`.
 pub const SEARCHES_PER_BATCH_MAX: usize = 256;
+/// Most results of all searches of one `search:batch` together.
+pub const RESULTS_PER_BATCH_MAX: u64 = 10_000;
 /// Most bytes of a query text.
 pub const QUERY_BYTES_MAX: usize = 16 * 1024;
 /// Most conditions of a filter, over all its clauses.
@@ -114,6 +116,8 @@ pub const SOURCES_MAX: usize = 64;
 pub const HEADING_DEPTH_MAX: usize = 6;
 /// Most bytes of a title or of one heading.
 pub const TITLE_BYTES_MAX: usize = 512;
+/// Requests a coordinator answers at one time before `Overloaded`; streams count until they end.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Writes of the metadata log that wait for one sync.

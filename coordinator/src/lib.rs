@@ -1,6 +1,17 @@
 //! The stateless front of a Susui cluster: HTTP in, scatter, gather, answer.
 
+pub mod answer;
+pub mod api;
+pub mod cache;
+pub mod catalog;
+pub mod clock;
+pub mod cluster;
 pub mod embed;
+pub mod error;
 pub mod generate;
 pub mod ingest;
+pub mod retrieve;
 mod sentences;
+pub mod services;
+pub mod startup;
+pub mod telemetry;

@@ -2,10 +2,16 @@
 
 pub mod agent;
 pub mod control;
+pub mod copies;
 pub mod error;
+pub mod health;
+pub mod http;
+pub mod maintenance;
 pub mod metadata;
 pub mod pool;
 pub mod replication;
 pub mod rpc;
 pub mod shard;
+pub mod startup;
+pub mod telemetry;
 pub mod vector;

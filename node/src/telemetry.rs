@@ -127,3 +127,16 @@ impl Metrics {
         }
     }
 }
+
+/// Makes a panic on any thread end the process: a half-dead node that still answers is worse than a dead one.
+pub fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        tracing::error!(%panic, "this is a bug; the process ends");
+        std::process::exit(EXIT_BUG);
+    }));
+}
+
+/// Exit code after a panic (EX_SOFTWARE of sysexits.h).
+const EXIT_BUG: i32 = 70;

@@ -5,6 +5,7 @@
 //! vector up to rounding, alone or in company; work is bounded (queue, batch, cache) and given up when nobody waits for it.
 //! Deliberately unknown here: collections, chunks, HTTP.
 
+pub mod absent;
 pub mod batch;
 pub mod bert;
 pub mod cache;
@@ -78,6 +79,9 @@ pub enum EmbedError {
     /// The model or its tokenizer failed on this input.
     #[error("embedding model failed: {0}")]
     Model(String),
+    /// The coordinator runs without a model.
+    #[error("this coordinator has no embedding model")]
+    Absent,
     /// The embedder is shutting down.
     #[error("the embedder is closed")]
     Closed,
@@ -91,15 +95,19 @@ impl EmbedError {
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Model(_) => ErrorKind::Internal,
+            Self::Absent => ErrorKind::InvalidArgument,
             Self::Closed => ErrorKind::Unavailable,
         }
     }
 }
 
-/// The configured embedder, behind its cache. Name `fake` gives the stand-in without a model.
+/// The configured embedder, behind its cache. Name `fake` gives the stand-in without a model, `none` gives none.
 ///
 /// Blocking (reads the model's files). Errors: as [`ModelError`] says.
 pub fn open(config: &EmbedderConfig, metrics: &EmbedMetrics) -> Result<Arc<dyn Embedder>, ModelError> {
+    if config.name == absent::NAME {
+        return Ok(Arc::new(absent::AbsentEmbedder));
+    }
     let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let embedder: Arc<dyn Embedder> = match config.name.as_str() {
         model::ALL_MINILM_L6_V2 => {

@@ -66,7 +66,7 @@ pub enum ModelError {
     #[error("model cannot be loaded: {0}")]
     Load(String),
     /// A name that no code here stands for.
-    #[error("unknown embedding model {name:?}; known: {ALL_MINILM_L6_V2}, fake")]
+    #[error("unknown embedding model {name:?}; known: {ALL_MINILM_L6_V2}, fake, none")]
     UnknownName {
         /// As configured.
         name: String,

@@ -252,6 +252,11 @@ impl Metadata {
         Ok(covered)
     }
 
+    /// Resolves when [`Metadata::close`] is called, so that watch streams do not outlive the process' service.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.inner.stop.clone().cancelled_owned()
+    }
+
     /// Stops the tasks and Raft. Nothing acknowledged is lost by not calling it.
     pub async fn close(&self) {
         self.inner.stop.cancel();

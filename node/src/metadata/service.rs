@@ -89,6 +89,7 @@ impl MetadataService for MetadataEndpoint {
         let replies = states
             // A watcher that comes back knows the current version already; version 0 is the state before the first command.
             .filter(move |state| futures::future::ready(state.version > known || known == 0))
+            .take_until(self.metadata.stopped())
             .map(move |state| {
                 let leader = metadata.leader().map_or(0, |leader| leader.0);
                 Ok(v1::WatchReply { state: Some((*state).clone().into()), leader })

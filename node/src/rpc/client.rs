@@ -96,6 +96,11 @@ impl Peers {
         self.inner.book.write().incarnation = incarnation;
     }
 
+    /// The incarnation that envelopes carry.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.book.read().incarnation
+    }
+
     /// This process.
     pub fn self_node(&self) -> NodeId {
         self.inner.self_node

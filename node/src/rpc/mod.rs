@@ -1,4 +1,9 @@
 //! The wire of a node: what it serves and how it reaches its peers.
 
 pub mod admin_service;
+mod append;
 pub mod client;
+pub mod deadline;
+pub mod replication_service;
+pub mod search_service;
+pub mod server;

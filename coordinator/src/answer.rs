@@ -1,0 +1,283 @@
+//! The query's straight line: embed > plan > cache > scatter > merge > fetch, and, if text is asked for, > prompt > generate.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use cluster_config::collection::Collection;
+use cluster_config::filter::Filter;
+use cluster_config::search::{SearchKnobs, ShardQuery};
+use futures::future::try_join_all;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, stream};
+
+use crate::error::{Error, Result};
+use crate::generate::citation::CitationTracker;
+use crate::generate::pool::Pool;
+use crate::generate::{
+    Citation, EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Source, Usage, extractive,
+    prompt,
+};
+use crate::retrieve::session::Session;
+use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
+use crate::services::Services;
+
+/// A validated search.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Where to search.
+    pub collection: Collection,
+    /// Whose documents.
+    pub tenant: String,
+    /// What to embed; exactly one of `text` and `vector` is there.
+    pub text: Option<String>,
+    /// `[dim]`, prepared for the collection's metric.
+    pub vector: Option<Vec<f32>>,
+    /// Results wanted.
+    pub top_k: u32,
+    /// Checked against the collection.
+    pub filter: Filter,
+    /// Speed against recall.
+    pub knobs: SearchKnobs,
+    /// Freshness, coverage, deadline.
+    pub options: RetrievalOptions,
+}
+
+/// A search's ranked chunks.
+#[derive(Clone, Debug)]
+pub struct Ranked {
+    /// The chunks.
+    pub retrieved: Retrieved,
+    /// The caller's session, raised.
+    pub session: Session,
+    /// Stages of the retrieval.
+    pub timings: RetrievalTimings,
+    /// Time of the embedding.
+    pub embed_ms: f64,
+}
+
+/// Ranks chunks for each question, in order. Questions that differ only in what they look for share one scatter.
+///
+/// Cancel: dropping it cancels embedding and searches down to the nodes.
+pub async fn rank(services: &Services, mut questions: Vec<Question>) -> Result<Vec<Ranked>> {
+    let began = Instant::now();
+    embed(services, &mut questions).await?;
+    let embed_ms = millis(began.elapsed());
+    services.metrics.stage("embed", began.elapsed());
+
+    let began = Instant::now();
+    let groups = group(&questions);
+    let runs = groups.iter().map(|positions| run_group(services, &questions, positions));
+    let runs = try_join_all(runs).await?;
+    services.metrics.stage("retrieve", began.elapsed());
+
+    let mut ranked: BTreeMap<usize, Ranked> = BTreeMap::new();
+    for (positions, run) in groups.into_iter().zip(runs) {
+        for (position, retrieved) in positions.into_iter().zip(run.results) {
+            let (session, timings) = (run.session.clone(), run.timings);
+            ranked.insert(position, Ranked { retrieved, session, timings, embed_ms });
+        }
+    }
+    Ok(ranked.into_values().collect())
+}
+
+/// Gives every question its vector: one call for all texts.
+async fn embed(services: &Services, questions: &mut [Question]) -> Result<()> {
+    let texts: Vec<String> = questions
+        .iter()
+        .filter(|question| question.vector.is_none())
+        .map(|question| question.text.clone().unwrap_or_default())
+        .collect();
+    if texts.is_empty() {
+        return Ok(());
+    }
+    let deadline = questions.iter().map(|question| question.options.deadline).min().unwrap_or_else(Instant::now);
+    let vectors = services.embedder.embed(texts, deadline).await?;
+    let without = questions.iter_mut().filter(|question| question.vector.is_none());
+    for (question, vector) in without.zip(vectors) {
+        let spec = &question.collection.spec;
+        let prepared = crate::ingest::encode::prepare_query(spec.metric, spec.dim as usize, vector.to_vec());
+        question.vector = Some(prepared.map_err(|error| Error::internal(format!("embedder: {error}")))?);
+    }
+    Ok(())
+}
+
+/// Positions of questions that may travel together: same collection, same options.
+fn group(questions: &[Question]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (position, question) in questions.iter().enumerate() {
+        let fits = |group: &&mut Vec<usize>| {
+            group.first().is_some_and(|first| {
+                let other = &questions[*first];
+                let (a, b) = (&question.options, &other.options);
+                question.collection.id == other.collection.id
+                    && (a.consistency, a.prefer_copy, a.include) == (b.consistency, b.prefer_copy, b.include)
+                    && a.min_coverage == b.min_coverage
+                    && a.session == b.session
+            })
+        };
+        match groups.iter_mut().find(fits) {
+            Some(group) => group.push(position),
+            None => groups.push(vec![position]),
+        }
+    }
+    groups
+}
+
+async fn run_group(
+    services: &Services,
+    questions: &[Question],
+    positions: &[usize],
+) -> Result<crate::retrieve::RetrievedAll> {
+    let Some(first) = positions.first().map(|position| &questions[*position]) else {
+        return Err(Error::internal("an empty group of searches"));
+    };
+    let mut options = first.options.clone();
+    options.deadline =
+        positions.iter().map(|position| questions[*position].options.deadline).min().unwrap_or(options.deadline);
+    let queries = positions.iter().map(|position| {
+        let question = &questions[*position];
+        ShardQuery {
+            vector: question.vector.clone().unwrap_or_default(),
+            fetch_k: question.top_k,
+            filter: question.filter.clone(),
+            tenant: question.tenant.clone(),
+            knobs: question.knobs.clone(),
+        }
+    });
+    services.retriever.run(&first.collection, queries.collect(), &options).await
+}
+
+/// Sentences of an extractive answer: about what a reader takes in at a glance.
+const EXTRACTIVE_SENTENCES_MAX: usize = 3;
+/// Tokens of a whole prompt: fits the 4,096-token context that small local models are run with, answer included.
+const PROMPT_TOKENS_MAX: usize = 3000;
+/// Shown where nothing was found; it is true, and no model is asked to invent something better.
+const NOTHING_FOUND: &str = "Nothing in the collection answers this.";
+
+/// How text is to be generated.
+#[derive(Clone, Debug)]
+pub struct TextOptions {
+    /// Overrides the backends' model.
+    pub model: Option<String>,
+    /// Overrides the configured sampling.
+    pub options: GenerateOptions,
+    /// The answer ends here.
+    pub deadline: Instant,
+}
+
+/// A ranked answer with its text on the way.
+pub struct Answer {
+    /// What the answer rests on.
+    pub ranked: Ranked,
+    /// The sources in the order of their numbers, from 1.
+    pub sources: Vec<Source>,
+    /// `extractive`, or the name of the backend.
+    pub generator: String,
+    /// The model, where there is one.
+    pub model: Option<String>,
+    /// The text. Dropping it stops the backend.
+    pub events: BoxStream<'static, AnswerEvent>,
+}
+
+/// What an answer's stream yields: deltas and citations, at most one usage, then `Done` or `Failed` as the last.
+#[derive(Debug)]
+pub enum AnswerEvent {
+    /// The next piece of text.
+    Delta(String),
+    /// A source that the text so far rests on.
+    Citation(Citation),
+    /// Tokens spent.
+    Usage(Usage),
+    /// The end.
+    Done(FinishReason),
+    /// There is no more.
+    Failed(Error),
+}
+
+/// Answers a question: rank, then text from the sources.
+///
+/// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
+/// Cancel: dropping the future or the answer's stream closes the backend's connection.
+pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
+    let asked = question.text.clone().unwrap_or_default();
+    let ranked = rank(services, vec![question]).await?.into_iter().next();
+    let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
+    let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
+    let began = Instant::now();
+    let answer = match &services.llm {
+        _ if found.is_empty() => fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())]),
+        None => extract(ranked, asked, found).await?,
+        Some(pool) => generate(pool, ranked, &asked, found, text).await?,
+    };
+    services.metrics.stage("begin_text", began.elapsed());
+    Ok(answer)
+}
+
+fn to_source(hit: &Hit) -> Option<Source> {
+    Some(Source {
+        chunk_id: hit.chunk_id.clone(),
+        document_id: hit.document_id.clone(),
+        title: hit.title.clone(),
+        text: hit.text.clone().filter(|text| !text.is_empty())?,
+        span: hit.span.clone()?,
+        score: hit.score,
+    })
+}
+
+/// The best sentences of the sources, with their citations.
+async fn extract(ranked: Ranked, asked: String, found: Vec<Source>) -> Result<Answer> {
+    let extracted = crate::ingest::blocking(move || {
+        let sources = prompt::number(found);
+        let answer = extractive::answer(&asked, &sources, EXTRACTIVE_SENTENCES_MAX);
+        Ok((sources, answer))
+    });
+    let (sources, answer) = extracted.await?;
+    let mut events = Vec::new();
+    for (position, quote) in answer.quotes.into_iter().enumerate() {
+        let space = if position == 0 { "" } else { " " };
+        events.push(AnswerEvent::Delta(format!("{space}{} [{}]", quote.text, quote.citation.marker)));
+        events.push(AnswerEvent::Citation(quote.citation));
+    }
+    if events.is_empty() {
+        events.push(AnswerEvent::Delta(NOTHING_FOUND.to_owned()));
+    }
+    Ok(fixed(ranked, sources, events))
+}
+
+/// An answer that is whole already.
+fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> Answer {
+    events.push(AnswerEvent::Done(FinishReason::Stop));
+    Answer { ranked, sources, generator: "extractive".to_owned(), model: None, events: stream::iter(events).boxed() }
+}
+
+async fn generate(pool: &Pool, ranked: Ranked, asked: &str, found: Vec<Source>, text: TextOptions) -> Result<Answer> {
+    let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
+    let request =
+        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
+    let generation = pool.generate(request, text.deadline).await?;
+    let events = with_citations(generation.events, prompt.sources.clone());
+    Ok(Answer {
+        ranked,
+        sources: prompt.sources,
+        generator: generation.backend,
+        model: Some(generation.model),
+        events: events.boxed(),
+    })
+}
+
+/// Adds a citation behind the piece of text that completes its mark. Nothing is held back.
+fn with_citations(events: EventStream, sources: Vec<Source>) -> impl Stream<Item = AnswerEvent> {
+    let mut tracker = CitationTracker::new(sources);
+    events.flat_map(move |event| {
+        let events = match event {
+            Ok(GenerateEvent::Delta(piece)) => {
+                let citations = tracker.push(&piece).into_iter().map(AnswerEvent::Citation);
+                std::iter::once(AnswerEvent::Delta(piece)).chain(citations).collect()
+            }
+            Ok(GenerateEvent::Usage(usage)) => vec![AnswerEvent::Usage(usage)],
+            Ok(GenerateEvent::Done { finish_reason }) => vec![AnswerEvent::Done(finish_reason)],
+            Err(error) => vec![AnswerEvent::Failed(error.into())],
+        };
+        stream::iter(events)
+    })
+}

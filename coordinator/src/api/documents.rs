@@ -1,0 +1,510 @@
+//! `POST/GET/DELETE /api/v1/documents`: whole documents, chunked and embedded by us.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use cluster_config::collection::Collection;
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::{DEFAULT_TENANT, DocumentKey};
+use cluster_config::limits;
+use cluster_config::routing;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::error::{ApiResult, ErrorBody};
+use super::json::{Buffered, StrictQuery, check_declared_length, check_json_type, json, parse_buffered};
+use super::points::{WrittenReply, check_metadata, check_title, document_key};
+use super::request_id::current_request_id;
+use super::search::DEFAULT_COLLECTION;
+use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
+use crate::cluster::client::{FetchTarget, FetchedChunk, ListedDocument, NodeError};
+use crate::error::{Error, Result};
+use crate::services::Services;
+
+/// Bytes that a form's other fields and boundaries may add to the file.
+const FORM_OVERHEAD_BYTES: usize = 256 * 1024;
+/// Longest idempotency key.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// Rows of a page where the caller names no number.
+const PAGE_ROWS_DEFAULT: u32 = 100;
+/// Shards listed at the same time.
+const SHARDS_LISTED_AT_ONCE: usize = 16;
+
+/// A document as text.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentBody {
+    /// Chosen by the caller, or made here.
+    pub id: Option<String>,
+    /// Shown in citations.
+    pub title: Option<String>,
+    /// The text.
+    pub text: String,
+    /// Metadata of all its chunks.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Collection; `default` if not given.
+    pub collection: Option<String>,
+}
+
+/// The answer to an upload: work goes on behind it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AcceptedReply {
+    /// The document.
+    pub id: String,
+    /// Always `processing`.
+    pub status: &'static str,
+    /// Ask `GET /api/v1/jobs/{job_id}` how it goes.
+    pub job_id: String,
+    /// Stands in the log, too.
+    pub request_id: String,
+}
+
+/// Where a document stands.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DocumentReply {
+    /// Its id.
+    pub id: String,
+    /// `processing`, `ready` or `failed`.
+    pub status: &'static str,
+    /// Its title.
+    pub title: String,
+    /// Chunks that are searchable now.
+    pub chunk_count: u32,
+    /// Whether any version of it is searchable now.
+    pub searchable: bool,
+    /// Its metadata; in the document's own answer only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+    /// Its last job, where it came through this coordinator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
+    /// Bytes uploaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// First upload, Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_ms: Option<i64>,
+    /// Last change, Unix milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub updated_ms: Option<i64>,
+    /// Extracted text, if asked for and kept here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// A page of documents.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DocumentsReply {
+    /// In id order.
+    pub documents: Vec<DocumentReply>,
+    /// Give it as `cursor` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Which document.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DocumentQuery {
+    /// Collection; `default` if not given.
+    pub collection: Option<String>,
+    /// With the extracted text.
+    pub include_text: Option<bool>,
+}
+
+/// Which page.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DocumentsQuery {
+    /// Collection; `default` if not given.
+    pub collection: Option<String>,
+    /// Rows, 1 to 1000; 100 if not given.
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    pub cursor: Option<String>,
+}
+
+/// What both forms of upload become.
+struct Incoming {
+    id: Option<String>,
+    title: String,
+    metadata: Option<Map<String, Value>>,
+    collection: Option<String>,
+    media_type: String,
+    file_name: String,
+    content: Vec<u8>,
+}
+
+/// Takes a document: JSON, or multipart with the parts `file`, `id`, `title`, `metadata`, `collection`.
+#[utoipa::path(post, path = "/api/v1/documents", tag = "documents", request_body = DocumentBody,
+    params(("Idempotency-Key" = Option<String>, Header, description = "the same key with the same request makes one job")),
+    responses((status = 202, body = AcceptedReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
+pub async fn post_document(State(services): State<Arc<Services>>, request: Request) -> ApiResult<Response> {
+    let idempotency_key = read_idempotency_key(request.headers())?;
+    let (incoming, _held) = receive(&services, request).await?;
+    let collection = services.collection(incoming.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
+    crate::ingest::check_embedder(&collection, services.embedder.as_ref())?;
+    let upload = check_upload(&collection, incoming, idempotency_key).await?;
+    let enqueued = services.ingest.enqueue(upload).await?;
+    let reply = AcceptedReply {
+        id: enqueued.document_id,
+        status: "processing",
+        job_id: enqueued.job_id.to_string(),
+        request_id: current_request_id(),
+    };
+    Ok(json(StatusCode::ACCEPTED, &reply))
+}
+
+fn read_idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|key| !key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX);
+    let hint = format!("use 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| Error::field("Idempotency-Key", "not a key", hint))
+}
+
+/// Buffers the upload within the budget and takes it apart. The budget's share is held by the second part.
+async fn receive(services: &Arc<Services>, request: Request) -> Result<(Incoming, Option<Buffered>)> {
+    let (parts, body) = request.into_parts();
+    let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let bytes_max = limits::DOCUMENT_BYTES_MAX + FORM_OVERHEAD_BYTES;
+    check_declared_length(&parts.headers, bytes_max)?;
+    if content_type.to_ascii_lowercase().starts_with("multipart/form-data") {
+        let buffered = services.body_budget.read(&parts.headers, body, bytes_max).await?;
+        let rebuilt = Request::from_parts(parts, axum::body::Body::from(buffered.bytes.clone()));
+        return Ok((read_form(rebuilt).await?, Some(buffered)));
+    }
+    check_json_type(&parts.headers)?;
+    let buffered = services.body_budget.read(&parts.headers, body, bytes_max).await?;
+    let body: DocumentBody = parse_buffered(buffered).await?;
+    let incoming = Incoming {
+        id: body.id,
+        title: body.title.unwrap_or_default(),
+        metadata: body.metadata,
+        collection: body.collection,
+        media_type: "text/plain".to_owned(),
+        file_name: String::new(),
+        content: body.text.into_bytes(),
+    };
+    Ok((incoming, None))
+}
+
+async fn read_form(request: Request) -> Result<Incoming> {
+    let malformed = |text: String| Error::field("body", format!("malformed form: {text}"), "send multipart/form-data");
+    let mut form = Multipart::from_request(request, &()).await.map_err(|error| malformed(error.body_text()))?;
+    let mut incoming = Incoming {
+        id: None,
+        title: String::new(),
+        metadata: None,
+        collection: None,
+        media_type: String::new(),
+        file_name: String::new(),
+        content: Vec::new(),
+    };
+    let mut has_file = false;
+    while let Some(part) = form.next_field().await.map_err(|error| malformed(error.body_text()))? {
+        let name = part.name().unwrap_or("").to_owned();
+        if name == "file" {
+            incoming.file_name = part.file_name().unwrap_or("").chars().take(255).collect();
+            incoming.media_type = part.content_type().unwrap_or("").chars().take(255).collect();
+            incoming.content = part.bytes().await.map_err(|error| malformed(error.body_text()))?.to_vec();
+            has_file = true;
+            continue;
+        }
+        let text = part.text().await.map_err(|error| malformed(error.body_text()))?;
+        match name.as_str() {
+            "id" => incoming.id = Some(text),
+            "title" => incoming.title = text,
+            "collection" => incoming.collection = Some(text),
+            "metadata" => {
+                let parsed = serde_json::from_str(&text);
+                incoming.metadata = Some(parsed.map_err(|error| {
+                    Error::field("metadata", format!("malformed JSON: {error}"), "send a JSON object")
+                })?);
+            }
+            other => {
+                let hint = "the form takes file, id, title, metadata and collection";
+                return Err(Error::field(other, "unknown form field", hint));
+            }
+        }
+    }
+    if !has_file {
+        return Err(Error::field("file", "missing", "send the document as the form field file"));
+    }
+    Ok(incoming)
+}
+
+/// Checks what can be checked without parsing the document; hashes off the reactor.
+async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_key: Option<String>) -> Result<Upload> {
+    if incoming.content.len() > limits::DOCUMENT_BYTES_MAX {
+        let text = format!("the document has {} bytes, at most {}", incoming.content.len(), limits::DOCUMENT_BYTES_MAX);
+        return Err(Error::refused(ErrorKind::TooLarge, text, "split the document"));
+    }
+    let field = if incoming.file_name.is_empty() { "text" } else { "file" };
+    if incoming.content.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::field(field, "the document has no text", "send a document with text"));
+    }
+    let given_id = incoming.id.is_some();
+    let key = document_key("id", incoming.id.unwrap_or_else(|| Uuid::now_v7().to_string()))?;
+    check_title("title", &incoming.title)?;
+    let metadata_json = check_metadata("metadata", &collection.spec, incoming.metadata)?;
+    let document = DocumentRef { collection_id: collection.id.0, tenant: key.tenant, document_id: key.document_id };
+    crate::ingest::blocking(move || {
+        let content_hash: [u8; 32] = Sha256::digest(&incoming.content).into();
+        let idempotency = idempotency_key.map(|key| {
+            // Over all that makes the request; an id made here is not part of it.
+            let id = if given_id { document.document_id.as_str() } else { "" };
+            let whole = serde_json::json!([
+                document.collection_id,
+                id,
+                incoming.title,
+                metadata_json,
+                incoming.media_type,
+                incoming.file_name,
+                content_hash,
+            ]);
+            (key, Sha256::digest(whole.to_string()).into())
+        });
+        Ok(Upload {
+            document,
+            title: incoming.title,
+            metadata_json,
+            media_type: incoming.media_type,
+            file_name: incoming.file_name,
+            content_hash,
+            content: incoming.content,
+            idempotency,
+        })
+    })
+    .await
+}
+
+/// Where a document stands.
+#[utoipa::path(get, path = "/api/v1/documents/{id}", tag = "documents",
+    params(("id" = String, Path, description = "the document"), DocumentQuery),
+    responses((status = 200, body = DocumentReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
+pub async fn get_document(
+    State(services): State<Arc<Services>>,
+    Path(id): Path<String>,
+    StrictQuery(query): StrictQuery<DocumentQuery>,
+) -> ApiResult<Response> {
+    let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
+    let key = document_key("id", id)?;
+    let document = document_ref(&collection, &key);
+    let deadline = Instant::now() + services.default_timeout;
+    let row = services.catalog.document(&document).await?;
+    let chunks = fetch_document(&services, &collection, &key, deadline).await?;
+    if row.is_none() && chunks.is_empty() {
+        let text = format!("document {:?} does not exist in collection {:?}", key.document_id, collection.spec.name);
+        return Err(Error::refused(ErrorKind::NotFound, text, "GET /api/v1/documents lists what exists").into());
+    }
+    let mut reply = match row {
+        Some(row) => from_row(row, Some(chunks.len() as u32)),
+        None => DocumentReply { searchable: true, ..listed_reply(&key.document_id, "", chunks.len() as u32) },
+    };
+    if let Some(first) = chunks.first() {
+        if reply.title.is_empty() {
+            reply.title = first.title.clone();
+        }
+        reply.metadata = serde_json::from_str(&first.metadata_json).ok();
+    }
+    if query.include_text.unwrap_or(false) {
+        reply.text = services.catalog.extracted_text(&document).await?;
+        if reply.text.is_none() && chunks.len() == 1 {
+            reply.text = chunks.first().map(|chunk| chunk.text.clone());
+        }
+    }
+    Ok(json(StatusCode::OK, &reply))
+}
+
+/// Deletes a document everywhere. Safe to repeat.
+#[utoipa::path(delete, path = "/api/v1/documents/{id}", tag = "documents",
+    params(("id" = String, Path, description = "the document"), DocumentQuery),
+    responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
+pub async fn delete_document(
+    State(services): State<Arc<Services>>,
+    Path(id): Path<String>,
+    StrictQuery(query): StrictQuery<DocumentQuery>,
+) -> ApiResult<Response> {
+    let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
+    let document = document_ref(&collection, &document_key("id", id)?);
+    let deadline = Instant::now() + services.default_timeout;
+    let (_, written) = services.ingest.delete(&collection, &document, deadline).await?;
+    let reply = WrittenReply {
+        acked: written.acked,
+        copies_acked_min: written.copies_acked_min,
+        session: written.session.to_string(),
+        more: false,
+        request_id: current_request_id(),
+    };
+    Ok(json(StatusCode::OK, &reply))
+}
+
+/// Documents in id order: those searchable, and those on their way through this coordinator.
+#[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(DocumentsQuery),
+    responses((status = 200, body = DocumentsReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
+pub async fn list_documents(
+    State(services): State<Arc<Services>>,
+    StrictQuery(query): StrictQuery<DocumentsQuery>,
+) -> ApiResult<Response> {
+    let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
+    let limit = query.limit.unwrap_or(PAGE_ROWS_DEFAULT);
+    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
+    let after = query.cursor.unwrap_or_default();
+    let deadline = Instant::now() + services.default_timeout;
+    let (listed, rows) = tokio::join!(
+        list_shards(&services, &collection, &after, limit, deadline),
+        services.catalog.documents(collection.id.0, DEFAULT_TENANT, &after, limit + 1)
+    );
+    let (listed, shards_have_more) = listed?;
+    let rows = rows?;
+    // A source that gave a full page says nothing about ids behind its last one.
+    let horizon = if shards_have_more { listed.last().map(|document| document.key.document_id.clone()) } else { None };
+    let rows_horizon = if rows.len() as u32 > limit { rows.last().map(|row| row.document_id.clone()) } else { None };
+    let mut merged: BTreeMap<String, DocumentReply> = BTreeMap::new();
+    for document in listed {
+        let reply = listed_reply(&document.key.document_id, &document.title, document.chunk_count);
+        merged.insert(document.key.document_id, DocumentReply { searchable: true, ..reply });
+    }
+    for row in rows {
+        let chunk_count = merged.get(&row.document_id).map_or(0, |listed| listed.chunk_count);
+        merged.insert(row.document_id.clone(), from_row(row, Some(chunk_count)));
+    }
+    let total = merged.len();
+    let is_known = |id: &String| {
+        horizon.as_ref().is_none_or(|last| id <= last) && rows_horizon.as_ref().is_none_or(|last| id <= last)
+    };
+    let documents: Vec<DocumentReply> =
+        merged.into_iter().filter(|(id, _)| is_known(id)).map(|(_, reply)| reply).take(limit as usize).collect();
+    let has_more = documents.len() < total || horizon.is_some() || rows_horizon.is_some();
+    let next_cursor = documents.last().filter(|_| has_more).map(|last| last.id.clone());
+    Ok(json(StatusCode::OK, &DocumentsReply { documents, next_cursor }))
+}
+
+fn document_ref(collection: &Collection, key: &DocumentKey) -> DocumentRef {
+    DocumentRef { collection_id: collection.id.0, tenant: key.tenant.clone(), document_id: key.document_id.clone() }
+}
+
+fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
+    DocumentReply {
+        id: id.to_owned(),
+        status: "ready",
+        title: title.to_owned(),
+        chunk_count,
+        searchable: chunk_count > 0,
+        metadata: None,
+        job_id: None,
+        bytes: None,
+        created_ms: None,
+        updated_ms: None,
+        text: None,
+    }
+}
+
+fn from_row(row: DocumentRow, searchable_chunks: Option<u32>) -> DocumentReply {
+    let chunk_count = searchable_chunks.unwrap_or(row.chunk_count);
+    DocumentReply {
+        id: row.document_id,
+        status: row.state.as_str(),
+        title: row.title,
+        chunk_count,
+        searchable: chunk_count > 0,
+        metadata: serde_json::from_str(&row.metadata_json).ok(),
+        job_id: Some(row.job_id),
+        bytes: Some(row.content_bytes),
+        created_ms: Some(row.created_ms),
+        updated_ms: Some(row.updated_ms),
+        text: None,
+    }
+}
+
+/// The document's chunks from any copy, the primary first: what was acknowledged must be there.
+async fn fetch_document(
+    services: &Services,
+    collection: &Collection,
+    key: &DocumentKey,
+    deadline: Instant,
+) -> Result<Vec<FetchedChunk>> {
+    let shard = routing::shard_of(collection, key).map_err(|error| Error::internal(error.to_string()))?;
+    let state = services.view.state();
+    let group =
+        state.shards.get(&shard).ok_or_else(|| NodeError::new(ErrorKind::NotFound, "the collection was deleted"))?;
+    let primary = group.primary_copy();
+    let mut copies: Vec<_> =
+        group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
+    copies.sort();
+    let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {shard} has no copy that may answer"));
+    for (_, copy, node) in copies {
+        let target = FetchTarget { target: group.target(copy), rows: Vec::new(), keys: vec![key.clone()] };
+        let call = services.client.fetch(node, vec![target], false, deadline);
+        match tokio::time::timeout_at(deadline.into(), call).await {
+            Ok(Ok(fetched)) => match fetched.failures.into_iter().next() {
+                None => {
+                    let mut chunks = fetched.chunks;
+                    chunks.sort_by_key(|chunk| chunk.ordinal);
+                    return Ok(chunks);
+                }
+                Some((_, error)) => last = error,
+            },
+            Ok(Err(error)) => last = error,
+            Err(_) => {
+                return Err(NodeError::new(ErrorKind::DeadlineExceeded, "the document did not arrive in time").into());
+            }
+        }
+    }
+    Err(last.into())
+}
+
+/// One page over all shards: at most `limit` documents, in id order, and whether there are more.
+async fn list_shards(
+    services: &Services,
+    collection: &Collection,
+    after: &str,
+    limit: u32,
+    deadline: Instant,
+) -> Result<(Vec<ListedDocument>, bool)> {
+    let state = services.view.state();
+    let groups: Vec<_> = state.shards_of(collection.id).cloned().collect();
+    let pages: Vec<_> = stream::iter(groups)
+        .map(|group| async move {
+            let primary = group.primary_copy();
+            let mut copies: Vec<_> =
+                group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
+            copies.sort();
+            let mut last =
+                NodeError::new(ErrorKind::Unavailable, format!("shard {} has no copy that may answer", group.shard));
+            for (_, copy, node) in copies {
+                let target = group.target(copy);
+                let tenant = DEFAULT_TENANT.to_owned();
+                let call = services.client.list_documents(node, target, tenant, after.to_owned(), limit, deadline);
+                match tokio::time::timeout_at(deadline.into(), call).await {
+                    Ok(Ok(page)) => return Ok(page),
+                    Ok(Err(error)) => last = error,
+                    Err(_) => last = NodeError::new(ErrorKind::DeadlineExceeded, "the list did not arrive in time"),
+                }
+            }
+            Err(Error::from(last))
+        })
+        .buffer_unordered(SHARDS_LISTED_AT_ONCE)
+        .try_collect()
+        .await?;
+    let mut more = pages.iter().any(|page| page.more);
+    let mut documents: Vec<ListedDocument> = pages.into_iter().flat_map(|page| page.documents).collect();
+    documents.sort_by(|left, right| left.key.document_id.cmp(&right.key.document_id));
+    if documents.len() > limit as usize {
+        documents.truncate(limit as usize);
+        more = true;
+    }
+    Ok((documents, more))
+}

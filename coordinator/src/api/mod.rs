@@ -1,0 +1,155 @@
+//! HTTP. Handlers translate: strict JSON in, walks called, JSON or events out. What holds for every request stands here: routes,
+//! request ids, admission, counting, panics and unknown paths.
+
+pub mod cluster;
+pub mod collections;
+pub mod documents;
+pub mod error;
+pub mod filter;
+pub mod health;
+pub mod jobs;
+pub mod json;
+pub mod openapi;
+pub mod points;
+pub mod query;
+pub mod request_id;
+pub mod search;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use cluster_config::error::ErrorKind;
+use cluster_config::limits;
+use futures::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::error::ApiError;
+use crate::error::Error;
+use crate::services::Services;
+
+/// The whole API.
+pub fn router(services: Arc<Services>) -> Router {
+    let api = Router::new()
+        .route("/api/v1/search", post(search::post_search))
+        .route("/api/v1/search:batch", post(search::post_search_batch))
+        .route("/api/v1/query", post(query::post_query))
+        .route("/api/v1/collections", get(collections::list_collections))
+        .route(
+            "/api/v1/collections/{collection}",
+            put(collections::put_collection).get(collections::get_collection).delete(collections::delete_collection),
+        )
+        .route("/api/v1/collections/{collection}/points", put(points::put_points))
+        .route("/api/v1/collections/{collection}/points:delete", post(points::delete_points))
+        .route("/api/v1/documents", post(documents::post_document).get(documents::list_documents))
+        .route("/api/v1/documents/{id}", get(documents::get_document).delete(documents::delete_document))
+        .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
+        .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
+        .route("/api/v1/cluster", get(cluster::get_cluster))
+        .route("/api/v1/shards/{collection}/{action}", post(cluster::post_shard_action))
+        .layer(from_fn_with_state(Arc::clone(&services), admit));
+    let open = Router::new()
+        .route("/livez", get(health::get_livez))
+        .route("/readyz", get(health::get_readyz))
+        .route("/metrics", get(health::get_metrics))
+        .route("/openapi.json", get(openapi::get_openapi));
+    api.merge(open)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        // Bodies are bounded where they are read, with an error of ours.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(on_panic))
+        .layer(from_fn_with_state(Arc::clone(&services), count))
+        .layer(from_fn(request_id::assign))
+        .with_state(services)
+}
+
+/// Refuses requests beyond the bound at once: a queue here would only hide the overload.
+async fn admit(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    match Arc::clone(&services.admission).try_acquire_owned() {
+        Ok(permit) => {
+            let response = next.run(request).await;
+            let is_stream =
+                response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
+            if is_stream { hold_while_streaming(response, permit) } else { response }
+        }
+        Err(_) => {
+            let text = format!("{} requests are being answered", limits::REQUESTS_IN_FLIGHT_MAX);
+            ApiError(Error::refused(ErrorKind::Overloaded, text, "retry with a pause")).into_response()
+        }
+    }
+}
+
+/// A stream's place is free when its body is gone, not when its handler has returned.
+fn hold_while_streaming(response: Response, permit: OwnedSemaphorePermit) -> Response {
+    let (parts, body) = response.into_parts();
+    let frames = body.into_data_stream().map(move |frame| {
+        let _held = &permit;
+        frame
+    });
+    Response::from_parts(parts, Body::from_stream(frames))
+}
+
+/// Counts and times every request under its route's pattern, never its path.
+async fn count(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |path| path.as_str().to_owned());
+    let method = match request.method().as_str() {
+        known @ ("GET" | "POST" | "PUT" | "DELETE" | "HEAD") => known.to_owned(),
+        _ => "OTHER".to_owned(),
+    };
+    let in_flight = services.metrics.requests_in_flight.clone();
+    in_flight.inc();
+    let response = next.run(request).await;
+    in_flight.dec();
+    let status = response.status();
+    services.metrics.requests.with_label_values(&[&route, &method, &status.as_u16().to_string()]).inc();
+    if matches!(route.as_str(), "/api/v1/search" | "/api/v1/search:batch" | "/api/v1/query") {
+        let outcome = if status.is_success() {
+            "ok"
+        } else if status.is_client_error() {
+            "refused"
+        } else {
+            "failed"
+        };
+        services.metrics.query_duration.with_label_values(&[&route, outcome]).observe(began.elapsed().as_secs_f64());
+    }
+    response
+}
+
+async fn unknown_path(request: Request) -> Response {
+    let text = format!("no such path: {}", request.uri().path());
+    ApiError(Error::refused(ErrorKind::NotFound, text, "/openapi.json lists all paths")).into_response()
+}
+
+async fn unknown_method(request: Request) -> Response {
+    let text = format!("{} is not possible on {}", request.method(), request.uri().path());
+    let refused = Error::refused(ErrorKind::InvalidArgument, text, "/openapi.json lists the methods of each path");
+    let mut response = ApiError(refused).into_response();
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// The last net: a bug in a handler costs that request, and is counted and logged as an error.
+fn on_panic(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text =
+        panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    ApiError(Error::internal(format!("panic: {}", text.unwrap_or_default()))).into_response()
+}
+
+/// Streams must not be held back by proxies.
+pub(crate) fn unbuffered(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", header::HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,47 @@
+//! `/openapi.json`, generated from the handlers.
+
+use std::sync::OnceLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+
+/// The description of the whole API.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Susui",
+        description = "Sharded semantic search with answers. Errors: `{\"error\":{type,message,hint,retryable,request_id}}`."
+    ),
+    paths(
+        super::search::post_search,
+        super::search::post_search_batch,
+        super::query::post_query,
+        super::collections::put_collection,
+        super::collections::get_collection,
+        super::collections::list_collections,
+        super::collections::delete_collection,
+        super::points::put_points,
+        super::points::delete_points,
+        super::documents::post_document,
+        super::documents::get_document,
+        super::documents::delete_document,
+        super::documents::list_documents,
+        super::jobs::get_job,
+        super::jobs::delete_job,
+        super::jobs::get_job_events,
+        super::cluster::get_cluster,
+        super::cluster::post_shard_action,
+        super::health::get_livez,
+        super::health::get_readyz,
+        super::health::get_metrics,
+    )
+)]
+pub struct ApiDescription;
+
+/// The description as JSON, made once.
+pub async fn get_openapi() -> Response {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    let text = TEXT.get_or_init(|| ApiDescription::openapi().to_json().unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()
+}

@@ -1,0 +1,103 @@
+//! The retrieval cache: results of equal searches, served only while the shards still stand where they stood.
+//!
+//! An entry names the position of every shard it was computed at. Before it is served, each shard's position is confirmed by the
+//! primary, or was within the staleness bound that the read allows ([`positions`], [`lookup`]). So an entry never needs to be
+//! invalidated, and a write, an index step or a recovery anywhere makes it unusable by itself.
+//!
+//! The tiers behind [`CacheTier`] only store: memory today, Redis later.
+
+pub mod key;
+pub mod lookup;
+pub mod memory;
+pub mod positions;
+pub mod single_flight;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cluster_config::ids::ShardId;
+use cluster_config::search::CopyPosition;
+use futures::future::BoxFuture;
+
+use self::key::CacheKey;
+use self::positions::PositionBoard;
+use self::single_flight::SingleFlight;
+use crate::retrieve::{Hit, Retrieved, ShardCounts, Work};
+
+/// A stored result.
+#[derive(Clone, Debug)]
+pub struct CachedResult {
+    hits: Arc<Vec<Hit>>,
+    shards: ShardCounts,
+    work: Work,
+    positions: Arc<BTreeMap<ShardId, CopyPosition>>,
+}
+
+impl CachedResult {
+    /// To be stored.
+    pub fn of(retrieved: &Retrieved) -> Self {
+        Self {
+            hits: Arc::clone(&retrieved.hits),
+            shards: retrieved.shards,
+            work: retrieved.work,
+            positions: Arc::clone(&retrieved.positions),
+        }
+    }
+
+    /// To be served.
+    fn into_retrieved(self) -> Retrieved {
+        Retrieved { hits: self.hits, shards: self.shards, work: self.work, cached: true, positions: self.positions }
+    }
+
+    /// Estimate of the bytes it occupies.
+    fn weight_bytes(&self) -> usize {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let hits: usize = self
+            .hits
+            .iter()
+            .map(|hit| {
+                let metadata = hit.metadata.as_ref().map_or(0, |value| value.to_string().len() * 2);
+                let vector = hit.vector.as_ref().map_or(0, |vector| vector.len() * size_of::<f32>());
+                let names = hit.chunk_id.len() + hit.document_id.len();
+                size_of::<Hit>() + names + optional(&hit.title) + optional(&hit.text) + metadata + vector
+            })
+            .sum();
+        size_of::<Self>() + hits + self.positions.len() * (size_of::<ShardId>() + size_of::<CopyPosition>())
+    }
+}
+
+/// A place where results are kept. It may forget at any time and never decides about validity.
+pub trait CacheTier: Send + Sync {
+    /// Label of its metrics.
+    fn name(&self) -> &'static str;
+    /// What is stored under the key.
+    fn get<'a>(&'a self, key: &'a CacheKey) -> BoxFuture<'a, Option<Arc<CachedResult>>>;
+    /// Stores, replacing.
+    fn put<'a>(&'a self, key: &'a CacheKey, result: Arc<CachedResult>) -> BoxFuture<'a, ()>;
+    /// Drops one entry, found to be outdated.
+    fn remove<'a>(&'a self, key: &'a CacheKey) -> BoxFuture<'a, ()>;
+}
+
+/// Tiers, known positions and flights together.
+pub struct RetrievalCache {
+    tiers: Vec<Box<dyn CacheTier>>,
+    /// Where shards are known to stand; fed by searches and writes too.
+    pub positions: PositionBoard,
+    /// Equal searches under way.
+    pub flights: SingleFlight,
+}
+
+impl RetrievalCache {
+    /// Tiers are asked in order.
+    pub fn new(tiers: Vec<Box<dyn CacheTier>>) -> Self {
+        Self { tiers, positions: PositionBoard::default(), flights: SingleFlight::default() }
+    }
+
+    /// Stores in every tier.
+    pub async fn fill(&self, key: &CacheKey, result: CachedResult) {
+        let result = Arc::new(result);
+        for tier in &self.tiers {
+            tier.put(key, Arc::clone(&result)).await;
+        }
+    }
+}

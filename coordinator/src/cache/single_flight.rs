@@ -1,0 +1,77 @@
+//! Equal searches at the same time: one computes, the others wait for it and then look in the cache again.
+//!
+//! Waiting never hands over the result itself. The one that waited may have begun after a write that the other did not see; only the
+//! lookup, which checks positions, decides.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::key::CacheKey;
+
+type Flights = Arc<Mutex<HashMap<CacheKey, watch::Receiver<()>>>>;
+
+/// Searches under way, by key. Bounded by the requests in flight.
+#[derive(Default)]
+pub struct SingleFlight {
+    flights: Flights,
+}
+
+/// The right to compute; others wait until it is dropped.
+pub struct Flight {
+    flights: Flights,
+    key: CacheKey,
+    _done: watch::Sender<()>,
+}
+
+impl SingleFlight {
+    /// The right to compute, or `None` after another flight of the same key has ended (or the deadline passed).
+    pub async fn begin(&self, key: &CacheKey, deadline: Instant) -> Option<Flight> {
+        let mut under_way = {
+            let mut flights = self.flights.lock();
+            match flights.get(key) {
+                Some(under_way) => under_way.clone(),
+                None => {
+                    let (done, under_way) = watch::channel(());
+                    flights.insert(*key, under_way);
+                    return Some(Flight { flights: Arc::clone(&self.flights), key: *key, _done: done });
+                }
+            }
+        };
+        // Ends with an error when the sender is dropped: that is the signal.
+        let _ = tokio::time::timeout_at(deadline.into(), under_way.changed()).await;
+        None
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.flights.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_second_waits_until_the_first_is_gone_even_if_it_was_cancelled() {
+        let flights = Arc::new(SingleFlight::default());
+        let key = CacheKey::of_bytes(b"q");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let first = flights.begin(&key, deadline).await.expect("first");
+        let waiting = {
+            let flights = Arc::clone(&flights);
+            tokio::spawn(async move { flights.begin(&key, deadline).await.is_none() })
+        };
+        tokio::task::yield_now().await;
+        drop(first);
+        assert!(waiting.await.expect("joins"));
+        assert!(flights.begin(&key, deadline).await.is_some());
+    }
+}

@@ -1,0 +1,433 @@
+//! The job queue: claim, progress, end. A table of ours beside the documents (see DESIGN.md for why not a library).
+//!
+//! A claim raises `attempt` and takes a lease; every later change names the attempt and is refused once another claim, a
+//! cancellation or a newer upload has come in between. So a worker that slept through its lease changes nothing.
+
+use cluster_config::error::ErrorKind;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+use super::documents::{DocumentRef, StoredUpload, as_stored, parse_job_id};
+use super::{Catalog, CatalogError};
+use crate::clock::unix_ms;
+
+/// A claim holds this long without renewal.
+pub const LEASE_MS: i64 = 60_000;
+/// Final jobs and idempotency keys are forgotten after this.
+const KEEP_FINAL_MS: i64 = 7 * 24 * 3600 * 1000;
+const KEEP_KEYS_MS: i64 = 24 * 3600 * 1000;
+
+/// Where a job stands. The last three are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobState {
+    /// Waiting for a worker.
+    Queued,
+    /// Bytes to text.
+    Parsing,
+    /// Text to chunks.
+    Chunking,
+    /// Chunks to vectors.
+    Embedding,
+    /// Writing to the shards.
+    Indexing,
+    /// Searchable.
+    Done,
+    /// Given up; `error` says why.
+    Failed,
+    /// By request, by a newer upload, or by deletion.
+    Cancelled,
+}
+
+impl JobState {
+    /// Every state.
+    pub const ALL: [JobState; 8] = [
+        Self::Queued,
+        Self::Parsing,
+        Self::Chunking,
+        Self::Embedding,
+        Self::Indexing,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// As stored and as answered.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Parsing => "parsing",
+            Self::Chunking => "chunking",
+            Self::Embedding => "embedding",
+            Self::Indexing => "indexing",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The inverse.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether nothing follows.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// A job as asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRow {
+    /// Id.
+    pub job_id: Uuid,
+    /// Its document.
+    pub document: DocumentRef,
+    /// State.
+    pub state: JobState,
+    /// 0..=1.
+    pub progress: f64,
+    /// Why it failed or was cancelled.
+    pub error: Option<(Option<ErrorKind>, String)>,
+    /// Chunks, once known.
+    pub chunk_count: u32,
+    /// Token for reading it, once done.
+    pub session: Option<String>,
+    /// Claims so far.
+    pub attempt: u32,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// Unix milliseconds.
+    pub updated_ms: i64,
+}
+
+/// The right to work on a job, until its lease ends.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The job.
+    pub job_id: Uuid,
+    /// Its document.
+    pub document: DocumentRef,
+    /// Raised by each claim.
+    pub attempt: u32,
+    /// What to index.
+    pub upload: StoredUpload,
+}
+
+/// The claim does not hold any more: the job was cancelled, superseded or claimed by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimLost;
+
+const JOB_COLUMNS: &str = "job_id, collection_id, tenant, document_id, state, progress, error_kind, error_message, chunk_count, \
+                           session, attempt, created_ms, updated_ms";
+
+impl Catalog {
+    /// The oldest job that may run, claimed. A document's jobs run one at a time, because each upload ends the one before it.
+    pub async fn claim_job(&self) -> Result<Option<Claim>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let claimed = sqlx::query(
+            "UPDATE jobs SET state = 'parsing', progress = 0, attempt = attempt + 1, lease_until_ms = ?2, updated_ms = ?1
+             WHERE job_id = (
+                 SELECT job_id FROM jobs
+                 WHERE state NOT IN ('done', 'failed', 'cancelled') AND run_after_ms <= ?1
+                   AND (lease_until_ms IS NULL OR lease_until_ms < ?1)
+                 ORDER BY run_after_ms, created_ms LIMIT 1)
+             RETURNING job_id, collection_id, tenant, document_id, attempt",
+        )
+        .bind(now)
+        .bind(now + LEASE_MS)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(row) = claimed else { return Ok(None) };
+        let job_id = parse_job_id(&row.try_get::<String, _>("job_id")?)?;
+        let document = document_ref(&row)?;
+        let attempt: u32 = row.try_get("attempt")?;
+        let upload = sqlx::query(
+            "SELECT d.title, d.metadata_json, d.media_type, d.file_name, d.upload FROM documents d
+             WHERE d.job_id = ? AND d.upload IS NOT NULL AND d.collection_id = ? AND d.tenant = ? AND d.document_id = ?",
+        )
+        .bind(job_id.to_string())
+        .bind(as_stored(document.collection_id))
+        .bind(&document.tenant)
+        .bind(&document.document_id)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(row) = upload else {
+            // Cannot happen by our own transactions; ended rather than claimed for ever.
+            sqlx::query("UPDATE jobs SET state = 'failed', error_kind = 'internal', error_message = 'its upload is gone' WHERE job_id = ?")
+                .bind(job_id.to_string())
+                .execute(&mut *connection)
+                .await?;
+            write.commit().await?;
+            return Ok(None);
+        };
+        let upload = StoredUpload {
+            title: row.try_get("title")?,
+            metadata_json: row.try_get("metadata_json")?,
+            media_type: row.try_get("media_type")?,
+            file_name: row.try_get("file_name")?,
+            content: row.try_get("upload")?,
+        };
+        write.commit().await?;
+        Ok(Some(Claim { job_id, document, attempt, upload }))
+    }
+
+    /// Notes how far the job is and renews the lease.
+    pub async fn advance_job(
+        &self,
+        claim: &Claim,
+        state: JobState,
+        progress: f64,
+        chunk_count: u32,
+    ) -> Result<Result<(), ClaimLost>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = ?3, progress = ?4, chunk_count = ?5, lease_until_ms = ?6, updated_ms = ?7
+             WHERE job_id = ?1 AND attempt = ?2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .bind(state.as_str())
+        .bind(progress)
+        .bind(chunk_count)
+        .bind(now + LEASE_MS)
+        .bind(now)
+        .execute(&mut *write.transaction)
+        .await?
+        .rows_affected();
+        write.commit().await?;
+        Ok(if changed == 1 { Ok(()) } else { Err(ClaimLost) })
+    }
+
+    /// Whether the claim still holds, without renewing it.
+    pub async fn holds(&self, claim: &Claim) -> Result<bool, CatalogError> {
+        let mut connection = self.read().await?;
+        let found: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM jobs
+             WHERE job_id = ? AND attempt = ? AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .fetch_optional(&mut *connection)
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// The document is searchable: the job is done, the extracted text takes the upload's place.
+    pub async fn finish_job(
+        &self,
+        claim: &Claim,
+        title: &str,
+        extracted: &str,
+        chunk_count: u32,
+        session: &str,
+    ) -> Result<Result<(), ClaimLost>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'done', progress = 1, chunk_count = ?3, session = ?4, lease_until_ms = NULL, updated_ms = ?5,
+                 error_kind = NULL, error_message = NULL
+             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .bind(chunk_count)
+        .bind(session)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if changed != 1 {
+            return Ok(Err(ClaimLost));
+        }
+        sqlx::query(
+            "UPDATE documents SET state = 'ready', title = ?2, extracted = ?3, chunk_count = ?4, upload = NULL, updated_ms = ?5
+             WHERE job_id = ?1",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(title)
+        .bind(extracted)
+        .bind(chunk_count)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?;
+        write.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// The job cannot succeed. The upload is kept, so that the document can be tried again after a repair.
+    pub async fn fail_job(&self, claim: &Claim, kind: ErrorKind, message: &str) -> Result<(), CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'failed', error_kind = ?3, error_message = ?4, lease_until_ms = NULL, updated_ms = ?5
+             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .bind(kind.as_str())
+        .bind(message)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if changed == 1 {
+            sqlx::query("UPDATE documents SET state = 'failed', updated_ms = ?2 WHERE job_id = ?1")
+                .bind(claim.job_id.to_string())
+                .bind(now)
+                .execute(&mut *connection)
+                .await?;
+        }
+        write.commit().await
+    }
+
+    /// Back to the queue, to be tried again after `pause_ms`; what went wrong is noted.
+    pub async fn requeue_job(
+        &self,
+        claim: &Claim,
+        pause_ms: i64,
+        kind: ErrorKind,
+        message: &str,
+    ) -> Result<(), CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        sqlx::query(
+            "UPDATE jobs SET state = 'queued', progress = 0, run_after_ms = ?3, error_kind = ?4, error_message = ?5,
+                 lease_until_ms = NULL, updated_ms = ?6
+             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .bind(now + pause_ms)
+        .bind(kind.as_str())
+        .bind(message)
+        .bind(now)
+        .execute(&mut *write.transaction)
+        .await?;
+        write.commit().await
+    }
+
+    /// Gives a claim back unused, as at shutdown: it does not count as an attempt.
+    pub async fn release_job(&self, claim: &Claim) -> Result<(), CatalogError> {
+        let mut write = self.write().await?;
+        sqlx::query(
+            "UPDATE jobs SET state = 'queued', progress = 0, attempt = attempt - 1, lease_until_ms = NULL, updated_ms = ?3
+             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(claim.attempt)
+        .bind(unix_ms())
+        .execute(&mut *write.transaction)
+        .await?;
+        write.commit().await
+    }
+
+    /// Ends an unfinished job by request. `None`: no such job; otherwise its row afterwards.
+    pub async fn cancel_job(&self, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, error_message = 'cancelled by request',
+                 lease_until_ms = NULL, updated_ms = ?2
+             WHERE job_id = ?1 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if changed == 1 {
+            sqlx::query("UPDATE documents SET state = 'failed', updated_ms = ?2 WHERE job_id = ?1")
+                .bind(job_id.to_string())
+                .bind(now)
+                .execute(&mut *connection)
+                .await?;
+        }
+        write.commit().await?;
+        self.job(job_id).await
+    }
+
+    /// A job's row.
+    pub async fn job(&self, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {JOB_COLUMNS} FROM jobs WHERE job_id = ?"));
+        let row = sqlx::query(sql).bind(job_id.to_string()).fetch_optional(&mut *connection).await?;
+        row.as_ref().map(job_row).transpose()
+    }
+
+    /// Jobs by state, for the gauge.
+    pub async fn job_counts(&self) -> Result<Vec<(JobState, i64)>, CatalogError> {
+        let mut connection = self.read().await?;
+        let rows = sqlx::query("SELECT state, count(*) FROM jobs GROUP BY state").fetch_all(&mut *connection).await?;
+        let mut counts = Vec::new();
+        for row in rows {
+            if let Some(state) = JobState::parse(&row.try_get::<String, _>(0)?) {
+                counts.push((state, row.try_get(1)?));
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
+    pub async fn prune(&self) -> Result<(), CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < ?")
+            .bind(now - KEEP_FINAL_MS)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("DELETE FROM idempotency_keys WHERE created_ms < ?")
+            .bind(now - KEEP_KEYS_MS)
+            .execute(&mut *connection)
+            .await?;
+        write.commit().await
+    }
+
+    /// At open: claims of an earlier process belong to nobody, because this one holds the lock.
+    pub(super) async fn release_leases(&self) -> Result<u64, CatalogError> {
+        let mut write = self.write().await?;
+        let released = sqlx::query(
+            "UPDATE jobs SET state = 'queued', progress = 0, lease_until_ms = NULL
+             WHERE state NOT IN ('queued', 'done', 'failed', 'cancelled')",
+        )
+        .execute(&mut *write.transaction)
+        .await?
+        .rows_affected();
+        write.commit().await?;
+        Ok(released)
+    }
+}
+
+fn document_ref(row: &SqliteRow) -> Result<DocumentRef, CatalogError> {
+    Ok(DocumentRef {
+        collection_id: row.try_get::<i64, _>("collection_id")? as u64,
+        tenant: row.try_get("tenant")?,
+        document_id: row.try_get("document_id")?,
+    })
+}
+
+fn job_row(row: &SqliteRow) -> Result<JobRow, CatalogError> {
+    let state: String = row.try_get("state")?;
+    let kind: Option<String> = row.try_get("error_kind")?;
+    let message: Option<String> = row.try_get("error_message")?;
+    Ok(JobRow {
+        job_id: parse_job_id(&row.try_get::<String, _>("job_id")?)?,
+        document: document_ref(row)?,
+        state: JobState::parse(&state).ok_or_else(|| CatalogError::Failed(format!("job state {state:?}")))?,
+        progress: row.try_get("progress")?,
+        error: message.map(|message| (kind.as_deref().and_then(ErrorKind::parse), message)),
+        chunk_count: row.try_get("chunk_count")?,
+        session: row.try_get("session")?,
+        attempt: row.try_get("attempt")?,
+        created_ms: row.try_get("created_ms")?,
+        updated_ms: row.try_get("updated_ms")?,
+    })
+}

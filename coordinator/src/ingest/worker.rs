@@ -1,0 +1,136 @@
+//! Workers: claim a job, run it, note how it ended. Bounded in number; a job's fate is always on disk before the next is claimed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster_config::error::ErrorKind;
+use tokio_util::sync::CancellationToken;
+
+use super::{Ingest, Stop};
+use crate::catalog::jobs::Claim;
+use crate::error::Error;
+use crate::telemetry::Metrics;
+
+/// Looks for jobs whose pause has ended even when nobody wakes it.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// First pause after a failure that may pass, doubled up to [`RETRY_PAUSE_MAX_MS`].
+const RETRY_PAUSE_MS: i64 = 500;
+const RETRY_PAUSE_MAX_MS: i64 = 60_000;
+/// Tries of a job whose failures may pass: with the pauses above, about an hour of a cluster that is down.
+const ATTEMPTS_MAX: u32 = 60;
+/// Tries of a job that fails by a bug or kills the process.
+const ATTEMPTS_UNEXPLAINED_MAX: u32 = 3;
+/// Old jobs and keys are looked for this often.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Works until cancelled; then the job in hand goes back to the queue as it was.
+pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: CancellationToken) {
+    while !cancel.is_cancelled() {
+        let claim = match ingest.catalog.claim_job().await {
+            Ok(Some(claim)) => claim,
+            Ok(None) => {
+                idle(&ingest, &cancel).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no job could be claimed");
+                idle(&ingest, &cancel).await;
+                continue;
+            }
+        };
+        // There may be more than one; whoever is idle takes the next.
+        ingest.queued.notify_one();
+        ingest.announce();
+        let outcome = tokio::select! {
+            outcome = ingest.run(&claim) => outcome,
+            () = cancel.cancelled() => {
+                if let Err(error) = ingest.catalog.release_job(&claim).await {
+                    tracing::warn!(job_id = %claim.job_id, %error, "claim was not given back; it is at the next start");
+                }
+                return;
+            }
+        };
+        let label = settle(&ingest, &claim, outcome).await;
+        metrics.jobs.with_label_values(&[label]).inc();
+        ingest.announce();
+    }
+}
+
+async fn idle(ingest: &Ingest, cancel: &CancellationToken) {
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = ingest.queued.notified() => {}
+        () = tokio::time::sleep(POLL_INTERVAL) => {}
+    }
+}
+
+/// Notes the outcome; gives its metric label.
+async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'static str {
+    let error = match outcome {
+        Ok(()) => return "done",
+        Err(Stop::ClaimLost) => return "cancelled",
+        Err(Stop::Error(error)) => error,
+    };
+    let kind = error.kind();
+    let (noted, label) = match decide_retry(kind, claim.attempt) {
+        Some(pause_ms) => {
+            tracing::info!(job_id = %claim.job_id, attempt = claim.attempt, %error, pause_ms, "document will be tried again");
+            (ingest.catalog.requeue_job(claim, pause_ms, kind, &public_text(&error)).await, "retried")
+        }
+        None => {
+            tracing::warn!(job_id = %claim.job_id, document_id = claim.document.document_id, %error, "document failed");
+            (ingest.catalog.fail_job(claim, kind, &public_text(&error)).await, "failed")
+        }
+    };
+    if let Err(error) = noted {
+        tracing::warn!(job_id = %claim.job_id, %error, "outcome was not noted; the lease will end");
+    }
+    label
+}
+
+/// Pause before the next try, or `None` to give up.
+fn decide_retry(kind: ErrorKind, attempt: u32) -> Option<i64> {
+    let attempts_max = match kind {
+        kind if kind.is_deterministic() => 0,
+        kind if kind.is_retryable() => ATTEMPTS_MAX,
+        _ => ATTEMPTS_UNEXPLAINED_MAX,
+    };
+    let pause_ms = RETRY_PAUSE_MS.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(RETRY_PAUSE_MAX_MS);
+    (attempt < attempts_max).then_some(pause_ms)
+}
+
+/// What the caller may read of an error.
+fn public_text(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::Internal | ErrorKind::Corrupt => "internal error".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Prunes now and then until cancelled.
+pub async fn run_upkeep(ingest: Arc<Ingest>, cancel: CancellationToken) {
+    loop {
+        if let Err(error) = ingest.catalog.prune().await {
+            tracing::warn!(%error, "old jobs were not pruned");
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end() {
+        assert_eq!(decide_retry(ErrorKind::InvalidArgument, 1), None);
+        assert_eq!(decide_retry(ErrorKind::Unavailable, 1), Some(500));
+        assert_eq!(decide_retry(ErrorKind::Unavailable, 2), Some(1000));
+        assert_eq!(decide_retry(ErrorKind::Unavailable, 40), Some(RETRY_PAUSE_MAX_MS));
+        assert_eq!(decide_retry(ErrorKind::Unavailable, ATTEMPTS_MAX), None);
+        assert_eq!(decide_retry(ErrorKind::Internal, ATTEMPTS_UNEXPLAINED_MAX), None);
+    }
+}

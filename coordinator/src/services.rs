@@ -1,0 +1,74 @@
+//! What the walks work with: made once by `startup`, shared by all requests.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use cluster_config::collection::Collection;
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::check_collection_name;
+use tokio::sync::Semaphore;
+
+use crate::api::json::BodyBudget;
+use crate::catalog::Catalog;
+use crate::cluster::client::NodeClient;
+use crate::cluster::health::FailureMemory;
+use crate::cluster::view::ClusterView;
+use crate::embed::Embedder;
+use crate::error::{Error, Result};
+use crate::generate::pool::Pool;
+use crate::ingest::Ingest;
+use crate::ingest::write::Writer;
+use crate::retrieve::Retriever;
+use crate::telemetry::Metrics;
+
+/// The parts of a running coordinator.
+pub struct Services {
+    /// Nodes that just failed.
+    pub failures: Arc<FailureMemory>,
+    /// The cluster as last seen.
+    pub view: Arc<ClusterView>,
+    /// Calls to nodes.
+    pub client: Arc<dyn NodeClient>,
+    /// Reads.
+    pub retriever: Retriever,
+    /// Writes.
+    pub writer: Arc<Writer>,
+    /// Documents and jobs.
+    pub catalog: Catalog,
+    /// The way in of documents.
+    pub ingest: Arc<Ingest>,
+    /// Text to vector.
+    pub embedder: Arc<dyn Embedder>,
+    /// Language models; without any, answers are extractive.
+    pub llm: Option<Pool>,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+    /// Bound on requests answered at one time.
+    pub admission: Arc<Semaphore>,
+    /// Bound on bodies held.
+    pub body_budget: BodyBudget,
+    /// Deadline of requests that name none.
+    pub default_timeout: Duration,
+    /// Set when the process is about to stop: not ready any more.
+    pub draining: AtomicBool,
+}
+
+impl Services {
+    /// The collection of that name. Errors: `InvalidArgument` (no such name can exist), `NotFound`, `Unavailable` (no state yet).
+    pub fn collection(&self, name: &str) -> Result<Collection> {
+        check_collection_name(name)
+            .map_err(|error| Error::field("collection", error.to_string(), "correct the collection's name"))?;
+        let state = self.view.state();
+        if state.version == 0 {
+            let text = "the cluster state is not known yet";
+            return Err(Error::refused(ErrorKind::Unavailable, text, "retry; /readyz says what is missing"));
+        }
+        state.collection_named(name).cloned().ok_or_else(|| {
+            let hint = format!(
+                "create it with PUT /api/v1/collections/{name}, or list what exists with GET /api/v1/collections"
+            );
+            Error::refused(ErrorKind::NotFound, format!("collection {name:?} does not exist"), hint)
+        })
+    }
+}

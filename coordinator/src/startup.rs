@@ -1,0 +1,236 @@
+//! The whole life of a coordinator: everything that is started is started here, and stopped in the reverse order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use cluster_config::coordinator_config::CoordinatorConfig;
+use cluster_config::limits;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api;
+use crate::cache::RetrievalCache;
+use crate::cache::memory::MemoryTier;
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::cluster::client::NodeClient;
+use crate::cluster::health::FailureMemory;
+use crate::cluster::remote::RemoteNodes;
+use crate::cluster::view::ClusterView;
+use crate::embed::Embedder;
+use crate::embed::metrics::EmbedMetrics;
+use crate::generate::metrics::PoolMetrics;
+use crate::generate::pool::Pool;
+use crate::ingest::write::Writer;
+use crate::ingest::{Ingest, worker};
+use crate::retrieve::Retriever;
+use crate::services::Services;
+use crate::telemetry::Metrics;
+
+/// Requests under way at the stop signal get this long to end; then their connections are cut.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The parts that differ between a real process and a test.
+pub struct Parts {
+    /// Calls to nodes.
+    pub client: Arc<dyn NodeClient>,
+    /// `host:port` of any nodes.
+    pub seeds: Vec<String>,
+    /// Text to vector.
+    pub embedder: Arc<dyn Embedder>,
+    /// Language models.
+    pub llm: Option<Pool>,
+    /// Series; the parts above may have registered theirs.
+    pub metrics: Arc<Metrics>,
+    /// Where the catalog is.
+    pub catalog: CatalogOptions,
+    /// `None`: caching is off.
+    pub cache: Option<CacheOptions>,
+    /// Deadline of requests that name none.
+    pub default_timeout: Duration,
+    /// Bound on the age of eventual reads.
+    pub max_staleness: Duration,
+    /// Ingestion workers.
+    pub workers: usize,
+}
+
+/// Bounds of the retrieval cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheOptions {
+    /// Bytes of all results.
+    pub memory_bytes: u64,
+    /// Age of a result.
+    pub ttl: Duration,
+}
+
+/// A coordinator whose background work runs; it serves once [`serve`](Running::serve) is called.
+pub struct Running {
+    /// What the API works with.
+    pub services: Arc<Services>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A future that ends at SIGTERM or SIGINT. From this call on, within a runtime, neither ends the process by itself.
+///
+/// Errors if the handlers cannot be installed.
+pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+        }
+    })
+}
+
+/// Configuration > metrics > embedder > LLM pool > nodes > catalog > view > workers > HTTP, until `stop`, then back.
+pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new()?);
+    let embed_metrics = EmbedMetrics::new();
+    embed_metrics.register(metrics.registry())?;
+    metrics.follow_embedding_cache(embed_metrics.clone());
+    let embedder_config = config.embedder.clone();
+    tracing::info!(model = embedder_config.name, "loading the embedding model");
+    let embedder = tokio::task::spawn_blocking(move || crate::embed::open(&embedder_config, &embed_metrics)).await??;
+
+    let pool_metrics = PoolMetrics::new();
+    pool_metrics.register(metrics.registry())?;
+    let llm = Pool::from_config(&config.llm, |name| std::env::var(name).ok(), pool_metrics)?;
+    let client = Arc::new(RemoteNodes::new(config.cluster_id.clone(), config.dial_overrides.clone()));
+    let parts = Parts {
+        client,
+        seeds: config.nodes.clone(),
+        embedder,
+        llm,
+        metrics,
+        catalog: CatalogOptions {
+            url: config.catalog.url.clone(),
+            pool_size: config.catalog.pool_size,
+            max_overflow: config.catalog.max_overflow,
+            pool_timeout: config.catalog.pool_timeout,
+        },
+        cache: config
+            .cache
+            .enabled
+            .then(|| CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
+        default_timeout: config.search.default_timeout,
+        max_staleness: config.search.max_staleness,
+        workers: config.ingest.workers,
+    };
+    let running = Running::start(parts).await?;
+    let listener = TcpListener::bind(config.http_listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.http_listen))?;
+    tracing::info!(address = %listener.local_addr()?, "serving HTTP");
+    running.serve(listener, stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+impl Running {
+    /// Opens the catalog and starts following the cluster and working on jobs.
+    pub async fn start(parts: Parts) -> anyhow::Result<Self> {
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let catalog = Catalog::open(&parts.catalog).await?;
+        let view = Arc::new(ClusterView::default());
+        let failures = Arc::new(FailureMemory::default());
+        let cache = parts.cache.map(|options| {
+            Arc::new(RetrievalCache::new(vec![Box::new(MemoryTier::new(options.memory_bytes, options.ttl))]))
+        });
+        let retriever = Retriever::new(
+            Arc::clone(&parts.client),
+            Arc::clone(&view),
+            Arc::clone(&failures),
+            cache.clone(),
+            Arc::clone(&parts.metrics),
+            parts.max_staleness,
+        );
+        let writer = Arc::new(Writer::new(
+            Arc::clone(&parts.client),
+            Arc::clone(&view),
+            Arc::clone(&failures),
+            cache,
+            Arc::clone(&parts.metrics),
+        ));
+        let ingest =
+            Arc::new(Ingest::new(catalog.clone(), Arc::clone(&view), Arc::clone(&parts.embedder), Arc::clone(&writer)));
+
+        {
+            let (view, client, cancel) = (Arc::clone(&view), Arc::clone(&parts.client), cancel.clone());
+            tasks.spawn(async move { view.run(client, parts.seeds, cancel).await });
+        }
+        for _ in 0..parts.workers {
+            tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
+        }
+        tasks.spawn(worker::run_upkeep(Arc::clone(&ingest), cancel.clone()));
+        if let Some(pool) = parts.llm.clone() {
+            let cancel = cancel.clone();
+            tasks.spawn(async move { pool.watch(cancel).await });
+        }
+        let services = Arc::new(Services {
+            failures,
+            view,
+            client: parts.client,
+            retriever,
+            writer,
+            catalog,
+            ingest,
+            embedder: parts.embedder,
+            llm: parts.llm,
+            metrics: parts.metrics,
+            admission: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
+            body_budget: Default::default(),
+            default_timeout: parts.default_timeout,
+            draining: AtomicBool::new(false),
+        });
+        Ok(Self { services, cancel, tasks })
+    }
+
+    /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let router = api::router(Arc::clone(&self.services));
+        let accepting = CancellationToken::new();
+        let server = {
+            let accepting = accepting.clone();
+            tokio::spawn(async move {
+                axum::serve(listener, router).with_graceful_shutdown(accepting.cancelled_owned()).await
+            })
+        };
+        let abort = server.abort_handle();
+        tokio::pin!(server);
+        let served = tokio::select! {
+            served = &mut server => Some(served),
+            () = stop => None,
+        };
+        self.services.draining.store(true, Ordering::Relaxed);
+        self.services.ingest.announce();
+        accepting.cancel();
+        let served = match served {
+            Some(served) => served,
+            None => match tokio::time::timeout(DRAIN_TIMEOUT, server).await {
+                Ok(served) => served,
+                Err(_) => {
+                    tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "requests did not end in time and are cut");
+                    abort.abort();
+                    Ok(Ok(()))
+                }
+            },
+        };
+        self.close().await;
+        served.context("the HTTP server panicked")?.context("the HTTP server failed")
+    }
+
+    /// Stops background work and closes the catalog. A job in hand goes back to the queue.
+    pub async fn close(self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.services.catalog.close().await;
+    }
+}

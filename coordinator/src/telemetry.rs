@@ -1,0 +1,214 @@
+//! Logs to stderr and metrics for Prometheus.
+//!
+//! Metric names of the mission are exact: `query_duration_seconds`, `cache_hit_rate`. Labels have bounded values: routes as written in
+//! the router, never paths; outcomes, stages and tiers, never tenants or documents.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::embed::metrics::EmbedMetrics;
+use crate::retrieve::ShardCounts;
+
+/// From one millisecond (a cached search) to two minutes (the longest request).
+const DURATION_BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 10.0, 30.0, 120.0];
+
+/// Logs to stderr, as text or JSON lines; `RUST_LOG` selects. Errors if called twice.
+pub fn init_logs(json: bool) -> Result<(), tracing_subscriber::util::TryInitError> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    if json {
+        registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
+    } else {
+        let ansi = std::io::stderr().is_terminal();
+        registry.with(tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(std::io::stderr)).try_init()
+    }
+}
+
+/// Hits and lookups of one cache tier, for its rate.
+#[derive(Default)]
+struct Lookups {
+    hits: AtomicU64,
+    total: AtomicU64,
+}
+
+/// All series of this process. One per process life; tests make their own.
+pub struct Metrics {
+    registry: Registry,
+    /// Time of a whole query, by route and outcome.
+    pub query_duration: HistogramVec,
+    /// Time of a stage of a query.
+    pub stage_duration: HistogramVec,
+    /// Requests by route and status class.
+    pub requests: IntCounterVec,
+    /// Requests being answered.
+    pub requests_in_flight: IntGauge,
+    cache_hit_rate: GaugeVec,
+    cache_lookups: IntCounterVec,
+    retrieval_lookups: Lookups,
+    /// The embedder counts its own cache.
+    embedding_cache: OnceLock<EmbedMetrics>,
+    shard_answers: IntCounterVec,
+    shard_coverage: Gauge,
+    /// Repeated calls to nodes, by what was repeated.
+    pub retries: IntCounterVec,
+    /// Vectors acknowledged.
+    pub points_written: prometheus::IntCounter,
+    /// Jobs by how they ended.
+    pub jobs: IntCounterVec,
+    /// Jobs by state.
+    pub job_states: IntGaugeVec,
+    /// Connections of the catalog's pool.
+    pub catalog_connections: IntGaugeVec,
+    /// Version of the cluster state.
+    pub state_version: IntGauge,
+    /// Nodes by liveness.
+    pub nodes: IntGaugeVec,
+    /// Shards by whether they have a primary.
+    pub shards: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers everything. Errors only by a name used twice.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let histogram = |name: &str, help: &str, labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+            let histogram = HistogramVec::new(options, labels)?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let cache_hit_rate = GaugeVec::new(
+            Opts::new("cache_hit_rate", "share of lookups answered by the cache since start, 0 to 1"),
+            &["tier"],
+        )?;
+        registry.register(Box::new(cache_hit_rate.clone()))?;
+        let shard_coverage = Gauge::new("shard_coverage", "share of shards that answered the last search, 0 to 1")?;
+        registry.register(Box::new(shard_coverage.clone()))?;
+        let points_written = prometheus::IntCounter::new("points_written_total", "vectors acknowledged by the shards")?;
+        registry.register(Box::new(points_written.clone()))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let metrics = Self {
+            query_duration: histogram(
+                "query_duration_seconds",
+                "time of a whole search or query",
+                &["route", "outcome"],
+            )?,
+            stage_duration: histogram(
+                "query_stage_duration_seconds",
+                "time of one stage of a search or query",
+                &["stage"],
+            )?,
+            requests: counters("http_requests_total", "requests answered", &["route", "method", "status"])?,
+            requests_in_flight: gauge("http_requests_in_flight", "requests being answered")?,
+            cache_hit_rate,
+            cache_lookups: counters("cache_lookups_total", "lookups in a cache", &["tier", "result"])?,
+            retrieval_lookups: Lookups::default(),
+            embedding_cache: OnceLock::new(),
+            shard_answers: counters("shard_answers_total", "shards asked by searches, by outcome", &["outcome"])?,
+            shard_coverage,
+            retries: counters("node_call_retries_total", "repeated calls to nodes", &["call"])?,
+            points_written,
+            jobs: counters("ingest_jobs_total", "ingestion jobs by how their run ended", &["outcome"])?,
+            job_states: gauges("ingest_jobs", "ingestion jobs by state", &["state"])?,
+            catalog_connections: gauges("catalog_pool_connections", "connections of the catalog's pool", &["state"])?,
+            state_version: gauge("cluster_state_version", "version of the cluster state that is followed")?,
+            nodes: gauges("cluster_nodes", "nodes by liveness", &["liveness"])?,
+            shards: gauges("cluster_shards", "shards by whether they can be written", &["state"])?,
+            registry,
+        };
+        // Present from the first scrape on, so that a rate has a beginning.
+        for tier in ["retrieval", "embedding"] {
+            metrics.cache_hit_rate.with_label_values(&[tier]).set(0.0);
+        }
+        for outcome in ["ok", "failed", "timed_out"] {
+            metrics.shard_answers.with_label_values(&[outcome]);
+        }
+        for call in ["search", "search_round", "write"] {
+            metrics.retries.with_label_values(&[call]);
+        }
+        metrics.query_duration.with_label_values(&["/api/v1/search", "ok"]);
+        Ok(metrics)
+    }
+
+    /// Where parts register series of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Lets the rate of the embedding cache follow the embedder's own counts.
+    pub fn follow_embedding_cache(&self, counts: EmbedMetrics) {
+        let _ = self.embedding_cache.set(counts);
+    }
+
+    /// Counts one lookup in the retrieval cache and moves its rate.
+    pub fn cache_lookup(&self, is_hit: bool) {
+        let total = self.retrieval_lookups.total.fetch_add(1, Ordering::Relaxed) + 1;
+        let hits = self.retrieval_lookups.hits.fetch_add(u64::from(is_hit), Ordering::Relaxed) + u64::from(is_hit);
+        self.cache_lookups.with_label_values(&["retrieval", if is_hit { "hit" } else { "miss" }]).inc();
+        self.cache_hit_rate.with_label_values(&["retrieval"]).set(hits as f64 / total as f64);
+    }
+
+    /// Counts the shards of one scatter.
+    pub fn shards_answered(&self, counts: &ShardCounts, retries: u64) {
+        self.shard_answers.with_label_values(&["ok"]).inc_by(u64::from(counts.ok));
+        self.shard_answers.with_label_values(&["failed"]).inc_by(u64::from(counts.failed));
+        self.shard_answers.with_label_values(&["timed_out"]).inc_by(u64::from(counts.timed_out));
+        self.shard_coverage.set(counts.coverage());
+        self.retries.with_label_values(&["search"]).inc_by(retries);
+    }
+
+    /// Notes the time of one stage.
+    pub fn stage(&self, stage: &'static str, took: Duration) {
+        self.stage_duration.with_label_values(&[stage]).observe(took.as_secs_f64());
+    }
+
+    /// Everything in Prometheus' text format, process series included.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        if let Some(counts) = self.embedding_cache.get() {
+            let (hits, misses) = (counts.cache_hits.get(), counts.cache_misses.get());
+            let rate = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
+            self.cache_hit_rate.with_label_values(&["embedding"]).set(rate);
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mission_s_names_are_there_and_the_rate_moves() {
+        let metrics = Metrics::new().expect("registers");
+        metrics.cache_lookup(false);
+        metrics.cache_lookup(true);
+        let text = metrics.render().expect("renders");
+        assert!(text.contains("cache_hit_rate{tier=\"retrieval\"} 0.5"), "{text}");
+        assert!(text.contains("# TYPE query_duration_seconds histogram"), "{text}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Uploads: JSON and forms, jobs to the end, reading, listing, deleting, idempotency.
+
+use reqwest::StatusCode;
+use reqwest::multipart::{Form, Part};
+use serde_json::json;
+
+use super::support::{Coordinator, Setup, events, ids};
+
+const WINGS: &str = "The wing lifts the aircraft. Its camber turns the flow downward.";
+
+#[tokio::test]
+async fn a_document_becomes_searchable_and_goes_again() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    let body = json!({"id": "d1", "title": "Wings", "text": WINGS, "collection": "t", "metadata": {"n": 1}});
+    let accepted = c.post("/api/v1/documents", body).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED);
+    assert_eq!((&accepted.body["id"], &accepted.body["status"]), (&json!("d1"), &json!("processing")));
+    let job = c.follow_job(accepted.body["job_id"].as_str().expect("id")).await;
+    assert_eq!((&job["status"], &job["progress"]), (&json!("done"), &json!(1.0)), "{job}");
+
+    let search =
+        json!({"collection": "t", "query": "wing camber", "consistency": "session", "session": job["session"]});
+    let found = c.post("/api/v1/search", search.clone()).await.ok();
+    assert_eq!(ids(&found), ["d1"]);
+    let hit = &found["hits"][0];
+    assert_eq!(hit["title"], "Wings");
+    let span =
+        (hit["span"]["start"].as_u64().expect("start") as usize, hit["span"]["end"].as_u64().expect("end") as usize);
+    let document = c.get("/api/v1/documents/d1?collection=t&include_text=true").await.ok();
+    let text = document["text"].as_str().expect("kept text");
+    assert_eq!(Some(&text[span.0..span.1]), hit["text"].as_str(), "the span is byte-equal to its source");
+    assert_eq!((&document["status"], &document["searchable"]), (&json!("ready"), &json!(true)));
+    assert_eq!(document["metadata"], json!({"n": 1}));
+
+    let gone = c.delete("/api/v1/documents/d1?collection=t").await.ok();
+    assert_eq!(gone["copies_acked_min"], 2);
+    assert_eq!(ids(&c.post("/api/v1/search", search).await.ok()).len(), 0);
+    assert_eq!(c.get("/api/v1/documents/d1?collection=t").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(c.delete("/api/v1/documents/d1?collection=t").await.status, StatusCode::OK);
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn a_form_brings_a_file() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    let send = async |form: Form| {
+        let request = c.http.post(format!("{}/api/v1/documents", c.base)).multipart(form);
+        Coordinator::read(request.send().await.expect("answers")).await
+    };
+    let markdown = "# Lift\n\nThe wing lifts.\n\n## Stall\n\nToo steep an angle stalls it.\n";
+    let file = || Part::bytes(markdown.as_bytes()).file_name("wing.md").mime_str("text/markdown").expect("type");
+    let form = Form::new().text("collection", "t").text("metadata", "{\"n\":2}").text("id", "w").part("file", file());
+    let accepted = send(form).await;
+    assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
+    let job = c.follow_job(accepted.body["job_id"].as_str().expect("id")).await;
+    assert_eq!(job["status"], "done", "{job}");
+    assert_eq!(c.get("/api/v1/documents/w?collection=t").await.ok()["title"], "Lift");
+
+    let unknown = send(Form::new().text("colection", "t").part("file", file())).await;
+    assert_eq!(unknown.status, StatusCode::BAD_REQUEST);
+    assert!(unknown.body["error"]["message"].as_str().expect("text").contains("colection"));
+    assert_eq!(send(Form::new().text("collection", "t")).await.status, StatusCode::BAD_REQUEST);
+
+    let binary = Part::bytes(vec![0xff, 0xfe, 0x00, 0x01, 0x80]).file_name("x.bin");
+    let accepted = send(Form::new().text("collection", "t").part("file", binary)).await;
+    if accepted.status == StatusCode::ACCEPTED {
+        let job = c.follow_job(accepted.body["job_id"].as_str().expect("id")).await;
+        assert_eq!((&job["status"], &job["error"]["type"]), (&json!("failed"), &json!("unsupported_media")), "{job}");
+    } else {
+        assert!(accepted.status.is_client_error());
+    }
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn a_newer_upload_replaces_an_older_one() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    c.upload("t", "d", "", "old words about birds").await;
+    let job = c.upload("t", "d", "", "new words about engines").await;
+    assert_eq!(job["status"], "done");
+    let found = c.post("/api/v1/search", json!({"collection": "t", "query": "words", "top_k": 10})).await.ok();
+    assert_eq!(ids(&found), ["d"]);
+    assert_eq!(found["hits"][0]["text"], "new words about engines");
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_one_job() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    let send = async |key: &str, text: &str| {
+        let body = json!({"text": text, "collection": "t"});
+        let request = c.http.post(format!("{}/api/v1/documents", c.base)).header("idempotency-key", key).json(&body);
+        Coordinator::read(request.send().await.expect("answers")).await
+    };
+    let first = send("k1", WINGS).await.ok();
+    let again = send("k1", WINGS).await.ok();
+    assert_eq!((&first["id"], &first["job_id"]), (&again["id"], &again["job_id"]));
+    let other = send("k1", "something else").await;
+    assert_eq!((other.status, &other.body["error"]["type"]), (StatusCode::CONFLICT, &json!("conflict")));
+    assert_ne!(send("k2", WINGS).await.ok()["id"], first["id"]);
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn all_documents_are_listed_once_page_by_page() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    for number in 0..5 {
+        assert_eq!(c.upload("t", &format!("up{number}"), "", &format!("text {number}")).await["status"], "done");
+    }
+    let mut vector = vec![0.0; super::support::DIM];
+    vector[0] = 1.0;
+    let points: Vec<_> = (0..8).map(|number| json!({"id": format!("point{number}"), "vector": vector})).collect();
+    c.put("/api/v1/collections/t/points", json!({ "points": points })).await.ok();
+    for limit in [1, 2, 3, 13, 100] {
+        let mut listed = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = c.get(&format!("/api/v1/documents?collection=t&limit={limit}&cursor={cursor}")).await.ok();
+            for document in page["documents"].as_array().expect("documents") {
+                assert_eq!(
+                    (&document["status"], &document["searchable"]),
+                    (&json!("ready"), &json!(true)),
+                    "{document}"
+                );
+                listed.push(document["id"].as_str().expect("id").to_owned());
+            }
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = next.to_owned(),
+                None => break,
+            }
+        }
+        let mut expected: Vec<String> = c.twin.document_ids().into_iter().collect();
+        expected.sort();
+        assert_eq!(listed, expected, "limit {limit}");
+    }
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn events_have_rising_ids_and_end_with_the_end() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    let accepted = c.post("/api/v1/documents", json!({"text": WINGS, "collection": "t"})).await.ok();
+    let (_, text) = c.text(&format!("/api/v1/jobs/{}/events", accepted["job_id"].as_str().expect("id"))).await;
+    let events = events(&text);
+    for (position, (id, name, _)) in events.iter().enumerate() {
+        assert_eq!((*id, name.as_str()), (position as u64, "job"));
+    }
+    let progress: Vec<f64> = events.iter().map(|(_, _, job)| job["progress"].as_f64().expect("number")).collect();
+    assert!(progress.is_sorted(), "{progress:?}");
+    assert_eq!(events.last().expect("some").2["status"], "done");
+    c.stop().await;
+}

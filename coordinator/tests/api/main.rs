@@ -1,0 +1,11 @@
+//! The coordinator's HTTP API against nodes in memory: port 0, fake embedder, scripted language model, scratch catalog.
+
+mod cache;
+mod collections;
+mod documents;
+mod faults;
+mod jobs;
+mod query;
+mod refusals;
+mod search;
+mod support;

@@ -1,0 +1,94 @@
+//! What a node tells of itself: readiness, gauges, and the reports in its heartbeats.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proto::v1;
+
+use crate::agent::Report;
+use crate::copies::{Copies, Copy};
+use crate::http::Health;
+use crate::metadata::Metadata;
+use crate::pool::Pool;
+use crate::telemetry::Metrics;
+
+/// Readiness and gauges of one process.
+pub struct NodeHealth {
+    copies: Arc<Copies>,
+    metadata: Metadata,
+    pools: BTreeMap<&'static str, Pool>,
+    is_registered: AtomicBool,
+}
+
+impl NodeHealth {
+    /// Not ready until [`NodeHealth::registered`].
+    pub fn new(copies: Arc<Copies>, metadata: Metadata, pools: BTreeMap<&'static str, Pool>) -> Self {
+        Self { copies, metadata, pools, is_registered: AtomicBool::new(false) }
+    }
+
+    /// The metadata group knows this process.
+    pub fn registered(&self) {
+        self.is_registered.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Health for NodeHealth {
+    fn ready(&self) -> Result<(), String> {
+        if !self.is_registered.load(Ordering::Relaxed) {
+            return Err("not registered yet: no majority of the metadata voters answers".into());
+        }
+        self.copies.failure().map_or(Ok(()), Err)
+    }
+
+    fn refresh(&self, metrics: &Metrics) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        for (name, pool) in &self.pools {
+            metrics.pool_queued.with_label_values(&[name]).set(gauge(pool.queued() as u64));
+        }
+        let state = self.metadata.state().borrow().clone();
+        metrics.state_version.set(gauge(state.version));
+        if let Some(raft) = self.metadata.raft_metrics() {
+            metrics.raft_term.set(gauge(raft.current_term));
+            metrics.raft_applied.set(gauge(raft.last_applied.map_or(0, |id| id.index)));
+            metrics.raft_is_leader.set(i64::from(raft.current_leader == Some(raft.id)));
+        }
+        metrics.reset_shards();
+        for copy in self.copies.all() {
+            let name = state.collections.get(&copy.shard_id.collection).map_or("", |found| found.spec.name.as_str());
+            let index = copy.shard_id.index.to_string();
+            let labels = [name, index.as_str()];
+            let (stats, position) = (copy.shard.stats(), copy.handle.position());
+            metrics.shard_rows_live.with_label_values(&labels).set(gauge(stats.rows_live));
+            metrics.shard_rows_indexed.with_label_values(&labels).set(gauge(stats.rows_indexed));
+            metrics.shard_rows_tail.with_label_values(&labels).set(gauge(stats.rows_tail));
+            metrics.shard_applied.with_label_values(&labels).set(gauge(position.applied.0));
+            metrics.shard_is_primary.with_label_values(&labels).set(i64::from(copy.handle.is_primary()));
+            metrics.shard_term.with_label_values(&labels).set(gauge(position.term.0));
+            metrics.shard_memory_bytes.with_label_values(&labels).set(gauge(stats.memory_bytes));
+        }
+    }
+}
+
+/// What the next heartbeat says.
+pub fn report(copies: &Copies) -> Report {
+    Report { copies: copies.all().iter().map(|copy| copy_report(copy)).collect(), ..Report::default() }
+}
+
+fn copy_report(copy: &Copy) -> v1::CopyReport {
+    let (stats, replication) = (copy.shard.stats(), copy.handle.report());
+    v1::CopyReport {
+        shard: Some(copy.shard_id.into()),
+        copy_id: copy.id.0,
+        last: Some(replication.last.into()),
+        applied: replication.applied.0,
+        global_checkpoint: replication.global_checkpoint.0,
+        generation: stats.generation,
+        rows_indexed: stats.rows_indexed,
+        rows_tail: stats.rows_tail,
+        rows_live: stats.rows_live,
+        index_state: if replication.poisoned.is_some() { "poisoned".into() } else { stats.index_state.to_string() },
+        disk_bytes: stats.disk_bytes,
+        memory_bytes: stats.memory_bytes,
+    }
+}

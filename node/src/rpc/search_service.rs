@@ -1,0 +1,270 @@
+//! Reads on this node: search, fetch, positions, listings. Every computation runs on the search pool under the caller's deadline;
+//! a caller that leaves cancels it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::DocumentKey;
+use cluster_config::limits;
+use cluster_config::search::{Consistency, NodeSearch, ShardAnswer, ShardQuery, ShardTarget};
+use cluster_config::shard_group::CopyTarget;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use proto::convert::ids::copy_target;
+use proto::convert::search::ShardReply;
+use proto::convert::{each, to_wire};
+use proto::v1;
+use proto::v1::search_service_server::SearchService;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::client::Peers;
+use super::deadline::deadline_of;
+use crate::copies::{Copies, Copy};
+use crate::error::Error;
+use crate::pool::Pool;
+use crate::shard::StoredChunk;
+use crate::telemetry::Metrics;
+use crate::vector::Cancel;
+
+/// Serves reads from the open copies.
+#[derive(Clone)]
+pub struct SearchServer {
+    /// Whose envelopes are accepted.
+    pub peers: Peers,
+    /// The open copies.
+    pub copies: Arc<Copies>,
+    /// Where FAISS and RocksDB reads run.
+    pub pool: Pool,
+    /// Counted here.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Cancels the computation when the stream it belongs to is dropped.
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl SearchServer {
+    fn check(&self, envelope: Option<&v1::Envelope>) -> Result<(), Error> {
+        self.peers.check_envelope(envelope).map_err(|message| Error::new(ErrorKind::InvalidArgument, message))
+    }
+
+    /// Runs all queries on one copy, in one job, so that they see one position.
+    async fn search_shard(&self, target: ShardTarget, queries: Arc<[ShardQuery]>, read: Read, cancel: Cancel) -> ShardReply {
+        let queued = Instant::now();
+        let mut reply = ShardReply { shard: target.target.shard, outcome: Ok(Vec::new()), queued_us: 0, service_us: 0 };
+        let outcome = async {
+            let copy = self.copies.find(&target.target)?;
+            read.admit(&copy, target).await?;
+            let metrics = Arc::clone(&self.metrics);
+            let job = self.pool.run(move || {
+                let waited = queued.elapsed();
+                let started = Instant::now();
+                let answers = search_copy(&copy, &queries, &cancel);
+                metrics.search_queue_seconds.observe(waited.as_secs_f64());
+                metrics.search_service_seconds.observe(started.elapsed().as_secs_f64());
+                (answers, waited, started.elapsed())
+            });
+            let timed = tokio::time::timeout_at(read.deadline.into(), job).await;
+            timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?.map_err(Error::from)
+        };
+        match outcome.await {
+            Ok((answers, waited, service)) => {
+                reply.outcome = answers;
+                reply.queued_us = micros(waited);
+                reply.service_us = micros(service);
+            }
+            Err(error) => reply.outcome = Err(error),
+        }
+        let label = reply.outcome.as_ref().map_or_else(|error| error.kind.as_str(), |_| "ok");
+        self.metrics.searches.with_label_values(&[label]).inc();
+        reply
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        target: &CopyTarget,
+        deadline: Instant,
+        job: impl FnOnce(&Copy) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let copy = self.copies.find(target)?;
+        let timed = tokio::time::timeout_at(deadline.into(), self.pool.run(move || job(&copy))).await;
+        timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))??
+    }
+
+    async fn fetch_target(&self, target: v1::FetchTarget, with_vectors: bool, deadline: Instant) -> Result<Vec<v1::FetchedChunk>, Error> {
+        let copy = copy_target("target", target.target)?;
+        let keys: Vec<DocumentKey> = each("keys", target.keys)?;
+        let rows = target.rows;
+        if rows.len() > limits::RESCORE_MAX as usize || keys.len() > limits::PAGE_ROWS_MAX as usize {
+            return Err(Error::new(ErrorKind::TooLarge, "too many rows or documents in one fetch"));
+        }
+        let chunks = self
+            .read(&copy, deadline, move |copy| {
+                let mut chunks = copy.shard.fetch_rows(&rows, with_vectors)?;
+                chunks.extend(copy.shard.fetch_documents(&keys, with_vectors)?);
+                Ok(chunks)
+            })
+            .await?;
+        Ok(chunks.into_iter().map(|chunk| fetched(copy, chunk)).collect())
+    }
+}
+
+/// What a read asks for besides its queries.
+#[derive(Clone, Copy)]
+struct Read {
+    consistency: Consistency,
+    max_staleness_ms: u64,
+    deadline: Instant,
+}
+
+impl Read {
+    /// Waits for what the read asks, or says why this copy cannot serve it.
+    async fn admit(&self, copy: &Copy, target: ShardTarget) -> Result<(), Error> {
+        match self.consistency {
+            Consistency::Eventual => {
+                let staleness_ms = copy.handle.position().staleness_ms;
+                if staleness_ms > self.max_staleness_ms {
+                    let message = format!("copy {} heard from its primary {staleness_ms} ms ago", copy.id);
+                    return Err(Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy"));
+                }
+                Ok(())
+            }
+            Consistency::Session => {
+                copy.handle.wait_applied(target.min_seqno, self.deadline.into()).await?;
+                Ok(())
+            }
+            Consistency::Strong => Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
+                .with_hint("use eventual, or session with the token of a write")),
+        }
+    }
+}
+
+fn search_copy(copy: &Copy, queries: &[ShardQuery], cancel: &Cancel) -> Result<Vec<ShardAnswer>, Error> {
+    let position = copy.handle.position();
+    queries
+        .iter()
+        .map(|query| {
+            let mut answer = copy.shard.search(query, cancel)?;
+            answer.position.term = position.term;
+            answer.position.staleness_ms = position.staleness_ms;
+            Ok(answer)
+        })
+        .collect()
+}
+
+fn fetched(copy: CopyTarget, chunk: StoredChunk) -> v1::FetchedChunk {
+    v1::FetchedChunk {
+        shard: Some(copy.shard.into()),
+        row: chunk.row,
+        key: Some(chunk.key.into()),
+        title: chunk.title,
+        chunk: Some(chunk.chunk.into()),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[tonic::async_trait]
+impl SearchService for SearchServer {
+    type SearchStream = BoxStream<'static, Result<v1::ShardResult, Status>>;
+
+    async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<Self::SearchStream>, Status> {
+        let deadline = deadline_of(&request);
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let search = NodeSearch::try_from(request)?;
+        let read = Read {
+            consistency: search.consistency,
+            max_staleness_ms: search.max_staleness_ms,
+            deadline,
+        };
+        let cancel = Cancel::new(Some(deadline));
+        let guard = CancelOnDrop(cancel.clone());
+        let queries: Arc<[ShardQuery]> = search.queries.into();
+        let (sender, receiver) = tokio::sync::mpsc::channel(search.targets.len().max(1));
+        for target in search.targets {
+            let (server, queries, cancel, sender) = (self.clone(), Arc::clone(&queries), cancel.clone(), sender.clone());
+            tokio::spawn(async move {
+                let left = sender.clone();
+                tokio::select! {
+                    reply = server.search_shard(target, queries, read, cancel) => {
+                        // The caller may have left meanwhile.
+                        let _ = sender.send(Ok(reply.into())).await;
+                    }
+                    () = left.closed() => {}
+                }
+            });
+        }
+        let stream = ReceiverStream::new(receiver).map(move |reply| {
+            let _held = &guard;
+            reply
+        });
+        Ok(Response::new(stream.boxed()))
+    }
+
+    async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<v1::FetchReply>, Status> {
+        let deadline = deadline_of(&request);
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let with_vectors = request.with_vectors;
+        let fetches = request.targets.into_iter().map(|target| async move {
+            let shard = target.target.and_then(|target| target.shard);
+            (shard, self.fetch_target(target, with_vectors, deadline).await)
+        });
+        let mut reply = v1::FetchReply::default();
+        for (shard, outcome) in futures::future::join_all(fetches).await {
+            match outcome {
+                Ok(chunks) => reply.chunks.extend(chunks),
+                Err(error) => reply.failures.push(v1::ShardFailure { shard, error: Some(error.into()) }),
+            }
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn positions(&self, request: Request<v1::PositionsRequest>) -> Result<Response<v1::PositionsReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let targets: Vec<CopyTarget> = each("targets", request.targets)?;
+        let found = targets.iter().filter_map(|target| self.copies.find(target).ok());
+        Ok(Response::new(v1::PositionsReply { positions: to_wire(found.map(|copy| copy.position())) }))
+    }
+
+    async fn list_documents(
+        &self,
+        request: Request<v1::ListDocumentsRequest>,
+    ) -> Result<Response<v1::ListDocumentsReply>, Status> {
+        let deadline = deadline_of(&request);
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let target = copy_target("target", request.target)?;
+        let limit = request.limit.clamp(1, limits::PAGE_ROWS_MAX) as usize;
+        let (tenant, after) = (request.tenant, request.after_document_id);
+        let reply = self.read(&target, deadline, move |copy| {
+            let after = (!after.is_empty()).then_some(after.as_str());
+            let (documents, more) = copy.shard.list_documents(&tenant, after, limit)?;
+            Ok(v1::ListDocumentsReply {
+                position: Some(copy.position().into()),
+                documents: documents
+                    .into_iter()
+                    .map(|document| v1::ListedDocument {
+                        key: Some(document.key.into()),
+                        title: document.title,
+                        chunk_count: document.chunk_count,
+                        seqno: document.seqno,
+                    })
+                    .collect(),
+                more,
+            })
+        });
+        Ok(Response::new(reply.await?))
+    }
+}

@@ -1,0 +1,163 @@
+//! The whole life of a node in one function: what is started is undone in reverse.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cluster_config::node_config::NodeConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::copies::{Copies, CopiesContext, Followed, copies_on_disk};
+use crate::health::NodeHealth;
+use crate::http;
+use crate::metadata::Metadata;
+use crate::metadata::raft_service::RaftEndpoint;
+use crate::metadata::service::MetadataEndpoint;
+use crate::pool::Pool;
+use crate::replication::{StoragePool, Timing};
+use crate::rpc::admin_service::AdminEndpoint;
+use crate::rpc::client::Peers;
+use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
+use crate::rpc::search_service::SearchServer;
+use crate::rpc::server::{self, Services};
+use crate::shard::StorageResources;
+use crate::telemetry::Metrics;
+use crate::vector;
+
+/// Jobs waiting for the training thread: shards that want training at once.
+const TRAINING_QUEUE_MAX: usize = 64;
+/// Applying jobs at a time; one that extends an index may take a second.
+const APPLY_JOBS: usize = 2;
+
+/// Runs a node until SIGTERM or Ctrl-C. Errors: whatever keeps it from starting.
+pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new()?);
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("data_dir: cannot create {}", config.data_dir.display()))?;
+    let peers =
+        Peers::new(&config.cluster_id, config.node_id, config.dial_overrides.clone(), config.voters.clone());
+    let listener = TcpListener::bind(config.rpc_listen)
+        .await
+        .with_context(|| format!("rpc_listen: cannot listen on {}", config.rpc_listen))?;
+
+    let search_threads = config.search.threads.unwrap_or_else(cpus);
+    let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
+    let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
+    let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
+    let copies = Copies::new(copies_context(&config, &peers, &training_pool)?);
+
+    let health = Arc::new(NodeHealth::new(
+        copies.clone(),
+        metadata.clone(),
+        BTreeMap::from([("search", search_pool.clone()), ("training", training_pool.clone())]),
+    ));
+    let (http_port, http_server) = http::serve(config.http_listen, health.clone(), metrics.clone(), stop.child_token())
+        .await
+        .with_context(|| format!("http_listen: cannot listen on {}", config.http_listen))?;
+    let services = Services {
+        raft: metadata.is_voter().then(|| RaftEndpoint::new(metadata.clone())),
+        metadata: MetadataEndpoint::new(metadata.clone()),
+        admin: AdminEndpoint::new(metadata.clone()),
+        replication: ReplicationServer {
+            peers: peers.clone(),
+            copies: copies.clone(),
+            pool: search_pool.clone(),
+            metrics: metrics.clone(),
+        },
+        search: SearchServer {
+            peers: peers.clone(),
+            copies: copies.clone(),
+            pool: search_pool.clone(),
+            metrics: metrics.clone(),
+        },
+    };
+    let rpc_stop = CancellationToken::new();
+    let rpc_server = tokio::spawn(server::serve(listener, services, rpc_stop.clone()));
+    tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, "node started");
+
+    let mut signals = Signals::listen()?;
+    let on_disk = config.data_dir.join("copies");
+    let list = Arc::new(move || copies_on_disk(&on_disk));
+    let registration = Agent::register(metadata.clone(), &config, config.http_advertise(http_port), list);
+    let agent = tokio::select! {
+        agent = registration => Some(agent),
+        () = signals.received() => None,
+    };
+    if let Some(agent) = &agent {
+        health.registered();
+        let (nudge, reporting) = (agent.clone(), copies.clone());
+        let followed = Followed {
+            state: agent.state(),
+            incarnation: agent.incarnation(),
+            register: Arc::new(agent.clone()),
+            opened: Arc::new(move || nudge.heartbeat_now()),
+        };
+        let copies_stop = CancellationToken::new();
+        let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
+        agent.start_heartbeats(Arc::new(move || crate::health::report(&reporting)));
+
+        signals.received().await;
+        tracing::info!("stopping");
+        copies_stop.cancel();
+        copies_task.await.context("closing the copies")?;
+        agent.close().await;
+    }
+    metadata.close().await;
+    rpc_stop.cancel();
+    rpc_server.await?.context("gRPC server")?;
+    stop.cancel();
+    http_server.await?.context("HTTP server")?;
+    tokio::task::spawn_blocking(move || {
+        search_pool.close();
+        training_pool.close();
+    })
+    .await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> anyhow::Result<CopiesContext> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let timing = Timing { ack_timeout_ms: millis(config.timing.ack_timeout), ..Timing::default() };
+    let resources = StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
+    Ok(CopiesContext {
+        node: config.node_id,
+        dir: config.data_dir.join("copies"),
+        cluster_id: config.cluster_id.clone(),
+        resources: Arc::new(resources),
+        storage_pool: StoragePool::new(config.storage.storage_threads, APPLY_JOBS, vector::init_thread),
+        training_pool: training_pool.clone(),
+        // A copy that answers later than this is behind anyway.
+        transport: Arc::new(GrpcTransport::new(peers.clone(), config.timing.ack_timeout)),
+        timing,
+        check: config.test_hooks.check_invariants,
+    })
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
