@@ -57,8 +57,17 @@ async fn cranfield() -> anyhow::Result<()> {
     for copy in ["primary", "replica"] {
         let file = dir.path().join(copy);
         let arguments = [
-            "eval", "-c", "cran", "--queries", text(&queries)?, "--qrels", text(&qrels)?, "--prefer-copy", copy,
-            "--rankings", text(&file)?,
+            "eval",
+            "-c",
+            "cran",
+            "--queries",
+            text(&queries)?,
+            "--qrels",
+            text(&qrels)?,
+            "--prefer-copy",
+            copy,
+            "--rankings",
+            text(&file)?,
         ];
         let figures = susui(&url, &arguments).await?.json(0)?;
         println!("eval, copy {copy}: {figures}");
