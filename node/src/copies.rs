@@ -185,9 +185,10 @@ impl Copies {
     async fn reconcile(self: &Arc<Self>, state: &ClusterState, incarnation: Incarnation, followed: &Followed) {
         for group in state.shards.values() {
             let Some(collection) = state.collections.get(&group.shard.collection) else { continue };
-            let mine = group.copies.iter().filter(|(_, record)| {
-                record.node == self.context.node && record.phase != CopyPhase::Retiring
-            });
+            let mine = group
+                .copies
+                .iter()
+                .filter(|(_, record)| record.node == self.context.node && record.phase != CopyPhase::Retiring);
             for (copy, _) in mine {
                 self.open_or_reconfigure(*copy, group, &collection.spec, incarnation, followed);
             }

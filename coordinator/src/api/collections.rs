@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -21,6 +21,9 @@ use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictJson, json};
 use crate::error::{Error, Result};
 use crate::services::Services;
+
+/// Longest wait for the shards of a new collection to get their primaries; the answer tells how many have.
+const PLACEMENT_WAIT: Duration = Duration::from_secs(3);
 
 /// A collection to be created.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -160,6 +163,10 @@ pub async fn put_collection(
         let text = "the collection was created, but this coordinator has not heard of it yet";
         Error::refused(ErrorKind::DeadlineExceeded, text, "send the same request again: it is safe to repeat")
     })?;
+    // Copies are placed and a primary chosen within moments; whoever writes or searches next should find it done.
+    let is_writable = |state: &ClusterState| state.shards_of(collection.id).all(|group| group.primary.is_some());
+    let placed = services.view.wait_for(deadline.min(Instant::now() + PLACEMENT_WAIT), is_writable).await;
+    let state = placed.unwrap_or(state);
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     Ok(json(status, &collection_reply(&state, &collection)))
 }

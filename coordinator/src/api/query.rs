@@ -18,8 +18,8 @@ use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
 use super::request_id::{current_request_id, with_request_id};
 use super::search::{
-    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, explain_body, hit_body, in_range, private, read_search,
-    timings_body,
+    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, etag, explain_body, hit_body, in_range, private,
+    read_search, timings_body,
 };
 use crate::answer::{self, Answer, AnswerEvent, TextOptions};
 use crate::error::{Error, Result};
@@ -173,7 +173,8 @@ pub async fn post_query(
     if stream {
         return Ok(super::unbuffered(stream_answer(answer, collection, began, explain)));
     }
-    Ok(private(json(StatusCode::OK, &collect_answer(answer, began, explain).await?)))
+    let etag = etag(&answer.ranked);
+    Ok(private(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag)))
 }
 
 fn read_text_options(body: &QueryBody) -> Result<TextOptions> {

@@ -12,6 +12,7 @@ use cluster_config::limits;
 use cluster_config::search::{Consistency, SearchKnobs};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::error::{ApiResult, ErrorBody};
 use super::filter::FilterBody;
@@ -203,7 +204,8 @@ pub async fn post_search(
     let question = read_search(&services, body, "")?;
     let ranked = answer::rank(&services, vec![question]).await?;
     let ranked = ranked.into_iter().next().ok_or_else(|| Error::internal("one search has one result"))?;
-    Ok(private(json(StatusCode::OK, &reply(ranked, began, explain))))
+    let etag = etag(&ranked);
+    Ok(private(json(StatusCode::OK, &reply(ranked, began, explain)), Some(etag)))
 }
 
 /// Several searches at once.
@@ -231,7 +233,7 @@ pub async fn post_search_batch(
     }
     let ranked = answer::rank(&services, questions).await?;
     let results = ranked.into_iter().zip(explains).map(|(ranked, explain)| reply(ranked, began, explain)).collect();
-    Ok(private(json(StatusCode::OK, &SearchBatchReply { results })))
+    Ok(private(json(StatusCode::OK, &SearchBatchReply { results }), None))
 }
 
 /// Validates a body into a question. `prefix` is put before the names of faulty fields.
@@ -402,8 +404,25 @@ fn reply(ranked: Ranked, began: Instant, explain: bool) -> SearchReply {
     }
 }
 
+/// Names what was found and where the shards stood: equal tags, equal hits.
+pub(super) fn etag(ranked: &Ranked) -> String {
+    let mut hash = Xxh3::new();
+    for (shard, position) in ranked.retrieved.positions.iter() {
+        hash.update(format!("{shard}:{}:{}", position.lineage, position.applied).as_bytes());
+    }
+    for hit in ranked.retrieved.hits.iter() {
+        hash.update(hit.chunk_id.as_bytes());
+        hash.update(&hit.score.to_bits().to_be_bytes());
+    }
+    format!("W/\"{:032x}\"", hash.digest128())
+}
+
 /// Results are the caller's alone and may be outdated by the next write.
-pub(super) fn private(mut response: Response) -> Response {
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+pub(super) fn private(mut response: Response, etag: Option<String>) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    if let Some(etag) = etag.and_then(|etag| HeaderValue::from_str(&etag).ok()) {
+        headers.insert(header::ETAG, etag);
+    }
     response
 }

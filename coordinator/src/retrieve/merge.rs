@@ -52,10 +52,10 @@ pub fn sum_work<'a>(answers: impl IntoIterator<Item = &'a ShardAnswer>) -> (u64,
 }
 
 /// The answers to query number `query`, by shard.
-pub fn answers_to<'a>(
-    answers: &'a BTreeMap<ShardId, Vec<ShardAnswer>>,
+pub fn answers_to(
+    answers: &BTreeMap<ShardId, Vec<ShardAnswer>>,
     query: usize,
-) -> impl Iterator<Item = (&'a ShardId, &'a ShardAnswer)> {
+) -> impl Iterator<Item = (&ShardId, &ShardAnswer)> {
     answers.iter().filter_map(move |(shard, answers)| answers.get(query).map(|answer| (shard, answer)))
 }
 

@@ -36,6 +36,23 @@ async fn a_repeated_search_asks_no_shard_and_a_write_ends_that() {
 }
 
 #[tokio::test]
+async fn an_answer_s_tag_changes_with_the_answer() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_vectors("v", 2).await;
+    c.put_circle("v", 6).await;
+    let tag = async || {
+        let answer = c.post("/api/v1/search", json!({"collection": "v", "vector": [1, 0, 0]})).await;
+        assert_eq!(answer.headers["cache-control"], "private, no-cache");
+        answer.headers["etag"].clone()
+    };
+    let first = tag().await;
+    assert_eq!(first, tag().await);
+    c.put("/api/v1/collections/v/points", json!({"points": [{"id": "new", "vector": [1, 0, 0]}]})).await.ok();
+    assert_ne!(first, tag().await);
+    c.stop().await;
+}
+
+#[tokio::test]
 async fn another_coordinator_s_write_is_seen_by_session_and_within_the_bound() {
     let setup = Setup { max_staleness: Duration::from_secs(3600), ..Setup::default() };
     let twin = Arc::clone(&setup.twin);

@@ -189,7 +189,8 @@ impl Coordinator {
     pub(crate) async fn follow_job(&self, job_id: &str) -> Value {
         let (status, events) = self.text(&format!("/api/v1/jobs/{job_id}/events")).await;
         assert_eq!(status, StatusCode::OK, "{events}");
-        let last = events.lines().filter_map(|line| line.strip_prefix("data: ")).last().expect("at least one event");
+        let last =
+            events.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().expect("at least one event");
         let job: Value = serde_json::from_str(last).expect("JSON");
         assert_eq!(job["terminal"], true, "{events}");
         job

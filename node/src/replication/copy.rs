@@ -33,6 +33,9 @@ use proto::convert::operation::encode_payload;
 const TICK: Duration = Duration::from_millis(100);
 /// Messages taken from the mailbox before finished jobs are looked at again.
 const MESSAGES_PER_TURN: usize = 64;
+/// A link and a disk that move less than this count as broken. Without it the largest entry could never reach a copy that takes longer for
+/// it than the timeout for small ones.
+const SLOWEST_BYTES_PER_SECOND: f64 = 2.0 * 1024.0 * 1024.0;
 /// A usual [`CopyOptions::drain_timeout`].
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -381,7 +384,9 @@ impl CopyTask {
             entries,
             global_checkpoint: send.global_checkpoint,
         };
-        let (transport, patience) = (Arc::clone(&self.options.transport), self.patience());
+        let bytes: usize = append.entries.iter().map(|entry| entry.payload.len()).sum();
+        let patience = self.patience() + Duration::from_secs_f64(bytes as f64 / SLOWEST_BYTES_PER_SECOND);
+        let transport = Arc::clone(&self.options.transport);
         self.network.spawn(async move {
             let result = timeout(patience, transport.append(send.node, append)).await;
             Done::Replied { send, result: result.unwrap_or_else(|_| Err(no_answer(patience))) }

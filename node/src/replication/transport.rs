@@ -13,7 +13,8 @@ pub struct TransportError(pub String);
 
 /// Carries a primary's messages to other nodes.
 pub trait ReplicationTransport: Send + Sync + 'static {
-    /// Sends entries and waits for the answer. The caller bounds the wait by dropping the future. A copy that the node knows of but
+    /// Sends entries and waits for the answer. The caller bounds the wait, by the size of the entries, and drops the future; a bound of
+    /// the transport's own must be longer. A copy that the node knows of but
     /// has not opened yet is an error, not `UnknownCopy`.
     fn append(&self, to: NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>>;
 }

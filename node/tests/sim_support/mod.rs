@@ -1,6 +1,7 @@
 //! What the simulated group and the in-process group share: a seeded random source and a disk in memory.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod group;
 pub(crate) mod register;
