@@ -292,6 +292,7 @@ impl Copies {
             copy: id,
             lineage: group.lineage,
             spec,
+            may_create: group.copies.get(&id).is_some_and(|record| record.phase == CopyPhase::New),
             resources: Arc::clone(&self.context.resources),
         };
         let opening = tokio::task::spawn_blocking(move || {
