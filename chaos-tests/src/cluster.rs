@@ -94,12 +94,8 @@ impl Cluster {
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         let config = self.path.join(format!("n{node}.toml"));
         let log = self.path.join(format!("n{node}.log"));
-        let process = Process::start(
-            &format!("node {node}"),
-            "susui-node",
-            &["--config", &config.to_string_lossy()],
-            &log,
-        )?;
+        let process =
+            Process::start(&format!("node {node}"), "susui-node", &["--config", &config.to_string_lossy()], &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
     }
@@ -153,7 +149,8 @@ impl Cluster {
 
     /// `kill -9` of everything, as nearly at once as one thread can.
     pub fn kill_all(&mut self) -> anyhow::Result<()> {
-        for process in self.nodes.iter_mut().filter_map(Option::take).chain(self.coordinator.take()).collect::<Vec<_>>() {
+        for process in self.nodes.iter_mut().filter_map(Option::take).chain(self.coordinator.take()).collect::<Vec<_>>()
+        {
             let mut process = process;
             process.kill_9()?;
         }

@@ -84,15 +84,8 @@ async fn kill_and_return(victim: usize) -> anyhow::Result<()> {
     };
     let writer = tokio::spawn(ingest::run(client.clone(), plan.clone(), stop.clone()));
     let pause = Duration::from_millis(10);
-    let searcher = tokio::spawn(search::run(
-        client.clone(),
-        "load".into(),
-        DIM,
-        SEED,
-        SEARCH_TIMEOUT_MS,
-        pause,
-        stop.clone(),
-    ));
+    let searcher =
+        tokio::spawn(search::run(client.clone(), "load".into(), DIM, SEED, SEARCH_TIMEOUT_MS, pause, stop.clone()));
     // The load runs for a fixed while on each side of the fault; the checks below are on what it recorded.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let killed = Instant::now();

@@ -37,8 +37,7 @@ fn parse(text: &str) -> anyhow::Result<BTreeMap<String, f64>> {
 }
 
 fn sum(series: &BTreeMap<String, f64>, prefix: &str) -> anyhow::Result<f64> {
-    let found: Vec<f64> =
-        series.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| *value).collect();
+    let found: Vec<f64> = series.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| *value).collect();
     if found.is_empty() {
         bail!("no series begins with {prefix}");
     }
@@ -72,7 +71,10 @@ async fn metrics_parse_and_the_cache_hit_rate_moves() -> anyhow::Result<()> {
     let second = scrape(&client).await?;
     let rate = |series| sum(series, "cache_hit_rate");
     ensure!(rate(&second)? > rate(&first)?, "cache_hit_rate stayed at {}", rate(&first)?);
-    ensure!(sum(&second, "query_duration_seconds_count")? > sum(&first, "query_duration_seconds_count")?, "not counted");
+    ensure!(
+        sum(&second, "query_duration_seconds_count")? > sum(&first, "query_duration_seconds_count")?,
+        "not counted"
+    );
 
     for (port, prefixes) in cluster.node_http_ports().iter().zip([
         ["susui_shard_applied_seqno", "susui_raft_term", "susui_pool_queued"],

@@ -1,6 +1,7 @@
 //! A streamed answer from a scripted Ollama-compatible backend: the first token is at the client before the backend has sent its
 //! last, and a client that leaves closes the backend's connection.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -12,7 +13,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 /// What the test tells the backend to do next.
 enum Step {
@@ -52,14 +53,22 @@ async fn chunk(stream: &mut BufReader<TcpStream>, text: &str) -> anyhow::Result<
 }
 
 /// Answers one generation as the steps say, everything else as an idle Ollama would.
-async fn answer(mut stream: BufReader<TcpStream>, steps: &mut mpsc::Receiver<Step>, seen: &mpsc::Sender<Seen>) -> anyhow::Result<()> {
+async fn answer(
+    mut stream: BufReader<TcpStream>,
+    steps: Arc<Mutex<mpsc::Receiver<Step>>>,
+    seen: mpsc::Sender<Seen>,
+) -> anyhow::Result<()> {
     let request = read_request(&mut stream).await?;
     if !request.starts_with("POST") {
         let body = json!({ "version": "0.0.0", "models": [] }).to_string();
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
         stream.get_mut().write_all(head.as_bytes()).await?;
         return Ok(stream.get_mut().write_all(body.as_bytes()).await?);
     }
+    let mut steps = steps.lock().await;
     seen.send(Seen::Generate).await?;
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.get_mut().write_all(head.as_bytes()).await?;
@@ -93,12 +102,12 @@ async fn answer(mut stream: BufReader<TcpStream>, steps: &mut mpsc::Receiver<Ste
 async fn backend() -> anyhow::Result<(u16, mpsc::Sender<Step>, mpsc::Receiver<Seen>)> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let port = listener.local_addr()?.port();
-    let (steps, mut next_step) = mpsc::channel(16);
+    let (steps, next_step) = mpsc::channel(16);
     let (see, seen) = mpsc::channel(16);
+    let next_step = Arc::new(Mutex::new(next_step));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // A probe that breaks off is not the test's subject.
-            let _ = answer(BufReader::new(stream), &mut next_step, &see).await;
+            tokio::spawn(answer(BufReader::new(stream), Arc::clone(&next_step), see.clone()));
         }
     });
     Ok((port, steps, seen))
@@ -119,6 +128,30 @@ where
     Ok(())
 }
 
+/// Reads what the backend saw up to `wanted`.
+async fn next_of(seen: &mut mpsc::Receiver<Seen>, wanted: Seen) -> anyhow::Result<()> {
+    while seen.recv().await.context("the backend ended")? != wanted {}
+    Ok(())
+}
+
+/// Asks a question; once the backend is asked, it sends its first token. The status comes with that token, because until then
+/// the coordinator may still turn to another backend.
+async fn ask(
+    cluster: &Cluster,
+    query: &str,
+    seen: &mut mpsc::Receiver<Seen>,
+    steps: &mpsc::Sender<Step>,
+) -> anyhow::Result<impl futures::Stream<Item = reqwest::Result<impl AsRef<[u8]> + use<>>> + Unpin + use<>> {
+    let question = json!({ "query": query, "collection": "docs", "stream": true });
+    let call = reqwest::Client::new().post(format!("{}/api/v1/query", cluster.url())).json(&question).send();
+    let call = tokio::spawn(call);
+    tokio::time::timeout(Duration::from_secs(20), next_of(seen, Seen::Generate))
+        .await
+        .context("the backend is not asked")??;
+    steps.send(Step::Token("first ")).await?;
+    Ok(call.await??.error_for_status()?.bytes_stream())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_token_comes_before_the_last_is_sent_and_leaving_closes_the_backend() -> anyhow::Result<()> {
     let Some(model_dir) = model_dir() else { return Ok(()) };
@@ -126,7 +159,8 @@ async fn the_first_token_comes_before_the_last_is_sent_and_leaving_closes_the_ba
     let coordinator_extra = format!(
         "\n[[llm.backends]]\nname = \"scripted\"\nkind = \"ollama\"\nurl = \"http://127.0.0.1:{port}\"\nmodel = \"test\"\n"
     );
-    let cluster = Cluster::start(Options { model_dir: Some(model_dir), coordinator_extra, ..Options::default() }).await?;
+    let cluster =
+        Cluster::start(Options { model_dir: Some(model_dir), coordinator_extra, ..Options::default() }).await?;
     let client = cluster.client();
     let spec = json!({ "dim": 384, "shards": 2, "copies": 2, "embedder": "all-MiniLM-L6-v2" });
     client.create_collection("docs", &spec).await?;
@@ -140,11 +174,8 @@ async fn the_first_token_comes_before_the_last_is_sent_and_leaving_closes_the_ba
     })
     .await?;
 
-    let question = json!({ "query": "When does a primary term grow?", "collection": "docs", "stream": true });
-    let ask = || reqwest::Client::new().post(format!("{}/api/v1/query", cluster.url())).json(&question).send();
-    let (mut stream, mut text) = (ask().await?.error_for_status()?.bytes_stream(), String::new());
-    ensure!(seen.recv().await == Some(Seen::Generate), "the backend was not asked");
-    steps.send(Step::Token("first ")).await?;
+    let (mut stream, mut text) =
+        (ask(&cluster, "When does a primary term grow?", &mut seen, &steps).await?, String::new());
     read_until(&mut stream, &mut text, "first ").await?;
     ensure!(text.contains("event: sources") && !text.contains("event: done"), "{text}");
     steps.send(Step::Token("last [1]")).await?;
@@ -153,21 +184,11 @@ async fn the_first_token_comes_before_the_last_is_sent_and_leaving_closes_the_ba
     ensure!(text.contains("event: citation"), "no citation: {text}");
     drop(stream);
 
-    let question = json!({ "query": "How do terms grow, another time?", "collection": "docs", "stream": true });
-    let response = reqwest::Client::new().post(format!("{}/api/v1/query", cluster.url())).json(&question).send().await?;
-    let (mut stream, mut text) = (response.error_for_status()?.bytes_stream(), String::new());
-    let asked = async {
-        while let Some(event) = seen.recv().await {
-            if event == Seen::Generate {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), asked).await.context("the backend was not asked again")?;
-    steps.send(Step::Token("only ")).await?;
-    read_until(&mut stream, &mut text, "only ").await?;
+    let (mut stream, mut text) =
+        (ask(&cluster, "How do terms grow, once more?", &mut seen, &steps).await?, String::new());
+    read_until(&mut stream, &mut text, "first ").await?;
     drop(stream);
-    let closed = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await;
-    ensure!(closed.context("the backend's connection stayed open")? == Some(Seen::Closed), "not closed");
+    let closed = tokio::time::timeout(Duration::from_secs(10), next_of(&mut seen, Seen::Closed)).await;
+    closed.context("the backend's connection stayed open")??;
     cluster.shut_down().await
 }

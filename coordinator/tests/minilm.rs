@@ -65,7 +65,7 @@ async fn paraphrases_are_close_and_vectors_do_not_depend_on_company() {
     let paraphrase = cosine(&together[0], &together[1]);
     let unrelated = cosine(&together[0], &together[2]);
     println!("paraphrase {paraphrase:.4}, unrelated {unrelated:.4}");
-    assert!(paraphrase > 0.6 && unrelated < 0.15);
+    assert!(paraphrase > 0.5 && unrelated < 0.1);
     for (text, vector) in texts.iter().zip(&together) {
         assert_eq!(vector.len(), model.dim());
         assert!((cosine(vector, vector) - 1.0).abs() < 1e-4, "unit length");

@@ -185,9 +185,10 @@ impl Copies {
     async fn reconcile(self: &Arc<Self>, state: &ClusterState, incarnation: Incarnation, followed: &Followed) {
         for group in state.shards.values() {
             let Some(collection) = state.collections.get(&group.shard.collection) else { continue };
-            let mine = group.copies.iter().filter(|(_, record)| {
-                record.node == self.context.node && record.phase != CopyPhase::Retiring
-            });
+            let mine = group
+                .copies
+                .iter()
+                .filter(|(_, record)| record.node == self.context.node && record.phase != CopyPhase::Retiring);
             for (copy, _) in mine {
                 self.open_or_reconfigure(*copy, group, &collection.spec, incarnation, followed);
             }
@@ -291,6 +292,7 @@ impl Copies {
             copy: id,
             lineage: group.lineage,
             spec,
+            may_create: group.copies.get(&id).is_some_and(|record| record.phase == CopyPhase::New),
             resources: Arc::clone(&self.context.resources),
         };
         let opening = tokio::task::spawn_blocking(move || {

@@ -39,8 +39,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("data_dir: cannot create {}", config.data_dir.display()))?;
-    let peers =
-        Peers::new(&config.cluster_id, config.node_id, config.dial_overrides.clone(), config.voters.clone());
+    let peers = Peers::new(&config.cluster_id, config.node_id, config.dial_overrides.clone(), config.voters.clone());
     let listener = TcpListener::bind(config.rpc_listen)
         .await
         .with_context(|| format!("rpc_listen: cannot listen on {}", config.rpc_listen))?;
@@ -124,7 +123,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> anyhow::Result<CopiesContext> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let timing = Timing { ack_timeout_ms: millis(config.timing.ack_timeout), ..Timing::default() };
-    let resources = StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
+    let resources =
+        StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
     Ok(CopiesContext {
         node: config.node_id,
         dir: config.data_dir.join("copies"),

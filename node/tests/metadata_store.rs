@@ -136,7 +136,8 @@ mod reopened {
     async fn the_state_is_found_again_as_far_as_it_was_applied() {
         let dir = TempDir::new().expect("a directory");
         let mut storage = open(dir.path());
-        storage.log.blocking_append((1..=9).map(register)).await.expect("appends");
+        let first = EntryOf::<TypeConfig>::new(id(0), EntryPayload::Blank);
+        storage.log.blocking_append([first].into_iter().chain((1..=9).map(register))).await.expect("appends");
         let shown = apply(&mut storage, 1..=6).await;
         assert_eq!((shown.version, shown.nodes.len()), (6, 6));
         drop(storage);

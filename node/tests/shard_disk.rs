@@ -26,6 +26,17 @@ fn position(term: u64, seqno: u64) -> LogPosition {
 }
 
 #[test]
+fn an_empty_directory_is_no_copy_that_has_served() {
+    let place = Place::new(spec(4));
+    let lost = || ShardOptions { may_create: false, ..place.options(1) };
+    let error = node::shard::Shard::open(lost()).err().expect("nothing is there");
+    assert_eq!(error.kind(), cluster_config::error::ErrorKind::NotFound);
+    assert!(node::shard::Shard::open(lost()).is_err(), "the refusal must not have created anything");
+    drop(place.open(1));
+    assert!(node::shard::Shard::open(lost()).is_ok(), "a copy that is there opens");
+}
+
+#[test]
 fn a_log_is_appended_read_cut_and_found_again() {
     let place = Place::new(spec(4));
     let mut log = LogWriter::new();

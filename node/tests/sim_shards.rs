@@ -33,6 +33,7 @@ impl Place {
             copy: CopyId(copy),
             lineage: Lineage(0),
             spec: CollectionSpec::new("test", DIM as u32),
+            may_create: true,
             resources: Arc::clone(&self.resources),
         };
         Shard::open(options).expect("opens")

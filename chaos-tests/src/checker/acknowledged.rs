@@ -27,7 +27,8 @@ pub async fn check(client: &Client, plan: &Plan, ledger: &Ledger) -> anyhow::Res
                 })
             })
             .collect();
-        let body = client.send(Method::POST, "/api/v1/search:batch", Some(&json!({ "searches": searches }))).await?.ok()?;
+        let body =
+            client.send(Method::POST, "/api/v1/search:batch", Some(&json!({ "searches": searches }))).await?.ok()?;
         let results = body["results"].as_array().context("no results")?;
         ensure!(results.len() == numbers.len(), "{} results for {} searches", results.len(), numbers.len());
         for (number, result) in numbers.iter().zip(results) {

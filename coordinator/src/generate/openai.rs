@@ -258,9 +258,9 @@ mod tests {
         let failed = b"data: {\"error\":{\"message\":\"overloaded\",\"type\":\"server_error\"}}\n\n";
         assert_eq!(decode(&[failed]), Err("overloaded".into()));
         let cut = STREAM.find("\"length\"").expect("present");
-        assert!(decode(&[STREAM[..cut].as_bytes()]).is_err());
+        assert!(decode(&[&STREAM.as_bytes()[..cut]]).is_err());
         let unclosed = STREAM.find("data: [DONE]").expect("present");
-        assert_eq!(decode(&[STREAM[..unclosed].as_bytes()]), Ok(expected()), "closing without [DONE] is common");
+        assert_eq!(decode(&[&STREAM.as_bytes()[..unclosed]]), Ok(expected()), "closing without [DONE] is common");
     }
 
     proptest! {

@@ -17,6 +17,9 @@ struct Scene {
     leader_since_ms: u64,
 }
 
+/// What a part says: (grant, drop, phases).
+type Told = (Option<(u64, u64)>, Vec<u64>, Vec<(u64, CopyPhase)>);
+
 fn shard(index: u32) -> ShardId {
     ShardId { collection: CollectionId(1), index }
 }
@@ -116,8 +119,8 @@ impl Scene {
         })
     }
 
-    /// The one part decided for shard 0, as (grant, drop, phases); deaths left out.
-    fn part(&mut self, now_ms: u64) -> Option<(Option<(u64, u64)>, Vec<u64>, Vec<(u64, CopyPhase)>)> {
+    /// The one part decided for shard 0; deaths left out.
+    fn part(&mut self, now_ms: u64) -> Option<Told> {
         let parts = self.decide(now_ms).into_iter().find_map(|command| match command {
             Command::Reconfigure(parts) => Some(parts),
             _ => None,

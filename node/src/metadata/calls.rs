@@ -51,7 +51,8 @@ macro_rules! leader_call {
                 route$(.$limit())?,
                 || Box::pin(self.$here(request.clone())),
                 |hop| {
-                    let message = v1::$request { envelope: Some(hop.envelope.clone()), ..request.clone() };
+                    let mut message = request.clone();
+                    message.envelope = Some(hop.envelope.clone());
                     Box::pin(async move { $client::new(hop.channel.clone()).$name(hop.request(message)).await })
                 },
             )

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::NodeId;
-use cluster_config::limits;
 use futures::future::BoxFuture;
 use proto::convert::status::RemoteError;
 use proto::v1;
@@ -19,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::group::{Metadata, MetadataError, NotHere};
 use crate::rpc::client::Lane;
+use crate::rpc::deadline::remaining;
 
 /// Marks a call that was sent on once; its receiver answers or refuses.
 const KEY_FORWARDED: &str = "susui-forwarded";
@@ -43,10 +43,7 @@ impl Route {
 
     /// For a call received: its `grpc-timeout`, at most the longest a client may ask for.
     pub(crate) fn of(metadata: &MetadataMap) -> Self {
-        let asked = metadata.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
-        let longest = Duration::from_millis(limits::TIMEOUT_MS_MAX);
-        let timeout = asked.unwrap_or(Duration::from_millis(limits::TIMEOUT_MS_DEFAULT)).min(longest);
-        Self { was_forwarded: metadata.contains_key(KEY_FORWARDED), ..Self::within(timeout) }
+        Self { was_forwarded: metadata.contains_key(KEY_FORWARDED), ..Self::within(remaining(metadata)) }
     }
 
     /// The same, without repeating an attempt of unknown outcome.
@@ -57,21 +54,6 @@ impl Route {
     pub(crate) fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
-}
-
-/// Reads gRPC's timeout header: digits and a unit.
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount.checked_mul(3600)?),
-        "M" => Duration::from_secs(amount.checked_mul(60)?),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 /// One attempt at another node.
@@ -210,19 +192,4 @@ enum Attempt<T> {
 fn no_leader(last: &RemoteError) -> RemoteError {
     RemoteError::new(ErrorKind::Unavailable, format!("the metadata group did not answer: {}", last.message))
         .with_hint("see that a majority of the metadata voters runs and can be reached, then try again")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn grpc_timeouts_are_read() {
-        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(grpc_timeout("7S"), Some(Duration::from_secs(7)));
-        assert_eq!(grpc_timeout("9999999u"), Some(Duration::from_micros(9_999_999)));
-        for bad in ["", "S", "7", "7x", "-1S", "€"] {
-            assert_eq!(grpc_timeout(bad), None, "{bad}");
-        }
-    }
 }

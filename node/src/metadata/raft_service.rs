@@ -50,7 +50,7 @@ fn answer<T: Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Result<Re
     let failed = |text: String| Status::from(RemoteError::new(ErrorKind::Unavailable, text));
     let reply = result.map_err(|error| failed(error.to_string()))?;
     let body = encode(&reply).map_err(|error| failed(error.to_string()))?;
-    Ok(Response::new(v1::RaftReply { body: body.into() }))
+    Ok(Response::new(v1::RaftReply { body }))
 }
 
 #[tonic::async_trait]

@@ -4,12 +4,18 @@ use std::time::{Duration, Instant};
 
 use cluster_config::limits;
 use tonic::Request;
+use tonic::metadata::MetadataMap;
 
-/// When the caller stops waiting: now plus its `grpc-timeout`, at most [`limits::TIMEOUT_MS_MAX`], and the default where it sent none.
+/// When the caller stops waiting.
 pub fn deadline_of<T>(request: &Request<T>) -> Instant {
-    let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    Instant::now() + remaining(request.metadata())
+}
+
+/// How long the caller waits: its `grpc-timeout`, at most [`limits::TIMEOUT_MS_MAX`], and the default where it sent none.
+pub fn remaining(metadata: &MetadataMap) -> Duration {
+    let header = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     let remaining = header.and_then(parse_timeout).unwrap_or(Duration::from_millis(limits::TIMEOUT_MS_DEFAULT));
-    Instant::now() + remaining.min(Duration::from_millis(limits::TIMEOUT_MS_MAX))
+    remaining.min(Duration::from_millis(limits::TIMEOUT_MS_MAX))
 }
 
 /// A request that tells its receiver how much time is left.
@@ -52,6 +58,8 @@ mod tests {
             ("123456789S", None),
             ("1x", None),
             ("1\u{fc}", None),
+            ("-1S", None),
+            ("\u{20ac}", None),
         ] {
             assert_eq!(parse_timeout(text), expected, "{text}");
         }

@@ -40,7 +40,11 @@ pub struct ReplicationServer {
 }
 
 impl ReplicationServer {
-    fn find(&self, envelope: Option<&v1::Envelope>, target: Option<v1::CopyTarget>) -> Result<(CopyTarget, Arc<Copy>), Error> {
+    fn find(
+        &self,
+        envelope: Option<&v1::Envelope>,
+        target: Option<v1::CopyTarget>,
+    ) -> Result<(CopyTarget, Arc<Copy>), Error> {
         self.peers.check_envelope(envelope).map_err(|message| Error::new(ErrorKind::InvalidArgument, message))?;
         let target = copy_target("target", target)?;
         Ok((target, self.copies.find(&target)?))
@@ -146,7 +150,11 @@ impl GrpcTransport {
 }
 
 impl ReplicationTransport for GrpcTransport {
-    fn append(&self, node: cluster_config::ids::NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
+    fn append(
+        &self,
+        node: cluster_config::ids::NodeId,
+        append: Append,
+    ) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
         let (peers, timeout) = (self.peers.clone(), self.timeout);
         Box::pin(async move {
             let call = async {

@@ -56,7 +56,13 @@ impl SearchServer {
     }
 
     /// Runs all queries on one copy, in one job, so that they see one position.
-    async fn search_shard(&self, target: ShardTarget, queries: Arc<[ShardQuery]>, read: Read, cancel: Cancel) -> ShardReply {
+    async fn search_shard(
+        &self,
+        target: ShardTarget,
+        queries: Arc<[ShardQuery]>,
+        read: Read,
+        cancel: Cancel,
+    ) -> ShardReply {
         let queued = Instant::now();
         let mut reply = ShardReply { shard: target.target.shard, outcome: Ok(Vec::new()), queued_us: 0, service_us: 0 };
         let outcome = async {
@@ -72,7 +78,9 @@ impl SearchServer {
                 (answers, waited, started.elapsed())
             });
             let timed = tokio::time::timeout_at(read.deadline.into(), job).await;
-            timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?.map_err(Error::from)
+            timed
+                .map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?
+                .map_err(Error::from)
         };
         match outcome.await {
             Ok((answers, waited, service)) => {
@@ -98,7 +106,12 @@ impl SearchServer {
         timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))??
     }
 
-    async fn fetch_target(&self, target: v1::FetchTarget, with_vectors: bool, deadline: Instant) -> Result<Vec<v1::FetchedChunk>, Error> {
+    async fn fetch_target(
+        &self,
+        target: v1::FetchTarget,
+        with_vectors: bool,
+        deadline: Instant,
+    ) -> Result<Vec<v1::FetchedChunk>, Error> {
         let copy = copy_target("target", target.target)?;
         let keys: Vec<DocumentKey> = each("keys", target.keys)?;
         let rows = target.rows;
@@ -140,8 +153,10 @@ impl Read {
                 copy.handle.wait_applied(target.min_seqno, self.deadline.into()).await?;
                 Ok(())
             }
-            Consistency::Strong => Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
-                .with_hint("use eventual, or session with the token of a write")),
+            Consistency::Strong => {
+                Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
+                    .with_hint("use eventual, or session with the token of a write"))
+            }
         }
     }
 }
@@ -182,17 +197,14 @@ impl SearchService for SearchServer {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         let search = NodeSearch::try_from(request)?;
-        let read = Read {
-            consistency: search.consistency,
-            max_staleness_ms: search.max_staleness_ms,
-            deadline,
-        };
+        let read = Read { consistency: search.consistency, max_staleness_ms: search.max_staleness_ms, deadline };
         let cancel = Cancel::new(Some(deadline));
         let guard = CancelOnDrop(cancel.clone());
         let queries: Arc<[ShardQuery]> = search.queries.into();
         let (sender, receiver) = tokio::sync::mpsc::channel(search.targets.len().max(1));
         for target in search.targets {
-            let (server, queries, cancel, sender) = (self.clone(), Arc::clone(&queries), cancel.clone(), sender.clone());
+            let (server, queries, cancel, sender) =
+                (self.clone(), Arc::clone(&queries), cancel.clone(), sender.clone());
             tokio::spawn(async move {
                 let left = sender.clone();
                 tokio::select! {

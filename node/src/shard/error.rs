@@ -19,6 +19,12 @@ pub enum ShardError {
         /// What differs.
         difference: String,
     },
+    /// The copy served before, and its files are gone.
+    #[error("{dir} is empty, but the copy that belongs there has served: its files are lost")]
+    Lost {
+        /// The directory.
+        dir: String,
+    },
     /// The disk failed, or failed earlier and the copy must be reopened.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -35,6 +41,7 @@ impl ShardError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             ShardError::Invalid(_) => ErrorKind::InvalidArgument,
+            ShardError::Lost { .. } => ErrorKind::NotFound,
             ShardError::Identity { .. } | ShardError::Conflict(_) => ErrorKind::Conflict,
             ShardError::Storage(StorageError::Full) => ErrorKind::StorageFull,
             ShardError::Storage(StorageError::Corrupt(_)) => ErrorKind::Corrupt,

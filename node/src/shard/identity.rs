@@ -34,6 +34,8 @@ pub(crate) enum Found {
     Same,
     /// Another one.
     Other(String),
+    /// An empty directory, where no copy may be created.
+    Nothing,
 }
 
 impl Identity {
@@ -47,8 +49,8 @@ impl Identity {
         Self { layout: LAYOUT, cluster_id, shard, copy, lineage, spec }
     }
 
-    /// Compares with what is stored, or stores it in an empty directory.
-    pub(crate) fn claim(&self, store: &Store) -> Result<Found, StorageError> {
+    /// Compares with what is stored, or stores it in an empty directory, if that is allowed.
+    pub(crate) fn claim(&self, store: &Store, may_create: bool) -> Result<Found, StorageError> {
         if let Some(value) = store.get(Family::Meta, &MetaKey::Identity.encode())? {
             let stored: Identity =
                 serde_json::from_slice(&value).map_err(|error| corrupt("identity", &error.to_string()))?;
@@ -56,6 +58,9 @@ impl Identity {
         }
         if store.last(Family::Log, &[], None)?.is_some() || store.last(Family::Meta, &[], None)?.is_some() {
             return Err(corrupt("identity", "missing from a copy that has data"));
+        }
+        if !may_create {
+            return Ok(Found::Nothing);
         }
         let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
         let mut batch = WriteBatch::default();

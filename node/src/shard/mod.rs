@@ -77,6 +77,9 @@ pub struct ShardOptions {
     pub lineage: Lineage,
     /// The collection's spec; part of the copy's identity.
     pub spec: CollectionSpec,
+    /// Whether the copy may be created here. Only a copy that never served may be: the place of any other that is found empty is a
+    /// lost copy, and an empty one in its stead would be missing what it acknowledged.
+    pub may_create: bool,
     /// Memory shared by all copies of the process.
     pub resources: Arc<StorageResources>,
 }
@@ -108,13 +111,20 @@ impl Shard {
     /// Opens the copy in a directory, or creates it there.
     ///
     /// Cost: refills the mapped vectors and rebuilds the index where they do not agree with RocksDB.
-    /// Errors: `Conflict` (the directory holds another copy), `Corrupt`, `StorageFull`, `Unavailable`.
+    /// Errors: `Conflict` (the directory holds another copy), `NotFound` (nothing there, and it may not be created), `Corrupt`, `StorageFull`, `Unavailable`.
     pub fn open(options: ShardOptions) -> Result<Shard, ShardError> {
-        let ShardOptions { dir, cluster_id, shard, copy, lineage, spec, resources } = options;
+        let ShardOptions { dir, cluster_id, shard, copy, lineage, spec, may_create, resources } = options;
+        if !may_create && !dir.join("rocksdb").exists() {
+            return Err(ShardError::Lost { dir: dir.display().to_string() });
+        }
         let store = Store::open(&dir.join("rocksdb"), &resources)?;
         let identity = Identity::new(cluster_id, shard, copy, lineage, spec.clone());
-        if let Found::Other(difference) = identity.claim(&store)? {
-            return Err(ShardError::Identity { dir: dir.display().to_string(), difference });
+        match identity.claim(&store, may_create)? {
+            Found::Created | Found::Same => {}
+            Found::Other(difference) => {
+                return Err(ShardError::Identity { dir: dir.display().to_string(), difference });
+            }
+            Found::Nothing => return Err(ShardError::Lost { dir: dir.display().to_string() }),
         }
         let Recovered { log, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
         Ok(Shard {

@@ -34,6 +34,21 @@ unsafe extern "C" {
     static mut FAISS_PRECOMPUTED_TABLE_BYTES_MAX: usize;
 }
 
+/// Runs before any constructor: those of RocksDB and FAISS are compiled for AVX2 already, and on a lesser CPU the process would die of
+/// an illegal instruction before `main` could say why.
+extern "C" fn check_cpu_first() {
+    if let Err(problem) = super::check_cpu() {
+        eprintln!("error: {problem}");
+        std::process::exit(1);
+    }
+}
+
+// SAFETY: the section holds pointers to functions without arguments, which the C runtime calls once, on the main thread, before
+// the constructors; the function only asks the CPU and may write a line.
+#[used]
+#[unsafe(link_section = ".preinit_array")]
+static CHECK_CPU_FIRST: extern "C" fn() = check_cpu_first;
+
 /// Keeps OpenMP and OpenBLAS from starting threads of their own on behalf of this thread. Cheap to repeat; every function
 /// here that reaches OpenMP or BLAS calls it, and a pool thread may call it early.
 pub(super) fn init_thread() {

@@ -44,6 +44,7 @@ impl Place {
             copy: CopyId(copy),
             lineage: Lineage(1),
             spec: self.spec.clone(),
+            may_create: true,
             resources: self.resources.clone(),
         }
     }

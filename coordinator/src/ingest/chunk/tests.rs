@@ -9,7 +9,8 @@ fn count(text: &str) -> usize {
     let mut in_word = false;
     for character in text.chars() {
         let is_word = character.is_alphanumeric();
-        if !character.is_whitespace() && !(is_word && in_word) {
+        let goes_on = is_word && in_word;
+        if !goes_on && !character.is_whitespace() {
             tokens += 1;
         }
         in_word = is_word;

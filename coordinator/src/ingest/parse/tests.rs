@@ -16,7 +16,8 @@ fn outline(parsed: &Parsed) -> Vec<(String, &str)> {
 
 #[test]
 fn the_format_is_found_by_type_then_name_then_bytes() {
-    let cases: [(Option<&str>, Option<&str>, &str, Option<Format>); 12] = [
+    type Case = (Option<&'static str>, Option<&'static str>, &'static str, Option<Format>);
+    let cases: [Case; 12] = [
         (Some("text/markdown; charset=utf-8"), Some("a.txt"), "x", Some(Format::Markdown)),
         (Some("TEXT/HTML"), None, "x", Some(Format::Html)),
         (Some("text/plain"), Some("a.md"), "x", Some(Format::Markdown)),
@@ -116,7 +117,7 @@ fn html_becomes_what_a_reader_sees() {
 
 #[test]
 fn deep_nesting_costs_no_more_than_its_bytes() {
-    // With a tree this takes minutes; the text's end proves that all of it was read.
+    // Were it the square of them, this test would not come back; the text proves that all of it was read.
     let source = format!("{}deep{}", "<div><b>".repeat(300_000), "</b></div>".repeat(1000));
     assert_eq!(html(&source).text, "deep");
     let quoted = format!("{}deep", "> ".repeat(50_000));

@@ -173,12 +173,12 @@ fn drop_in_sync(group: &mut ShardGroup, copy: CopyId) -> Result<(), String> {
 /// Phases the leader may set by itself. A voter becomes `InSync` only through its primary.
 fn move_on(group: &mut ShardGroup, copy: CopyId, to: CopyPhase) -> Result<(), String> {
     let record = group.copies.get_mut(&copy).ok_or_else(|| format!("copy {copy} does not exist"))?;
-    let allowed = match (record.role, record.phase, to) {
-        (_, CopyPhase::New, CopyPhase::CatchingUp) => true,
-        (CopyRole::ReadReplica, CopyPhase::CatchingUp, CopyPhase::InSync) => true,
-        (CopyRole::ReadReplica, CopyPhase::InSync, CopyPhase::CatchingUp) => true,
-        _ => false,
-    };
+    let allowed = matches!(
+        (record.role, record.phase, to),
+        (_, CopyPhase::New, CopyPhase::CatchingUp)
+            | (CopyRole::ReadReplica, CopyPhase::CatchingUp, CopyPhase::InSync)
+            | (CopyRole::ReadReplica, CopyPhase::InSync, CopyPhase::CatchingUp)
+    );
     if !allowed {
         return Err(format!("copy {copy} cannot go from {:?} to {to:?}", record.phase));
     }
