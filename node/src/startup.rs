@@ -30,6 +30,8 @@ use crate::vector;
 
 /// Jobs waiting for the training thread: shards that want training at once.
 const TRAINING_QUEUE_MAX: usize = 64;
+/// Longest call of one append. The copy's task gives up earlier, by the size of what it sent; this only ends what it forgot.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Applying jobs at a time; one that extends an index may take a second.
 const APPLY_JOBS: usize = 2;
 
@@ -132,8 +134,7 @@ fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> a
         resources: Arc::new(resources),
         storage_pool: StoragePool::new(config.storage.storage_threads, APPLY_JOBS, vector::init_thread),
         training_pool: training_pool.clone(),
-        // A copy that answers later than this is behind anyway.
-        transport: Arc::new(GrpcTransport::new(peers.clone(), config.timing.ack_timeout)),
+        transport: Arc::new(GrpcTransport::new(peers.clone(), APPEND_TIMEOUT)),
         timing,
         check: config.test_hooks.check_invariants,
     })
