@@ -53,7 +53,7 @@ prepare_build() {
 }
 
 # The node is always built alone, and the rest without it: cargo unites the features of all packages it builds together, also
-# those of the crates that RocksDB's build script is made of, and another set of them compiles RocksDB once more (DESIGN.md).
+# those of the crates that RocksDB's build script is made of, and another set of them compiles RocksDB once more (ops/DESIGN.md).
 readonly node_packages=(--package node)
 readonly other_packages=(--workspace --exclude node)
 
