@@ -8,6 +8,7 @@ pub mod health;
 pub mod http;
 pub mod maintenance;
 pub mod metadata;
+pub mod pace;
 pub mod pool;
 pub mod replication;
 pub mod rpc;

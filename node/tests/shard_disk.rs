@@ -129,20 +129,6 @@ fn another_copys_directory_is_refused() {
     place.open(1);
 }
 
-/// What a killed process leaves behind: the files as the operating system has them.
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("creates");
-    for entry in fs::read_dir(from).expect("lists") {
-        let entry = entry.expect("entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("type").is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copies");
-        }
-    }
-}
-
 fn newest_wal(dir: &Path) -> PathBuf {
     let logs = fs::read_dir(dir.join("rocksdb")).expect("lists").map(|entry| entry.expect("entry").path());
     logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().expect("has a log")
