@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod control;
 pub mod copies;
+pub mod disk;
 pub mod error;
 pub mod handoff;
 pub mod health;
@@ -13,7 +14,9 @@ pub mod pace;
 pub mod pool;
 pub mod replication;
 pub mod rpc;
+pub mod scrubbing;
 pub mod shard;
 pub mod startup;
 pub mod telemetry;
+pub mod transfer;
 pub mod vector;
