@@ -242,6 +242,7 @@ impl Copies {
             }
         }
         for (copy, retired) in &state.retired {
+            self.discard_incoming(*copy);
             if retired.node == self.context.node && !self.opening.lock().contains(copy) {
                 self.retire(*copy).await;
             }
@@ -371,7 +372,6 @@ impl Copies {
         if let Some(copy) = open {
             close(copy).await;
         }
-        self.discard_incoming(id);
         let dir = self.directory(id);
         let deleted = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),

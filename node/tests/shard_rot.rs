@@ -57,6 +57,7 @@ fn fill(shard: &Shard, log: &mut LogWriter) {
     let step = Operation::IndexUpTo { generation: stats.generation, row_end: stats.row_end };
     commit(shard, &[log.entry_of(OperationId(0), vec![step])]);
     write(log, (600..620).map(|number| document(number, &mut rng)).collect());
+    shard.keep_floor(shard.state().expect("state").last.seqno).expect("keeps");
 }
 
 /// Everything that can be asked of a copy.

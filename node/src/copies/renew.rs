@@ -35,9 +35,16 @@ impl Copies {
         });
     }
 
-    /// Closes an open copy, and waits until its files are not used any more. The caller holds the claim.
+    /// Closes an open copy, and waits until its files are not used any more. The caller holds the claim. Errors: `Unavailable` where the
+    /// copy has moved on to another life of the process, or calls on it do not end.
     pub(super) async fn take_out(&self, copy: Arc<Copy>) -> Result<(), Error> {
-        self.open.write().remove(&copy.id);
+        {
+            let mut open = self.open.write();
+            if !open.get(&copy.id).is_some_and(|current| Arc::ptr_eq(current, &copy)) {
+                return Err(Error::new(ErrorKind::Unavailable, "the copy is not open any more in this life"));
+            }
+            open.remove(&copy.id);
+        }
         let shard = Arc::clone(&copy.shard);
         close(copy).await;
         released(shard).await

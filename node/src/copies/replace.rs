@@ -11,7 +11,7 @@ use cluster_config::cluster_state::ClusterState;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::CopyId;
 use cluster_config::limits::{SNAPSHOT_LEASE, TRANSFERS_IN_MAX};
-use cluster_config::shard_group::ShardGroup;
+use cluster_config::shard_group::{CopyPhase, ShardGroup};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -91,8 +91,10 @@ impl Copies {
     ) {
         let needs_snapshot = copy.handle.report().needs_snapshot;
         if !needs_snapshot {
-            self.replacing.attempts.lock().forget(copy.id);
-            if group.in_sync.contains(&copy.id) {
+            // One that was just opened has not heard yet what its primary's log lacks.
+            let has_caught_up = group.copies.get(&copy.id).is_some_and(|record| record.phase == CopyPhase::InSync);
+            if has_caught_up {
+                self.replacing.attempts.lock().forget(copy.id);
                 self.discard_incoming(copy.id);
             }
             return;

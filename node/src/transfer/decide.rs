@@ -58,15 +58,15 @@ impl Attempts {
         }
     }
 
-    /// One more has ended. A successful one counts until the copy needs no snapshot any more: one that is too old for the primary's log
-    /// must not be fetched again and again from the same source.
+    /// One more has ended. A successful one counts until the copy has caught up: a snapshot that is too old for the primary's log must not
+    /// be fetched again and again from the same source.
     pub fn made(&mut self, copy: CopyId, now: Instant) {
         let (count, at) = self.made.entry(copy).or_insert((0, now));
         *count = count.saturating_add(1);
         *at = now;
     }
 
-    /// The copy needs no snapshot.
+    /// The copy has caught up.
     pub fn forget(&mut self, copy: CopyId) {
         self.made.remove(&copy);
     }
