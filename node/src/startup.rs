@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::copies::{Copies, CopiesContext, Followed, copies_on_disk};
-use crate::health::NodeHealth;
+use crate::health::{NodeHealth, Reporting};
 use crate::http;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
@@ -37,6 +37,13 @@ const APPLY_JOBS: usize = 2;
 
 /// Runs a node until SIGTERM or Ctrl-C. Errors: whatever keeps it from starting.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    run_until(config, async move { signals.received().await }).await
+}
+
+/// Runs a node until `stopping` resolves. Errors: whatever keeps it from starting.
+pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut stopping = std::pin::pin!(stopping);
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new()?);
     std::fs::create_dir_all(&config.data_dir)
@@ -50,7 +57,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
     let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
-    let copies = Copies::new(copies_context(&config, &peers, &training_pool)?);
+    let context = copies_context(&config, &peers, &training_pool)?;
+    let resources = Arc::clone(&context.resources);
+    let copies = Copies::new(context);
 
     let health = Arc::new(NodeHealth::new(
         copies.clone(),
@@ -81,17 +90,17 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let rpc_server = tokio::spawn(server::serve(listener, services, rpc_stop.clone()));
     tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, "node started");
 
-    let mut signals = Signals::listen()?;
     let on_disk = config.data_dir.join("copies");
     let list = Arc::new(move || copies_on_disk(&on_disk));
     let registration = Agent::register(metadata.clone(), &config, config.http_advertise(http_port), list);
     let agent = tokio::select! {
         agent = registration => Some(agent),
-        () = signals.received() => None,
+        () = &mut stopping => None,
     };
     if let Some(agent) = &agent {
         health.registered();
-        let (nudge, reporting) = (agent.clone(), copies.clone());
+        let nudge = agent.clone();
+        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, config.timing.node_timeout);
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
@@ -100,14 +109,15 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         };
         let copies_stop = CancellationToken::new();
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
-        agent.start_heartbeats(Arc::new(move || crate::health::report(&reporting)));
+        agent.start_heartbeats(Arc::new(move || reporting.report()));
 
-        signals.received().await;
+        stopping.await;
         tracing::info!("stopping");
         copies_stop.cancel();
         copies_task.await.context("closing the copies")?;
         agent.close().await;
     }
+    metadata.hand_lead_over().await;
     metadata.close().await;
     rpc_stop.cancel();
     rpc_server.await?.context("gRPC server")?;

@@ -1,5 +1,5 @@
 //! Which copy of which shard a directory holds. Written when the copy is created, compared at every opening: a directory that
-//! belongs to another cluster, shard, copy, lineage or collection is never served.
+//! belongs to another cluster, shard, copy, lineage or collection is never served. Only a lineage can be changed, by adoption.
 
 use cluster_config::collection::CollectionSpec;
 use cluster_config::ids::{CopyId, Lineage, ShardId};
@@ -32,6 +32,8 @@ pub(crate) enum Found {
     Created,
     /// The same copy.
     Same,
+    /// The same copy, of an older lineage than asked for.
+    OlderLineage(Lineage),
     /// Another one.
     Other(String),
     /// An empty directory, where no copy may be created.
@@ -54,6 +56,9 @@ impl Identity {
         if let Some(value) = store.get(Family::Meta, &MetaKey::Identity.encode())? {
             let stored: Identity =
                 serde_json::from_slice(&value).map_err(|error| corrupt("identity", &error.to_string()))?;
+            if stored.lineage < self.lineage && self.difference(&stored.of_lineage(self.lineage)).is_none() {
+                return Ok(Found::OlderLineage(stored.lineage));
+            }
             return Ok(self.difference(&stored).map_or(Found::Same, Found::Other));
         }
         if store.last(Family::Log, &[], None)?.is_some() || store.last(Family::Meta, &[], None)?.is_some() {
@@ -62,11 +67,20 @@ impl Identity {
         if !may_create {
             return Ok(Found::Nothing);
         }
+        self.put(store)?;
+        Ok(Found::Created)
+    }
+
+    /// Stores this identity, durably.
+    pub(crate) fn put(&self, store: &Store) -> Result<(), StorageError> {
         let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
         let mut batch = WriteBatch::default();
         batch.put_cf(store.family(Family::Meta), MetaKey::Identity.encode(), value);
-        store.write(batch, Durability::Synced)?;
-        Ok(Found::Created)
+        store.write(batch, Durability::Synced)
+    }
+
+    fn of_lineage(&self, lineage: Lineage) -> Self {
+        Self { lineage, ..self.clone() }
     }
 
     fn difference(&self, stored: &Identity) -> Option<String> {
