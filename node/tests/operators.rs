@@ -9,7 +9,7 @@ use cluster_config::collection::CollectionSpec;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, CopyId, NodeId, ShardId};
 use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
-use node_support::{Cluster, node_of};
+use node_support::{Cluster, PATIENCE, node_of};
 use proto::convert::status::RemoteError;
 use proto::v1;
 
@@ -31,11 +31,6 @@ fn is_dead(state: &ClusterState, node: u64) -> bool {
     state.nodes[&NodeId(node)].liveness == Liveness::Dead
 }
 
-/// Whether the metadata leader has a report of the open copy.
-fn is_open(status: &v1::StatusReply, copy: CopyId) -> bool {
-    status.reports.iter().any(|report| report.copy_id == copy.0 && report.index_state != "corrupt")
-}
-
 async fn force(cluster: &Cluster, copy: CopyId, accept_at: Option<u64>) -> Result<v1::ForcePromoteReply, RemoteError> {
     let (mut client, envelope) = cluster.admin();
     let request = v1::ForcePromoteRequest {
@@ -48,6 +43,23 @@ async fn force(cluster: &Cluster, copy: CopyId, accept_at: Option<u64>) -> Resul
         by: "ada".into(),
     };
     Ok(client.force_promote(request).await.map_err(RemoteError::from)?.into_inner())
+}
+
+/// Looks until the copy could be promoted by force: it is open in the present life of its node.
+async fn until_no_objection(cluster: &Cluster, copy: CopyId) -> v1::ForcePromoteReply {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let look = force(cluster, copy, None).await;
+        match look {
+            Ok(look) if look.objection.is_empty() => return look,
+            look => assert!(tokio::time::Instant::now() < deadline, "never: {look:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+fn in_sync_of(look: &v1::ForcePromoteReply) -> Vec<u64> {
+    look.register.as_ref().expect("told").in_sync.clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,15 +77,23 @@ async fn a_shard_whose_in_sync_copies_are_gone_is_recovered_from_another_copy_by
     // One copy misses a write, and comes back after the other one went.
     cluster.stop_node(survivor_node).await;
     cluster.until("one copy is left", |state| in_sync(state, 1) && is_dead(state, survivor_node)).await;
-    cluster.write(SHARD, "one has this").await;
+    let seqno = cluster.write(SHARD, "one has this").await;
+    let is_seen = |_: &ClusterState, status: &v1::StatusReply| {
+        status
+            .reports
+            .iter()
+            .any(|report| report.copy_id == lost.0 && report.last.is_some_and(|last| last.seqno >= seqno))
+    };
+    cluster.until_status("the leader has heard of it", is_seen).await;
     cluster.stop_node(lost_node).await;
     cluster.until("nobody is left", |state| is_dead(state, lost_node)).await;
     cluster.start_node(survivor_node);
-    let state = cluster.until_status("the survivor is open", |_, status| is_open(status, survivor)).await;
-    assert_eq!(group(&state).in_sync, [lost].into(), "it does not hold everything, and nobody pretends so");
-
-    let look = force(&cluster, survivor, None).await.expect("looked at");
-    assert_eq!((look.done, look.objection.as_str()), (false, ""));
+    let look = until_no_objection(&cluster, survivor).await;
+    assert_eq!(
+        (look.done, in_sync_of(&look)),
+        (false, vec![lost.0]),
+        "it does not hold everything, and nobody pretends so"
+    );
     let conditions: Vec<&str> = look.copies.iter().map(|copy| copy.condition.as_str()).collect();
     assert_eq!(conditions, ["dead", "open"]);
     let end = |at: usize| look.copies[at].last.expect("seen").seqno;
@@ -122,8 +142,8 @@ async fn a_restart_between_a_forced_promotion_and_its_adoption_does_not_lose_the
     cluster.stop_node(lost_node).await;
     cluster.until("nobody is left", |state| is_dead(state, lost_node)).await;
     cluster.start_node(survivor_node);
-    let state = cluster.until_status("the survivor is open", |_, status| is_open(status, survivor)).await;
-    assert!(force(&cluster, survivor, Some(group(&state).version)).await.expect("done").done);
+    let version = until_no_objection(&cluster, survivor).await.register.expect("told").version;
+    assert!(force(&cluster, survivor, Some(version)).await.expect("done").done);
     // Its grant is void with the life it was given to, wherever the adoption was by then.
     cluster.stop_node(survivor_node).await;
     cluster.start_node(survivor_node);
