@@ -153,11 +153,13 @@ pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
 /// Most shards that one reconfiguration changes; further ones follow in the next.
 pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
+/// Forced recoveries remembered in the metadata state.
+pub const AUDIT_RECORDS_MAX: usize = 64;
 /// Copies that may be on their way to replace lost ones at a time.
 pub const REPLACEMENTS_MAX: usize = 20;
 /// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
 pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
-/// Longest word an operator gives: cluster, zone, backend.
+/// Longest word an operator gives: cluster, zone, backend, own name.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Bytes of one piece of a shard snapshot, as checksummed and sent.
 pub const SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;

@@ -189,7 +189,7 @@ fn each_mistake_in_a_node_file_is_named() {
         ("timing.heartbeat", "[timing]\nheartbeat = \"0s\""),
         ("timing.node_timeout", "[timing]\nnode_timeout = \"500ms\""),
         ("timing.election_min", "[timing]\nelection_min = \"150ms\""),
-        ("timing.election_max", "[timing]\nelection_max = \"600ms\""),
+        ("timing.election_max", "[timing]\nelection_max = \"500ms\""),
         ("dial_overrides.two", "[dial_overrides]\ntwo = \"127.0.0.1:9999\""),
         ("dial_overrides.2", "[dial_overrides]\n2 = \"127.0.0.1\""),
         ("line 4", "zone = "),

@@ -58,8 +58,8 @@ struct ShardData {
     operations: HashMap<OperationId, SeqNo>,
 }
 
-struct Inner {
-    state: ClusterState,
+pub(super) struct Inner {
+    pub(super) state: ClusterState,
     shards: BTreeMap<ShardId, ShardData>,
     faults: BTreeMap<NodeId, Fault>,
 }
@@ -154,6 +154,11 @@ impl Twin {
     /// Changes the agreed state and announces it.
     pub fn change(&self, change: impl FnOnce(&mut ClusterState)) {
         self.change_silently(change);
+        self.announce();
+    }
+
+    /// Tells watchers that the state changed.
+    pub(super) fn announce(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -387,7 +392,7 @@ impl Drop for StreamGuard {
 }
 
 /// A call that runs `work` on the twin unless the node misbehaves.
-fn call<T: Send + 'static>(
+pub(super) fn call<T: Send + 'static>(
     twin: &Arc<Twin>,
     name: &'static str,
     node: NodeId,
@@ -411,7 +416,7 @@ fn call<T: Send + 'static>(
 pub struct TwinClient(pub Arc<Twin>);
 
 impl TwinClient {
-    fn node_of(&self, peer: &Peer) -> NodeId {
+    pub(super) fn node_of(&self, peer: &Peer) -> NodeId {
         match peer {
             Peer::Node(node) => *node,
             Peer::Seed(_) => NodeId(1),

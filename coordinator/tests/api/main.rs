@@ -5,6 +5,7 @@ mod collections;
 mod documents;
 mod faults;
 mod jobs;
+mod operators;
 mod query;
 mod refusals;
 mod search;
