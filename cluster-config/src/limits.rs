@@ -116,6 +116,10 @@ pub const SOURCES_MAX: usize = 64;
 pub const HEADING_DEPTH_MAX: usize = 6;
 /// Most bytes of a title or of one heading.
 pub const TITLE_BYTES_MAX: usize = 512;
+/// Most bytes of a session token: the longest entries (75 bytes) of every shard of the largest collection.
+pub const SESSION_BYTES_MAX: usize = 96 * 1024;
+/// Answer times of a shard that a coordinator remembers: six of them are slower than the p95.
+pub const LATENCY_SAMPLES_MAX: usize = 128;
 /// Requests a coordinator answers at one time before `Overloaded`; streams count until they end.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
@@ -173,5 +177,6 @@ const _: () = {
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
+    assert!(SESSION_BYTES_MAX > SHARDS_MAX as usize * 75);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

@@ -65,7 +65,11 @@ async fn bad_bodies_are_refused_by_name_and_change_nothing() {
         (Method::POST, s, search(json!({"timeout_ms": 0})), 400, "invalid_argument", "timeout_ms"),
         (Method::POST, s, search(json!({"min_coverage": 1.5})), 400, "invalid_argument", "min_coverage"),
         (Method::POST, s, search(json!({"session": "s1.zz"})), 400, "invalid_argument", "session"),
-        (Method::POST, s, search(json!({"consistency": "strong"})), 400, "invalid_argument", "strong reads"),
+        (Method::POST, s, search(json!({"session": "x".repeat(100_000)})), 400, "invalid_argument", "session"),
+        (Method::POST, s, search(json!({"max_staleness_ms": 10_001})), 400, "invalid_argument", "max_staleness_ms"),
+        (Method::POST, s, search(json!({"max_staleness_ms": -1})), 400, "invalid_argument", "max_staleness_ms"),
+        (Method::PUT, p, json!({"points": [{"id": "x", "vector": [1, 0, 0]}], "session": 7}), 400, "invalid_argument", "session"),
+        (Method::PUT, p, json!({"points": [{"id": "x", "vector": [1, 0, 0]}], "session": "s1.x"}), 400, "invalid_argument", "session"),
         (Method::POST, s, search(json!({"consistency": "weak"})), 400, "invalid_argument", "consistency"),
         (Method::POST, s, search(json!({"prefer_copy": "best"})), 400, "invalid_argument", "prefer_copy"),
         (
