@@ -9,7 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -123,7 +124,10 @@ impl Metrics {
         let shard_coverage = Gauge::new("shard_coverage", "share of shards that answered the last search, 0 to 1")?;
         registry.register(Box::new(shard_coverage.clone()))?;
         let node_rank = GaugeVec::new(
-            Opts::new("node_rank_us", "C3 rank of each node as this coordinator sees it, microseconds; smaller is asked first"),
+            Opts::new(
+                "node_rank_us",
+                "C3 rank of each node as this coordinator sees it, microseconds; smaller is asked first",
+            ),
             &["node"],
         )?;
         registry.register(Box::new(node_rank.clone()))?;

@@ -77,8 +77,7 @@ fn micros(duration: Duration) -> f64 {
 
 /// The rank, microseconds; `load` is `None` for a node that has never answered, `outstanding` counts calls without an answer.
 pub fn rank(load: Option<&Load>, outstanding: u32) -> f64 {
-    let unknown =
-        Load { response_us: UNKNOWN_SERVICE_US, queued_us: 0.0, service_us: UNKNOWN_SERVICE_US };
+    let unknown = Load { response_us: UNKNOWN_SERVICE_US, queued_us: 0.0, service_us: UNKNOWN_SERVICE_US };
     let Load { response_us, queued_us, service_us } = *load.unwrap_or(&unknown);
     // The wait in the queue, counted in searches.
     let queue = queued_us / service_us;

@@ -195,7 +195,13 @@ impl<'a> Gather<'a> {
     }
 
     /// A node's stream ended; shards that got no reply will not get one.
-    pub fn on_end(&mut self, node: NodeId, unanswered: &BTreeSet<ShardId>, error: Option<NodeError>, now: Instant) -> Calls {
+    pub fn on_end(
+        &mut self,
+        node: NodeId,
+        unanswered: &BTreeSet<ShardId>,
+        error: Option<NodeError>,
+        now: Instant,
+    ) -> Calls {
         let error = error.unwrap_or_else(|| {
             NodeError::new(ErrorKind::Internal, "the node ended the stream without an answer for this shard")
         });
@@ -353,11 +359,12 @@ impl<'a> Gather<'a> {
         let Some(candidate) = pending.queue.pop_front() else { return self.plan_lap(shard, now) };
         let mut board = self.rules.stats.lock();
         let is_trial = board.begin(candidate.node, now, is_hedge);
-        let may_hedge = self.rules.queries == 1 && !is_hedge && pending.queue.front().is_some_and(|next| {
-            next.is_sound && (self.rules.consistency == Consistency::Eventual || next.is_primary)
-        });
-        pending.hedge_at =
-            if may_hedge { board.hedge_delay(shard, now).map(|delay| now + delay) } else { None };
+        let may_hedge = self.rules.queries == 1
+            && !is_hedge
+            && pending.queue.front().is_some_and(|next| {
+                next.is_sound && (self.rules.consistency == Consistency::Eventual || next.is_primary)
+            });
+        pending.hedge_at = if may_hedge { board.hedge_delay(shard, now).map(|delay| now + delay) } else { None };
         self.gathered.retries += u64::from(pending.asked > 0);
         pending.asked += 1;
         pending.waiting.push(Attempt { candidate, asked_at: now, is_hedge, is_trial, is_silent: false });

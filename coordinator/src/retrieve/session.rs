@@ -27,7 +27,8 @@ pub struct InvalidSession;
 impl Session {
     /// Reads what [`Session::to_string`] wrote.
     pub fn parse(text: &str) -> Result<Self, InvalidSession> {
-        let body = text.strip_prefix(PREFIX).filter(|_| text.len() <= limits::SESSION_BYTES_MAX).ok_or(InvalidSession)?;
+        let body =
+            text.strip_prefix(PREFIX).filter(|_| text.len() <= limits::SESSION_BYTES_MAX).ok_or(InvalidSession)?;
         let mut session = Self::default();
         for part in body.split(',').filter(|part| !part.is_empty()) {
             let mut fields = part.split(':');

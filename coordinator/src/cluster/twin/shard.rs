@@ -143,7 +143,8 @@ impl Inner {
     pub(super) fn search(&self, target: &CopyTarget, queries: &[ShardQuery]) -> Vec<ShardAnswer> {
         let spec = &self.state.collections[&target.shard.collection].spec;
         let position = self.position(target);
-        let live: Vec<(u64, &Row)> = self.shards.get(&target.shard).into_iter().flat_map(|s| s.live(position.applied)).collect();
+        let live: Vec<(u64, &Row)> =
+            self.shards.get(&target.shard).into_iter().flat_map(|s| s.live(position.applied)).collect();
         let answers = queries.iter().map(|query| {
             let allowed = live.iter().filter(|(_, row)| row.key.tenant == query.tenant && passes(&query.filter, row));
             let mut hits: Vec<ShardHit> = allowed

@@ -77,8 +77,7 @@ impl World {
         let began = self.now;
         let state = parking_lot::Mutex::new(self.state.clone());
         let plan = |now| {
-            let options =
-                PlanOptions { consistency: self.consistency, prefer_copy: None, zone: None, random: 0, now };
+            let options = PlanOptions { consistency: self.consistency, prefer_copy: None, zone: None, random: 0, now };
             let mut board = self.stats.lock();
             let plans = plan_read(&state.lock(), self.collection, &options, &board);
             drift_unchosen(&plans, &mut board, now);
