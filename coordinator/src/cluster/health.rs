@@ -82,13 +82,15 @@ impl Health {
         self.trial_running = false;
     }
 
-    /// A good answer came.
-    pub fn succeed(&mut self, now: Instant) {
-        if self.ejected_until.is_some() {
+    /// A good answer came. True if it ended an ejection.
+    pub fn succeed(&mut self, now: Instant) -> bool {
+        let was_ejected = self.ejected_until.is_some();
+        if was_ejected {
             *self = Self::new(now);
         }
         self.failures_in_row = 0;
         self.failures.note(now, false);
+        was_ejected
     }
 
     /// Silence, a broken connection, or an error that speaks against the node. True if this ejected it.

@@ -25,6 +25,8 @@ pub enum Refusal {
     Failure,
     /// The node has too much to do.
     Overloaded,
+    /// Its copy was behind what the reader had seen, after so long: as good as slow.
+    Lagging(Duration),
     /// It says nothing about the node: the request, the role of a copy, or the caller's token is the reason.
     Neutral,
 }
@@ -44,6 +46,12 @@ struct Node {
 impl Node {
     fn new(now: Instant) -> Self {
         Self { load: None, learned_at: now, outstanding: 0, health: Health::new(now), heard_at: None }
+    }
+
+    fn learn_at_least(&mut self, now: Instant, waited: Duration) {
+        let at_least = Sample { response: waited, queued_us: 0, service_us: 0 };
+        self.load.get_or_insert_with(|| Load::first(at_least)).observe_at_least(waited);
+        self.learned_at = now;
     }
 }
 
@@ -109,12 +117,13 @@ impl Board {
         self.budget.note_reply(now, false);
         let node = self.node(node);
         node.outstanding = node.outstanding.saturating_sub(1);
+        let is_back = node.health.succeed(now);
         match &mut node.load {
-            Some(load) => load.observe(sample),
-            None => node.load = Some(Load::first(sample)),
+            Some(load) if !is_back => load.observe(sample),
+            // How it was while it was ill says nothing about now.
+            load => *load = Some(Load::first(sample)),
         }
         (node.learned_at, node.heard_at) = (now, Some(now));
-        node.health.succeed(now);
     }
 
     /// A sub-request ended with an error. `was_heard`: the node itself said so.
@@ -128,6 +137,7 @@ impl Board {
         match refusal {
             Refusal::Failure => self.note_failure(node, now, is_trial),
             Refusal::Overloaded => known.health.rest(now),
+            Refusal::Lagging(waited) => known.learn_at_least(now, waited),
             Refusal::Neutral => {}
         }
         if is_trial && refusal != Refusal::Failure {
@@ -139,10 +149,7 @@ impl Board {
     pub fn beaten(&mut self, node: NodeId, now: Instant, waited: Duration, is_trial: bool) {
         let node = self.node(node);
         node.outstanding = node.outstanding.saturating_sub(1);
-        if let Some(load) = &mut node.load {
-            load.observe_at_least(waited);
-            node.learned_at = now;
-        }
+        node.learn_at_least(now, waited);
         if is_trial {
             node.health.abandon_trial();
         }

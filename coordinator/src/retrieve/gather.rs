@@ -273,7 +273,7 @@ impl<'a> Gather<'a> {
 
     fn on_error(&mut self, shard: ShardId, node: NodeId, error: NodeError, now: Instant, calls: &mut Calls) {
         let Some(attempt) = self.take_attempt(shard, node) else { return };
-        let refusal = self.refusal(&error);
+        let refusal = self.refusal(&error, now.saturating_duration_since(attempt.asked_at));
         self.rules.stats.lock().refused(node, now, refusal, !error.disconnected, attempt.is_trial);
         let asked = attempt.candidate.target;
         if matches!(error.kind, ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::TokenVoid) {
@@ -281,7 +281,9 @@ impl<'a> Gather<'a> {
         }
         let reaction = self.reaction(shard, &asked, &error);
         let Some(pending) = self.pending.get_mut(&shard) else { return };
-        let brought_news = error.register.as_ref().is_some_and(|register| register.version > asked.cfg_version);
+        // A few times only: a register that is not taken over would be brought again and again.
+        let brought_news = pending.lap <= EVENTUAL_LAPS_MAX
+            && error.register.as_ref().is_some_and(|register| register.version > asked.cfg_version);
         let timed_out = error.kind == ErrorKind::DeadlineExceeded;
         pending.last_error = Some(error);
         match reaction {
@@ -303,13 +305,17 @@ impl<'a> Gather<'a> {
     }
 
     /// What an error says about its node.
-    fn refusal(&self, error: &NodeError) -> Refusal {
+    fn refusal(&self, error: &NodeError, waited: Duration) -> Refusal {
         match error.kind {
             _ if error.disconnected => Refusal::Failure,
             ErrorKind::Overloaded | ErrorKind::RateLimited => Refusal::Overloaded,
             ErrorKind::Internal | ErrorKind::Corrupt => Refusal::Failure,
-            // A copy that lags behind a token, or a primary whose peers do not confirm, is no ill node.
-            ErrorKind::Unavailable if self.rules.consistency == Consistency::Eventual => Refusal::Failure,
+            ErrorKind::Unavailable => match self.rules.consistency {
+                Consistency::Eventual => Refusal::Failure,
+                Consistency::Session => Refusal::Lagging(waited),
+                // Perhaps its peers did not confirm.
+                Consistency::Strong => Refusal::Neutral,
+            },
             _ => Refusal::Neutral,
         }
     }
