@@ -29,7 +29,7 @@ const SHARDS: u32 = 4;
 const COPIES: usize = 2;
 /// The node on the small disk, where one can be mounted.
 const SMALL_DISK_NODE: usize = 2;
-const SMALL_DISK_BYTES: u64 = 512 << 20;
+const SMALL_DISK_BYTES: u64 = 256 << 20;
 /// Deadline of each call: beyond the longest failover promised, so that a call may live through one.
 const TIMEOUT_MS: u64 = 6_000;
 /// Processes of the mixed workload, and sessions.

@@ -7,6 +7,7 @@ pub mod checker;
 pub mod client;
 pub mod cluster;
 pub mod data;
+pub mod dev;
 pub mod drill;
 pub mod history;
 pub mod links;

@@ -30,3 +30,16 @@ pub fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
     }
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
+
+/// Returns the first of `count` ports in a row that were free a moment ago.
+pub fn free_port_range(count: u16) -> std::io::Result<u16> {
+    let mut random = rand::rng();
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    for _ in 0..ATTEMPTS_MAX {
+        let first = random.random_range(PORTS.start..PORTS.end - count);
+        if (first..first + count).all(is_free) {
+            return Ok(first);
+        }
+    }
+    Err(std::io::Error::other(format!("no {count} free ports in a row in {PORTS:?}")))
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cluster_config::node_config::NodeConfig;
+use cluster_config::node_config::{FAILPOINTS_VARIABLE, NodeConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,9 @@ const APPLY_JOBS: usize = 2;
 
 /// Runs a node until SIGTERM or Ctrl-C. Errors: whatever keeps it from starting.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    if let Some(points) = &config.test_hooks.failpoints {
+        set_failpoints(points)?;
+    }
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new()?);
     std::fs::create_dir_all(&config.data_dir)
@@ -138,6 +141,18 @@ fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> a
         timing,
         check: config.test_hooks.check_invariants,
     })
+}
+
+/// `name=actions`, separated by semicolons. Errors: a part that the `fail` crate cannot read.
+fn set_failpoints(points: &str) -> anyhow::Result<()> {
+    for point in points.split(';').filter(|point| !point.trim().is_empty()) {
+        let (name, actions) =
+            point.split_once('=').with_context(|| format!("{FAILPOINTS_VARIABLE}: no = in {point}"))?;
+        fail::cfg(name.trim(), actions)
+            .map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {point}: {problem}"))?;
+    }
+    tracing::warn!(points, "failpoints are set");
+    Ok(())
 }
 
 fn cpus() -> usize {

@@ -159,7 +159,12 @@ pub struct Report {
 impl Report {
     /// Whether every promise was kept.
     pub fn is_kept(&self) -> bool {
-        self.comparisons.iter().all(|comparison| comparison.is_kept)
+        self.broken().next().is_none()
+    }
+
+    /// The promises that were not.
+    pub fn broken(&self) -> impl Iterator<Item = &Comparison> {
+        self.comparisons.iter().filter(|comparison| !comparison.is_kept)
     }
 }
 

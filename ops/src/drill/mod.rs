@@ -178,7 +178,10 @@ async fn repeat(
         let drill = Drill { mode: common.mode.into(), victim: victim.clone(), shards, seed };
         let note = |text: &str| output.note(&format!("run {number} of {}: {text}", common.runs));
         let report = drill::run(patient, &drill, note).await.map_err(failed)?;
-        output.note(&report.to_string());
+        let broken: Vec<&str> = report.broken().map(|comparison| comparison.what).collect();
+        let verdict =
+            if broken.is_empty() { "every promise kept".to_owned() } else { format!("BROKEN: {}", broken.join(", ")) };
+        output.note(&format!("run {number} of {}: {verdict}", common.runs));
         runs.push(report);
     }
     Ok(Reports { kept: runs.iter().all(Report::is_kept), runs })
