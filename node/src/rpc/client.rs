@@ -29,6 +29,8 @@ pub enum Lane {
     Replication,
     /// Reads.
     Query,
+    /// Snapshots.
+    Transfer,
 }
 
 /// Why a peer cannot be called.
