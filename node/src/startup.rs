@@ -67,8 +67,7 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
     let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
-    let disk =
-        DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
+    let disk = DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
     let disk_task = tokio::spawn(disk.clone().run(stop.child_token()));
     let snapshots = Arc::new(Snapshots::new(config.data_dir.join("snapshots")));
     let context = copies_context(&config, &peers, &training_pool, &snapshots, &metrics)?;
