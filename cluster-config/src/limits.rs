@@ -92,6 +92,27 @@ pub const WRITE_QUEUE_MAX: usize = 1024;
 pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most bytes of recent log entries a copy keeps in memory besides those in flight, so that peers and apply rarely read the disk.
 pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of the newest log entries that a copy keeps although nobody needs them, unless configured otherwise: a copy of a small shard that
+/// is built anew then catches up from the log alone.
+pub const LOG_KEPT_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Bytes of log beyond which a primary does not wait for copies that are not in sync, unless configured otherwise.
+pub const LOG_KEPT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Age of log entries beyond which a primary does not wait for copies that are not in sync, unless configured otherwise.
+pub const LOG_KEPT_AGE_MAX: Duration = Duration::from_secs(12 * 3600);
+/// Longest age of log entries that may be configured.
+pub const LOG_KEPT_AGE_CONFIGURED_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Snapshots on their way for which one copy holds its log back.
+pub const LOG_PINS_MAX: usize = 16;
+/// Longest a log is held back for a snapshot without being asked again.
+pub const LOG_PIN_MAX: Duration = Duration::from_secs(600);
+/// Strong reads waiting at one primary before `Overloaded`.
+pub const STRONG_READS_MAX: usize = 4096;
+/// Primary roles that a leaving node hands off at a time: each stops one shard's writes for a moment.
+pub const HAND_OFFS_MAX: usize = 4;
+/// Longest a write waits at a primary that is handing off before `Overloaded`.
+pub const HAND_OFF_HOLD: Duration = Duration::from_secs(1);
+/// Longest a session read waits for its position at one copy before another is to be asked.
+pub const SESSION_WAIT_MAX: Duration = Duration::from_millis(200);
 /// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
 pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
 /// Answers to its primary that one copy holds back until its disk has caught up; one is usual.
@@ -175,5 +196,6 @@ const _: () = {
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
+    assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

@@ -67,6 +67,12 @@ pub struct StorageConfig {
     pub write_buffer: ByteSize,
     /// Threads that write and read logs and stores.
     pub storage_threads: usize,
+    /// Newest entries of each shard's log that stay although nobody needs them.
+    pub log_kept_min: ByteSize,
+    /// A shard's log beyond this does not wait for copies that are not in sync.
+    pub log_kept_max: ByteSize,
+    /// Entries older than this do not wait for copies that are not in sync.
+    pub log_kept_for: Duration,
 }
 
 /// The search pool of one process.
@@ -154,6 +160,9 @@ pub struct WrittenStorage {
     pub block_cache: Option<ByteSize>,
     pub write_buffer: Option<ByteSize>,
     pub storage_threads: Option<usize>,
+    pub log_kept_min: Option<ByteSize>,
+    pub log_kept_max: Option<ByteSize>,
+    pub log_kept_for: Option<WrittenDuration>,
 }
 
 /// `[search]` of a node as written.
@@ -365,6 +374,10 @@ impl WrittenStorage {
     fn validate(self) -> Result<StorageConfig, ConfigError> {
         let block_cache = self.block_cache.unwrap_or(ByteSize::mib(256));
         let write_buffer = self.write_buffer.unwrap_or(ByteSize::mib(128));
+        let log_kept_min = self.log_kept_min.unwrap_or(ByteSize(limits::LOG_KEPT_BYTES_MIN));
+        let log_kept_max = self.log_kept_max.unwrap_or(ByteSize(limits::LOG_KEPT_BYTES_MAX));
+        let log_kept_for = self.log_kept_for.unwrap_or(WrittenDuration(limits::LOG_KEPT_AGE_MAX));
+        let oldest = limits::LOG_KEPT_AGE_CONFIGURED_MAX;
         Ok(StorageConfig {
             block_cache: text::size_at_least("storage.block_cache", block_cache, ByteSize::mib(1))?,
             write_buffer: text::size_at_least("storage.write_buffer", write_buffer, ByteSize::mib(1))?,
@@ -374,6 +387,9 @@ impl WrittenStorage {
                 1,
                 limits::THREADS_MAX,
             )?,
+            log_kept_min,
+            log_kept_max: text::size_at_least("storage.log_kept_max", log_kept_max, log_kept_min)?,
+            log_kept_for: text::duration_in("storage.log_kept_for", log_kept_for, Duration::from_secs(1), oldest)?,
         })
     }
 }

@@ -179,6 +179,8 @@ fn each_mistake_in_a_node_file_is_named() {
         ("storage.block_cache", "[storage]\nblock_cache = \"lots\""),
         ("storage.write_buffer", "[storage]\nwrite_buffer = \"1KiB\""),
         ("storage.storage_threads", "[storage]\nstorage_threads = 0"),
+        ("storage.log_kept_max", "[storage]\nlog_kept_max = \"1MiB\""),
+        ("storage.log_kept_for", "[storage]\nlog_kept_for = \"10ms\""),
         ("search.threads", "[search]\nthreads = 0"),
         ("search.queue_max", "[search]\nqueue_max = 1000000"),
         ("timing.heartbeat", "[timing]\nheartbeat = 300"),

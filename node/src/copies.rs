@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::maintenance;
 use crate::pool::Pool;
 use crate::replication::{
-    CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, StoragePool, Timing,
+    CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, Retention, StoragePool, Timing,
 };
 use crate::shard::{Shard, ShardError, ShardOptions, StorageResources};
 
@@ -77,6 +77,8 @@ pub struct CopiesContext {
     pub transport: Arc<dyn ReplicationTransport>,
     /// Timeouts of replication.
     pub timing: Timing,
+    /// How much of a shard's log is kept.
+    pub retention: Retention,
     /// Whether invariants are checked after each step.
     pub check: bool,
 }
@@ -299,6 +301,7 @@ impl Copies {
             storage: Arc::clone(&shard) as _,
             incarnation,
             timing: self.context.timing,
+            retention: self.context.retention,
             pool: self.context.storage_pool.clone(),
             transport: Arc::clone(&self.context.transport),
             register,

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod control;
 pub mod copies;
 pub mod error;
+pub mod handoff;
 pub mod health;
 pub mod http;
 pub mod maintenance;

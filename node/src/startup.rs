@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::copies::{Copies, CopiesContext, Followed, copies_on_disk};
+use crate::handoff;
 use crate::health::{NodeHealth, Reporting};
 use crate::http;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
 use crate::pool::Pool;
-use crate::replication::{StoragePool, Timing};
+use crate::replication::{Retention, StoragePool, Timing};
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
@@ -32,6 +33,8 @@ use crate::vector;
 const TRAINING_QUEUE_MAX: usize = 64;
 /// Longest call of one append. The copy's task gives up earlier, by the size of what it sent; this only ends what it forgot.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a node that stops waits for others to take its primary roles; what is left then fails over.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Applying jobs at a time; one that extends an index may take a second.
 const APPLY_JOBS: usize = 2;
 
@@ -109,11 +112,16 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
         };
         let copies_stop = CancellationToken::new();
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
+        let handing_off = handoff::run(copies.clone(), agent.state(), config.node_id, copies_stop.child_token());
+        let handoff_task = tokio::spawn(handing_off);
         agent.start_heartbeats(Arc::new(move || reporting.report()));
 
         stopping.await;
         tracing::info!("stopping");
+        let state = agent.state().borrow().clone();
+        handoff::leave(&copies, &state, config.node_id, LEAVE_PATIENCE).await;
         copies_stop.cancel();
+        handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;
         agent.close().await;
     }
@@ -135,6 +143,11 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
 fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> anyhow::Result<CopiesContext> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let timing = Timing { ack_timeout_ms: millis(config.timing.ack_timeout), ..Timing::default() };
+    let retention = Retention {
+        bytes_min: config.storage.log_kept_min.0,
+        bytes_max: config.storage.log_kept_max.0,
+        age_max_ms: millis(config.storage.log_kept_for),
+    };
     let resources =
         StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
     Ok(CopiesContext {
@@ -146,6 +159,7 @@ fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> a
         training_pool: training_pool.clone(),
         transport: Arc::new(GrpcTransport::new(peers.clone(), APPEND_TIMEOUT)),
         timing,
+        retention,
         check: config.test_hooks.check_invariants,
     })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
+use cluster_config::ids::NodeId;
 use cluster_config::operation::Operation;
 use cluster_config::search::CopyPosition;
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
@@ -22,7 +23,9 @@ use super::deadline::{deadline_of, with_timeout};
 use crate::copies::{Copies, Copy};
 use crate::error::Error;
 use crate::pool::Pool;
-use crate::replication::{Append, AppendOutcome, AppendRefusal, AppendResult, ReplicationTransport, TransportError};
+use crate::replication::{
+    Append, AppendOutcome, AppendRefusal, AppendResult, Confirm, ReplicationTransport, TransportError,
+};
 use crate::shard::validate_operations;
 use crate::telemetry::Metrics;
 
@@ -92,6 +95,7 @@ impl ReplicationService for ReplicationServer {
                     incarnation: self.peers.incarnation(),
                     term: PrimaryTerm(0),
                     applied: SeqNo::ZERO,
+                    pinned: None,
                     outcome: AppendOutcome::Refused(AppendRefusal::Lineage),
                 };
                 return Ok(Response::new(result_to_wire(result, CopyPosition::default())));
@@ -136,7 +140,7 @@ impl ReplicationService for ReplicationServer {
     }
 }
 
-/// Sends appends to other copies over the replication lane.
+/// Carries what a primary says to other copies.
 pub struct GrpcTransport {
     peers: Peers,
     timeout: std::time::Duration,
@@ -150,11 +154,7 @@ impl GrpcTransport {
 }
 
 impl ReplicationTransport for GrpcTransport {
-    fn append(
-        &self,
-        node: cluster_config::ids::NodeId,
-        append: Append,
-    ) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
+    fn append(&self, node: NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
         let (peers, timeout) = (self.peers.clone(), self.timeout);
         Box::pin(async move {
             let call = async {
@@ -168,6 +168,23 @@ impl ReplicationTransport for GrpcTransport {
                     Error::from(status)
                 })?;
                 result_from_wire(node, reply.into_inner())
+            };
+            call.await.map_err(|error: Error| TransportError(error.to_string()))
+        })
+    }
+
+    /// On the lane of reads: a strong read must not wait behind log entries.
+    fn confirm(&self, node: NodeId, confirm: Confirm) -> BoxFuture<'_, Result<PrimaryTerm, TransportError>> {
+        let (peers, timeout) = (self.peers.clone(), self.timeout);
+        Box::pin(async move {
+            let Confirm { shard, to_copy: copy, lineage, cfg_version, term } = confirm;
+            let target = CopyTarget { shard, copy, lineage, cfg_version };
+            let call = async {
+                let mut client = ReplicationServiceClient::new(peers.channel(node, Lane::Query)?);
+                let envelope = Some(peers.envelope(node));
+                let request = v1::ConfirmRequest { envelope, target: Some(target.into()), term: term.0 };
+                let reply = client.confirm(with_timeout(request, timeout)).await.map_err(Error::from)?;
+                Ok(PrimaryTerm(reply.into_inner().current_term))
             };
             call.await.map_err(|error: Error| TransportError(error.to_string()))
         })

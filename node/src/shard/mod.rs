@@ -15,6 +15,7 @@ mod error;
 mod fetch;
 mod fields;
 mod filter;
+mod floor;
 mod identity;
 mod index_blob;
 mod index_steps;
@@ -54,6 +55,7 @@ pub use store::StorageResources;
 pub use validate::validate_operations;
 
 use self::apply::Parts;
+use self::floor::Floor;
 use self::identity::{Found, Identity};
 use self::log::Log;
 use self::operation::EncodedEntry;
@@ -95,6 +97,7 @@ pub struct Shard {
     spec: CollectionSpec,
     store: Store,
     log: Log,
+    floor: Floor,
     vectors: MappedVectors,
     view: RwLock<Arc<View>>,
     /// Written from before a batch is in RocksDB until its view is published.
@@ -129,12 +132,13 @@ impl Shard {
             }
             Found::Nothing => return Err(ShardError::Lost { dir: dir.display().to_string() }),
         }
-        let Recovered { log, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
+        let Recovered { log, floor, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
         Ok(Shard {
             identity,
             spec,
             store,
             log,
+            floor,
             vectors,
             view: RwLock::new(Arc::new(view)),
             publication: RwLock::new(()),
@@ -269,6 +273,8 @@ impl CopyStorage for Shard {
             purged: log.purged,
             last: log.last,
             applied,
+            floor: self.floor.get(),
+            log_bytes: self.store.family_bytes(keys::Family::Log),
         })
     }
 
@@ -307,6 +313,16 @@ impl CopyStorage for Shard {
             self.write_then_publish(batch, next)
         });
         self.guard_storage(applied)
+    }
+
+    fn purge(&self, up_to: SeqNo) -> Result<(), StorageError> {
+        let applied = self.view().applied.position.seqno;
+        self.guard_storage(self.log.purge(&self.store, up_to, applied))
+    }
+
+    fn keep_floor(&self, floor: SeqNo) -> Result<(), StorageError> {
+        self.store.check()?;
+        self.guard_storage(self.floor.raise(floor))
     }
 }
 

@@ -210,6 +210,12 @@ impl Store {
         tables.chain(logs).sum()
     }
 
+    /// Bytes of one family, in table files and memory, about.
+    pub(crate) fn family_bytes(&self, family: Family) -> u64 {
+        let property = |name| self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or(0);
+        property("rocksdb.estimate-live-data-size") + property("rocksdb.cur-size-all-mem-tables")
+    }
+
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), StorageError> {
         self.check()?;
