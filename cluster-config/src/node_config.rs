@@ -73,6 +73,10 @@ pub struct StorageConfig {
     pub log_kept_max: ByteSize,
     /// Entries older than this do not wait for copies that are not in sync.
     pub log_kept_for: Duration,
+    /// Between two looks through all of a copy for rotten bytes.
+    pub scrub_interval: Duration,
+    /// Share of the file system that may be in use before client writes are refused, percent.
+    pub full_percent: u8,
 }
 
 /// The search pool of one process.
@@ -163,6 +167,8 @@ pub struct WrittenStorage {
     pub log_kept_min: Option<ByteSize>,
     pub log_kept_max: Option<ByteSize>,
     pub log_kept_for: Option<WrittenDuration>,
+    pub scrub_interval: Option<WrittenDuration>,
+    pub full_percent: Option<u8>,
 }
 
 /// `[search]` of a node as written.
@@ -390,6 +396,18 @@ impl WrittenStorage {
             log_kept_min,
             log_kept_max: text::size_at_least("storage.log_kept_max", log_kept_max, log_kept_min)?,
             log_kept_for: text::duration_in("storage.log_kept_for", log_kept_for, Duration::from_secs(1), oldest)?,
+            scrub_interval: text::duration_in(
+                "storage.scrub_interval",
+                self.scrub_interval.unwrap_or(WrittenDuration(limits::SCRUB_INTERVAL)),
+                Duration::from_secs(1),
+                limits::SCRUB_INTERVAL_MAX,
+            )?,
+            full_percent: text::in_range(
+                "storage.full_percent",
+                self.full_percent.unwrap_or(limits::DISK_FULL_PERCENT),
+                1,
+                100,
+            )?,
         })
     }
 }

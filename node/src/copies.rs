@@ -4,6 +4,9 @@
 //! this node (absence is never a reason); a copy acts in one life of the process at a time, and is given a new handle when the
 //! process had to register again.
 
+mod renew;
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +23,17 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::replace::Replacing;
+pub use self::replace::Transfers;
 use crate::error::Error;
 use crate::maintenance;
 use crate::pool::Pool;
 use crate::replication::{
     CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, Retention, StoragePool, Timing,
 };
+use crate::scrubbing::{self, Scrubbing};
 use crate::shard::{Shard, ShardError, ShardOptions, StorageResources};
+use crate::telemetry::Metrics;
 
 /// A copy that could not be opened is tried again after this.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
@@ -79,6 +86,12 @@ pub struct CopiesContext {
     pub timing: Timing,
     /// How much of a shard's log is kept.
     pub retention: Retention,
+    /// How snapshots come and go.
+    pub transfers: Transfers,
+    /// When and how fast copies are looked through.
+    pub scrubbing: Arc<Scrubbing>,
+    /// Counted here.
+    pub metrics: Arc<Metrics>,
     /// Whether invariants are checked after each step.
     pub check: bool,
 }
@@ -103,6 +116,7 @@ pub struct Copies {
     opening: Mutex<BTreeSet<CopyId>>,
     changed: Notify,
     failures: Mutex<BTreeMap<CopyId, Failure>>,
+    replacing: Replacing,
     /// Copies listed as retired here whose files are gone.
     deleted: Mutex<BTreeSet<CopyId>>,
     tasks: TaskTracker,
@@ -138,10 +152,23 @@ pub fn copies_on_disk(dir: &Path) -> std::io::Result<BTreeSet<CopyId>> {
     Ok(copies)
 }
 
+impl Failure {
+    fn new(shard: ShardId, kind: ErrorKind, reason: String) -> Self {
+        Self { shard, kind, reason, at: Instant::now() }
+    }
+
+    /// Whether opening the copy again is not worth trying now. Damage stays: a copy that opens in spite of it would serve until the
+    /// damage is met again.
+    fn holds(&self) -> bool {
+        self.kind == ErrorKind::Corrupt || self.at.elapsed() < REOPEN_INTERVAL
+    }
+}
+
 impl Copies {
     /// No copies yet; [`Copies::run`] opens them.
     pub fn new(context: CopiesContext) -> Arc<Self> {
         Arc::new(Self {
+            replacing: Replacing::default(),
             context,
             open: RwLock::default(),
             opening: Mutex::default(),
@@ -208,6 +235,7 @@ impl Copies {
             }
         }
         self.close_all().await;
+        self.close_snapshots(None).await;
     }
 
     async fn reconcile(self: &Arc<Self>, state: &ClusterState, incarnation: Incarnation, followed: &Followed) {
@@ -218,22 +246,25 @@ impl Copies {
                 .iter()
                 .filter(|(_, record)| record.node == self.context.node && record.phase != CopyPhase::Retiring);
             for (copy, _) in mine {
-                self.open_or_reconfigure(*copy, group, &collection.spec, incarnation, followed);
+                self.open_or_reconfigure(*copy, state, group, &collection.spec, incarnation, followed);
             }
         }
         self.deleted.lock().retain(|copy| state.retired.contains_key(copy));
         for (copy, retired) in &state.retired {
+            self.discard_incoming(*copy);
             let is_done = self.deleted.lock().contains(copy) || self.opening.lock().contains(copy);
             if retired.node == self.context.node && !is_done {
                 self.retire(*copy).await;
             }
         }
+        self.close_snapshots(Some(Instant::now())).await;
     }
 
     /// An open copy learns the register; another is opened beside the others, because replaying a long log takes its time.
     fn open_or_reconfigure(
         self: &Arc<Self>,
         id: CopyId,
+        state: &ClusterState,
         group: &ShardGroup,
         spec: &CollectionSpec,
         incarnation: Incarnation,
@@ -243,10 +274,11 @@ impl Copies {
         let is_current = |copy: &&Arc<Copy>| copy.incarnation == incarnation && copy.lineage == group.lineage;
         if let Some(copy) = known.as_ref().filter(is_current) {
             copy.handle.reconfigure(Arc::new(group.clone()));
+            self.renew_if_failed(copy, followed);
+            self.replace_if_needed(copy, state, group, followed);
             return;
         }
-        let recently = |failure: &Failure| failure.at.elapsed() < REOPEN_INTERVAL;
-        if self.failures.lock().get(&id).is_some_and(recently) || !self.opening.lock().insert(id) {
+        if self.failures.lock().get(&id).is_some_and(Failure::holds) || !self.opening.lock().insert(id) {
             return;
         }
         let (copies, group, spec) = (Arc::clone(self), group.clone(), spec.clone());
@@ -262,8 +294,7 @@ impl Copies {
                 }
                 Err(error) => {
                     tracing::error!(shard = %group.shard, copy = %id, %error, "copy cannot be opened");
-                    let (shard, kind, reason) = (group.shard, error.kind, error.to_string());
-                    copies.failures.lock().insert(id, Failure { shard, kind, reason, at: Instant::now() });
+                    copies.failures.lock().insert(id, Failure::new(group.shard, error.kind, error.to_string()));
                     opened();
                 }
             }
@@ -321,20 +352,12 @@ impl Copies {
             stop: CancellationToken::new(),
         });
         self.tasks.spawn(maintenance::run(Arc::clone(&copy), self.context.training_pool.clone()));
+        self.tasks.spawn(scrubbing::run(Arc::clone(&copy), Arc::clone(&self.context.scrubbing)));
         Ok(copy)
     }
 
     async fn open_store(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> Result<Arc<Shard>, Error> {
-        let options = ShardOptions {
-            dir: self.directory(id),
-            cluster_id: self.context.cluster_id.clone(),
-            shard: group.shard,
-            copy: id,
-            lineage: group.lineage,
-            spec,
-            may_create: group.copies.get(&id).is_some_and(|record| record.phase == CopyPhase::New),
-            resources: Arc::clone(&self.context.resources),
-        };
+        let options = self.options(id, group, spec);
         // The one that is alone in sync under a newer lineage is its origin; all others are made under it. The grant itself may have
         // been voided by a restart.
         let is_origin = group.in_sync.len() == 1 && group.in_sync.contains(&id);
@@ -351,6 +374,19 @@ impl Copies {
         });
         let opened = opening.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         Ok(Arc::new(opened?))
+    }
+
+    fn options(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> ShardOptions {
+        ShardOptions {
+            dir: self.directory(id),
+            cluster_id: self.context.cluster_id.clone(),
+            shard: group.shard,
+            copy: id,
+            lineage: group.lineage,
+            spec,
+            may_create: group.copies.get(&id).is_some_and(|record| record.phase == CopyPhase::New),
+            resources: Arc::clone(&self.context.resources),
+        }
     }
 
     fn directory(&self, copy: CopyId) -> PathBuf {

@@ -242,12 +242,12 @@ pub(super) async fn any_node<T>(
                 }
                 Ok(Err(error)) => {
                     if error.disconnected {
-                        services.failures.note_failure(node);
+                        services.stats.note_failure(node);
                     }
                     last = error;
                 }
                 Err(_) => {
-                    services.failures.note_failure(node);
+                    services.stats.note_failure(node);
                     last = NodeError::new(ErrorKind::DeadlineExceeded, "no node answered in time");
                 }
             }
@@ -262,11 +262,11 @@ pub(super) async fn any_node<T>(
 fn nodes_to_ask(services: &Services) -> Vec<NodeId> {
     let state = services.view.state();
     let leader = services.view.leader();
-    let suspects = services.failures.suspects();
+    let ejected = services.stats.ejected();
     let mut nodes: Vec<_> = state
         .nodes
         .values()
-        .map(|node| (node.liveness == Liveness::Dead, suspects.contains(&node.id), Some(node.id) != leader, node.id))
+        .map(|node| (node.liveness == Liveness::Dead, ejected.contains(&node.id), Some(node.id) != leader, node.id))
         .collect();
     nodes.sort();
     nodes.into_iter().map(|(.., node)| node).collect()

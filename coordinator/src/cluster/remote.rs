@@ -13,7 +13,7 @@ use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId, ShardId};
 use cluster_config::limits;
 use cluster_config::operation::Chunk;
-use cluster_config::search::{self, CopyPosition};
+use cluster_config::search::{self, Consistency, CopyPosition};
 use cluster_config::seqno::{LogPosition, SeqNo};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
@@ -35,6 +35,8 @@ use super::client::*;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Taken off the remaining time at each hop.
+const HOP: Duration = Duration::from_millis(2);
 /// Large enough that one vector batch does not wait for window updates.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
@@ -126,10 +128,10 @@ impl RemoteNodes {
     }
 }
 
-/// The request with the time that remains.
+/// The request with the time that remains, less what the way there and back may take: the node's refusal arrives in time.
 pub(super) fn timed<T>(message: T, deadline: Instant) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+    request.set_timeout(deadline.saturating_duration_since(Instant::now()).saturating_sub(HOP));
     request
 }
 
@@ -178,6 +180,7 @@ fn read_fetched(reply: v1::FetchReply) -> Result<Fetched, WireError> {
     Ok(Fetched {
         chunks: reply.chunks.into_iter().map(read_chunk).collect::<Result<_, WireError>>()?,
         failures: reply.failures.into_iter().map(failure).collect::<Result<_, WireError>>()?,
+        positions: to_wire(reply.positions),
     })
 }
 
@@ -280,6 +283,7 @@ impl NodeClient for RemoteNodes {
         node: NodeId,
         targets: Vec<FetchTarget>,
         with_vectors: bool,
+        consistency: Consistency,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Fetched, NodeError>> {
         let (mut client, envelope) = match self.reads(node) {
@@ -290,8 +294,14 @@ impl NodeClient for RemoteNodes {
             target: Some(wanted.target.into()),
             rows: wanted.rows,
             keys: to_wire(wanted.keys),
+            min_seqno: wanted.min_seqno.0,
         });
-        let request = v1::FetchRequest { envelope: Some(envelope), targets: targets.collect(), with_vectors };
+        let request = v1::FetchRequest {
+            envelope: Some(envelope),
+            targets: targets.collect(),
+            with_vectors,
+            consistency: v1::Consistency::from(consistency).into(),
+        };
         let request = timed(request, deadline);
         async move {
             let reply = client.fetch(request).await.map_err(status_error)?;
@@ -353,10 +363,7 @@ impl NodeClient for RemoteNodes {
     fn list_documents(
         &self,
         node: NodeId,
-        target: CopyTarget,
-        tenant: String,
-        after: String,
-        limit: u32,
+        page: PageRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<DocumentPage, NodeError>> {
         let (mut client, envelope) = match self.reads(node) {
@@ -365,10 +372,12 @@ impl NodeClient for RemoteNodes {
         };
         let request = v1::ListDocumentsRequest {
             envelope: Some(envelope),
-            target: Some(target.into()),
-            tenant,
-            after_document_id: after,
-            limit,
+            target: Some(page.target.target.into()),
+            tenant: page.tenant,
+            after_document_id: page.after,
+            limit: page.limit,
+            consistency: v1::Consistency::from(page.consistency).into(),
+            min_seqno: page.target.min_seqno.0,
         };
         let request = timed(request, deadline);
         async move {
@@ -382,7 +391,8 @@ impl NodeClient for RemoteNodes {
                 })
             });
             let documents = listed.collect::<Result<_, WireError>>().map_err(wire_error)?;
-            Ok(DocumentPage { documents, more: reply.more })
+            let position = reply.position.map(CopyPosition::from).unwrap_or_default();
+            Ok(DocumentPage { position, documents, more: reply.more })
         }
         .boxed()
     }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod collections;
+mod consistency;
 mod documents;
 mod faults;
 mod jobs;

@@ -33,6 +33,8 @@ pub enum Lane {
     Replication,
     /// Reads.
     Query,
+    /// Snapshots.
+    Transfer,
 }
 
 /// Why a peer cannot be called.

@@ -54,8 +54,7 @@ impl Identity {
     /// Compares with what is stored, or stores it in an empty directory, if that is allowed.
     pub(crate) fn claim(&self, store: &Store, may_create: bool) -> Result<Found, StorageError> {
         if let Some(value) = store.get(Family::Meta, &MetaKey::Identity.encode())? {
-            let stored: Identity =
-                serde_json::from_slice(&value).map_err(|error| corrupt("identity", &error.to_string()))?;
+            let stored = parse(&value)?;
             if stored.lineage < self.lineage && self.difference(&stored.of_lineage(self.lineage)).is_none() {
                 return Ok(Found::OlderLineage(stored.lineage));
             }
@@ -73,14 +72,28 @@ impl Identity {
 
     /// Stores this identity, durably.
     pub(crate) fn put(&self, store: &Store) -> Result<(), StorageError> {
-        let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
         let mut batch = WriteBatch::default();
-        batch.put_cf(store.family(Family::Meta), MetaKey::Identity.encode(), value);
+        self.add_to(store, &mut batch)?;
         store.write(batch, Durability::Synced)
     }
 
     fn of_lineage(&self, lineage: Lineage) -> Self {
         Self { lineage, ..self.clone() }
+    }
+
+    /// Adds what a copy's database says of its identity to a batch.
+    pub(crate) fn add_to(&self, store: &Store, batch: &mut WriteBatch) -> Result<(), StorageError> {
+        let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
+        batch.put_cf(store.family(Family::Meta), MetaKey::Identity.encode(), value);
+        Ok(())
+    }
+
+    /// Compares with what is stored in a checkpoint of another copy.
+    pub(crate) fn differs_but_for_copy(&self, store: &Store) -> Result<Option<String>, StorageError> {
+        let value = store.get(Family::Meta, &MetaKey::Identity.encode())?;
+        let mut stored = parse(&value.ok_or_else(|| corrupt("identity", "missing"))?)?;
+        stored.copy = self.copy;
+        Ok(self.difference(&stored))
     }
 
     fn difference(&self, stored: &Identity) -> Option<String> {
@@ -106,4 +119,8 @@ impl Identity {
         }
         None
     }
+}
+
+fn parse(value: &[u8]) -> Result<Identity, StorageError> {
+    serde_json::from_slice(value).map_err(|error| corrupt("identity", &error.to_string()))
 }

@@ -10,9 +10,10 @@ use cluster_config::ids::{CopyId, Incarnation, Lineage, NodeId, ShardId};
 use cluster_config::shard_group::{CopyRole, PrimaryGrant};
 use futures::future::BoxFuture;
 
-use super::client::{NodeError, Peer};
-use super::operator::{CopyOutlook, ForcePromotion, OperatorClient, PromotionOutlook};
-use super::twin::{Inner, Twin, TwinClient, call};
+use super::client::{TwinClient, call};
+use super::{Inner, Twin};
+use crate::cluster::client::{NodeError, Peer};
+use crate::cluster::operator::{CopyOutlook, ForcePromotion, OperatorClient, PromotionOutlook};
 
 /// Counts a change and announces it once the caller's lock is free.
 fn changed(twin: &Arc<Twin>, inner: &mut Inner) -> u64 {
