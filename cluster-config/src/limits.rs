@@ -137,6 +137,10 @@ pub const SOURCES_MAX: usize = 64;
 pub const HEADING_DEPTH_MAX: usize = 6;
 /// Most bytes of a title or of one heading.
 pub const TITLE_BYTES_MAX: usize = 512;
+/// Most bytes of a session token: the longest entries (75 bytes) of every shard of the largest collection.
+pub const SESSION_BYTES_MAX: usize = 96 * 1024;
+/// Answer times of a shard that a coordinator remembers: six of them are slower than the p95.
+pub const LATENCY_SAMPLES_MAX: usize = 128;
 /// Requests a coordinator answers at one time before `Overloaded`; streams count until they end.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
@@ -153,11 +157,13 @@ pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
 /// Most shards that one reconfiguration changes; further ones follow in the next.
 pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
+/// Forced recoveries remembered in the metadata state.
+pub const AUDIT_RECORDS_MAX: usize = 64;
 /// Copies that may be on their way to replace lost ones at a time.
 pub const REPLACEMENTS_MAX: usize = 20;
 /// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
 pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
-/// Longest word an operator gives: cluster, zone, backend.
+/// Longest word an operator gives: cluster, zone, backend, own name.
 pub const WORD_BYTES_MAX: usize = 64;
 /// Bytes of one piece of a shard snapshot, as checksummed and sent.
 pub const SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
@@ -222,5 +228,6 @@ const _: () = {
     assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
     assert!(SNAPSHOT_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX / 2);
     assert!(TRANSFER_PAUSE_MAX.as_secs() < SNAPSHOT_LEASE.as_secs());
+    assert!(SESSION_BYTES_MAX > SHARDS_MAX as usize * 75);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

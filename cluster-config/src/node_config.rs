@@ -425,15 +425,16 @@ impl WrittenNodeSearch {
 }
 
 impl Default for TimingConfig {
-    /// Node timeout: ten heartbeats, so that two lost ones mean nothing. Election: a kill is answered within 6 s overall.
+    /// Node timeout: ten heartbeats, so that two lost ones mean nothing. Elections: a voter stands after the longest
+    /// timeout and a drawn one more, 1.5 to 2 s after it last heard the leader; the control plane is promised back within 3 s.
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(300),
             node_timeout: Duration::from_secs(3),
             ack_timeout: Duration::from_secs(2),
             raft_heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(1000),
         }
     }
 }

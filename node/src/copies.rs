@@ -32,7 +32,7 @@ use crate::replication::{
     CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, Retention, StoragePool, Timing,
 };
 use crate::scrubbing::{self, Scrubbing};
-use crate::shard::{Shard, ShardOptions, StorageResources};
+use crate::shard::{Shard, ShardError, ShardOptions, StorageResources};
 use crate::telemetry::Metrics;
 
 /// A copy that could not be opened is tried again after this.
@@ -117,6 +117,8 @@ pub struct Copies {
     changed: Notify,
     failures: Mutex<BTreeMap<CopyId, Failure>>,
     replacing: Replacing,
+    /// Copies listed as retired here whose files are gone.
+    deleted: Mutex<BTreeSet<CopyId>>,
     tasks: TaskTracker,
 }
 
@@ -172,6 +174,7 @@ impl Copies {
             opening: Mutex::default(),
             changed: Notify::new(),
             failures: Mutex::default(),
+            deleted: Mutex::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -190,6 +193,11 @@ impl Copies {
     /// Copies that belong here and could not be opened.
     pub fn failures(&self) -> Vec<(CopyId, Failure)> {
         self.failures.lock().iter().map(|(copy, failure)| (*copy, failure.clone())).collect()
+    }
+
+    /// Copies listed as retired here whose files are gone.
+    pub fn deleted(&self) -> Vec<CopyId> {
+        self.deleted.lock().iter().copied().collect()
     }
 
     /// The open copy that a message means. Errors: `Unavailable` where the copy is not open here (it is being opened, or the sender's
@@ -241,9 +249,11 @@ impl Copies {
                 self.open_or_reconfigure(*copy, state, group, &collection.spec, incarnation, followed);
             }
         }
+        self.deleted.lock().retain(|copy| state.retired.contains_key(copy));
         for (copy, retired) in &state.retired {
             self.discard_incoming(*copy);
-            if retired.node == self.context.node && !self.opening.lock().contains(copy) {
+            let is_done = self.deleted.lock().contains(copy) || self.opening.lock().contains(copy);
+            if retired.node == self.context.node && !is_done {
                 self.retire(*copy).await;
             }
         }
@@ -261,7 +271,8 @@ impl Copies {
         followed: &Followed,
     ) {
         let known = self.open.read().get(&id).cloned();
-        if let Some(copy) = known.as_ref().filter(|copy| copy.incarnation == incarnation) {
+        let is_current = |copy: &&Arc<Copy>| copy.incarnation == incarnation && copy.lineage == group.lineage;
+        if let Some(copy) = known.as_ref().filter(is_current) {
             copy.handle.reconfigure(Arc::new(group.clone()));
             self.renew_if_failed(copy, followed);
             self.replace_if_needed(copy, state, group, followed);
@@ -292,7 +303,7 @@ impl Copies {
         });
     }
 
-    /// Opens the store, or takes over that of the copy's former life, and gives it a handle of this life.
+    /// Opens the store, or takes over that of the copy's former life in the same lineage, and gives it a handle of this life.
     async fn open(
         self: &Arc<Self>,
         id: CopyId,
@@ -302,12 +313,18 @@ impl Copies {
         incarnation: Incarnation,
         register: Arc<dyn RegisterClient>,
     ) -> Result<Arc<Copy>, Error> {
+        if former.is_some() {
+            self.open.write().remove(&id);
+        }
         let shard = match former {
-            Some(former) => {
-                self.open.write().remove(&id);
+            Some(former) if former.lineage == group.lineage => {
                 former.stop.cancel();
                 former.handle.clone().close().await;
                 Arc::clone(&former.shard)
+            }
+            Some(former) => {
+                close(former).await;
+                self.open_store(id, group, spec.clone()).await?
             }
             None => self.open_store(id, group, spec.clone()).await?,
         };
@@ -341,9 +358,19 @@ impl Copies {
 
     async fn open_store(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> Result<Arc<Shard>, Error> {
         let options = self.options(id, group, spec);
+        // The one that is alone in sync under a newer lineage is its origin; all others are made under it. The grant itself may have
+        // been voided by a restart.
+        let is_origin = group.in_sync.len() == 1 && group.in_sync.contains(&id);
         let opening = tokio::task::spawn_blocking(move || {
             crate::vector::init_thread();
-            Shard::open(options)
+            match Shard::open(options.clone()) {
+                Err(ShardError::OlderLineage { stored, asked }) if is_origin => {
+                    tracing::warn!(shard = %options.shard, copy = %id, %stored, %asked, "copy adopts a newer lineage");
+                    Shard::adopt_lineage(&options)?;
+                    Shard::open(options)
+                }
+                opened => opened,
+            }
         });
         let opened = opening.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
         Ok(Arc::new(opened?))
@@ -372,14 +399,19 @@ impl Copies {
         if let Some(copy) = open {
             close(copy).await;
         }
+        self.failures.lock().remove(&id);
         let dir = self.directory(id);
         let deleted = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             result => result.map(|()| true),
         });
         match deleted.await {
-            Ok(Ok(true)) => tracing::info!(copy = %id, "files of a retired copy deleted"),
-            Ok(Ok(false)) => {}
+            Ok(Ok(existed)) => {
+                self.deleted.lock().insert(id);
+                if existed {
+                    tracing::info!(copy = %id, "files of a retired copy deleted");
+                }
+            }
             Ok(Err(error)) => tracing::warn!(copy = %id, %error, "files of a retired copy cannot be deleted"),
             Err(error) => tracing::warn!(copy = %id, %error, "deleting the files of a retired copy failed"),
         }

@@ -15,7 +15,7 @@ use crate::agent::Agent;
 use crate::copies::{Copies, CopiesContext, Followed, Transfers, copies_on_disk};
 use crate::disk::DiskWatch;
 use crate::handoff;
-use crate::health::NodeHealth;
+use crate::health::{NodeHealth, Reporting};
 use crate::http;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
@@ -47,6 +47,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     if let Some(points) = &config.test_hooks.failpoints {
         set_failpoints(points)?;
     }
+    let mut signals = Signals::listen()?;
+    run_until(config, async move { signals.received().await }).await
+}
+
+/// Runs a node until `stopping` resolves. Errors: whatever keeps it from starting.
+pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut stopping = std::pin::pin!(stopping);
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new()?);
     std::fs::create_dir_all(&config.data_dir)
@@ -60,11 +67,11 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
     let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
-    let disk =
-        DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
+    let disk = DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
     let disk_task = tokio::spawn(disk.clone().run(stop.child_token()));
     let snapshots = Arc::new(Snapshots::new(config.data_dir.join("snapshots")));
     let context = copies_context(&config, &peers, &training_pool, &snapshots, &metrics)?;
+    let resources = Arc::clone(&context.resources);
     let copies = Copies::new(context);
     copies.sweep_transfers().context("data_dir: cannot delete what was left of snapshots")?;
 
@@ -105,17 +112,17 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let rpc_server = tokio::spawn(server::serve(listener, services, rpc_stop.clone()));
     tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, "node started");
 
-    let mut signals = Signals::listen()?;
     let on_disk = config.data_dir.join("copies");
     let list = Arc::new(move || copies_on_disk(&on_disk));
     let registration = Agent::register(metadata.clone(), &config, config.http_advertise(http_port), list);
     let agent = tokio::select! {
         agent = registration => Some(agent),
-        () = signals.received() => None,
+        () = &mut stopping => None,
     };
     if let Some(agent) = &agent {
         health.registered();
-        let (nudge, reporting) = (agent.clone(), copies.clone());
+        let nudge = agent.clone();
+        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, config.timing.node_timeout);
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
@@ -126,15 +133,16 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
         let handing_off = handoff::run(copies.clone(), agent.state(), config.node_id, copies_stop.child_token());
         let handoff_task = tokio::spawn(handing_off);
-        agent.start_heartbeats(Arc::new(move || crate::health::report(&reporting)));
+        agent.start_heartbeats(Arc::new(move || reporting.report()));
 
-        signals.received().await;
+        stopping.await;
         tracing::info!("stopping");
         copies_stop.cancel();
         handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;
         agent.close().await;
     }
+    metadata.hand_lead_over().await;
     metadata.close().await;
     rpc_stop.cancel();
     rpc_server.await?.context("gRPC server")?;

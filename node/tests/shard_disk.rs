@@ -13,7 +13,7 @@ use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use node::disk::DiskWatch;
 use node::replication::storage::{CopyStorage, LogWrite, StorageError};
 use node::shard::operation::EncodedEntry;
-use node::shard::{IndexState, ShardOptions};
+use node::shard::{IndexState, ShardError, ShardOptions};
 use node::vector::Cancel;
 use prometheus::IntGauge;
 use rand::Rng;
@@ -129,6 +129,30 @@ fn another_copys_directory_is_refused() {
         assert_eq!(error.kind(), ErrorKind::Conflict, "case {case}: {error}");
     }
     place.open(1);
+}
+
+#[test]
+fn a_newer_lineage_is_adopted_by_word_only_and_keeps_what_is_there() {
+    let place = Place::new(spec(4));
+    let mut log = LogWriter::new();
+    let shard = place.open(1);
+    persist(&shard, &barriers(&mut log, 1)).expect("persists");
+    shard.close().expect("closes");
+    drop(shard);
+    let of = |lineage| ShardOptions { lineage: Lineage(lineage), ..place.options(1) };
+    let open = |lineage| node::shard::Shard::open(of(lineage));
+    let error = open(3).err().expect("not of itself");
+    assert!(matches!(error, ShardError::OlderLineage { stored: Lineage(1), asked: Lineage(3) }), "{error}");
+    let other = ShardOptions { copy: CopyId(2), ..of(3) };
+    assert!(matches!(node::shard::Shard::adopt_lineage(&other), Err(ShardError::Identity { .. })));
+    node::shard::Shard::adopt_lineage(&of(3)).expect("adopts");
+    node::shard::Shard::adopt_lineage(&of(3)).expect("safe to repeat");
+    let shard = open(3).expect("opens");
+    let state = shard.state().expect("not poisoned");
+    assert_eq!((state.lineage, state.last), (Lineage(3), position(1, 1)));
+    drop(shard);
+    assert!(matches!(open(1), Err(ShardError::Identity { .. })), "an older register is another copy's");
+    assert!(matches!(node::shard::Shard::adopt_lineage(&of(2)), Err(ShardError::Identity { .. })), "never back");
 }
 
 fn newest_wal(dir: &Path) -> PathBuf {

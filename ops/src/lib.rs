@@ -15,6 +15,7 @@ pub mod error;
 pub mod eval;
 pub mod ingest;
 pub mod jsonl;
+pub mod node;
 pub mod npy;
 pub mod output;
 pub mod search;

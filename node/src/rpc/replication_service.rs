@@ -167,7 +167,10 @@ impl ReplicationTransport for GrpcTransport {
                     .max_decoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX);
                 let request = with_timeout(append_to_wire(peers.envelope(node), append), timeout);
-                let reply = client.append(request).await.map_err(Error::from)?;
+                let reply = client.append(request).await.map_err(|status| {
+                    peers.note_failure(node, &status);
+                    Error::from(status)
+                })?;
                 result_from_wire(node, reply.into_inner())
             };
             call.await.map_err(|error: Error| TransportError(error.to_string()))

@@ -1,5 +1,5 @@
 //! Which copy of which shard a directory holds. Written when the copy is created, compared at every opening: a directory that
-//! belongs to another cluster, shard, copy, lineage or collection is never served.
+//! belongs to another cluster, shard, copy, lineage or collection is never served. Only a lineage can be changed, by adoption.
 
 use cluster_config::collection::CollectionSpec;
 use cluster_config::ids::{CopyId, Lineage, ShardId};
@@ -32,6 +32,8 @@ pub(crate) enum Found {
     Created,
     /// The same copy.
     Same,
+    /// The same copy, of an older lineage than asked for.
+    OlderLineage(Lineage),
     /// Another one.
     Other(String),
     /// An empty directory, where no copy may be created.
@@ -52,7 +54,11 @@ impl Identity {
     /// Compares with what is stored, or stores it in an empty directory, if that is allowed.
     pub(crate) fn claim(&self, store: &Store, may_create: bool) -> Result<Found, StorageError> {
         if let Some(value) = store.get(Family::Meta, &MetaKey::Identity.encode())? {
-            return Ok(self.difference(&parse(&value)?).map_or(Found::Same, Found::Other));
+            let stored = parse(&value)?;
+            if stored.lineage < self.lineage && self.difference(&stored.of_lineage(self.lineage)).is_none() {
+                return Ok(Found::OlderLineage(stored.lineage));
+            }
+            return Ok(self.difference(&stored).map_or(Found::Same, Found::Other));
         }
         if store.last(Family::Log, &[], None)?.is_some() || store.last(Family::Meta, &[], None)?.is_some() {
             return Err(corrupt("identity", "missing from a copy that has data"));
@@ -60,10 +66,19 @@ impl Identity {
         if !may_create {
             return Ok(Found::Nothing);
         }
+        self.put(store)?;
+        Ok(Found::Created)
+    }
+
+    /// Stores this identity, durably.
+    pub(crate) fn put(&self, store: &Store) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         self.add_to(store, &mut batch)?;
-        store.write(batch, Durability::Synced)?;
-        Ok(Found::Created)
+        store.write(batch, Durability::Synced)
+    }
+
+    fn of_lineage(&self, lineage: Lineage) -> Self {
+        Self { lineage, ..self.clone() }
     }
 
     /// Adds what a copy's database says of its identity to a batch.

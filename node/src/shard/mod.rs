@@ -17,13 +17,13 @@ mod fields;
 mod filter;
 mod floor;
 mod identity;
+mod image;
 mod index_blob;
 mod index_steps;
 mod keys;
 mod log;
 mod maintenance;
 pub mod operation;
-mod image;
 mod reclaim;
 mod record_file;
 mod records;
@@ -33,6 +33,7 @@ mod search;
 mod snapshot;
 mod stats;
 mod store;
+mod sync_watch;
 mod train;
 mod validate;
 mod view;
@@ -132,6 +133,7 @@ impl Shard {
         let identity = Identity::new(cluster_id, shard, copy, lineage, spec.clone());
         match identity.claim(&store, may_create)? {
             Found::Created | Found::Same => {}
+            Found::OlderLineage(stored) => return Err(ShardError::OlderLineage { stored, asked: lineage }),
             Found::Other(difference) => {
                 return Err(ShardError::Identity { dir: dir.display().to_string(), difference });
             }
@@ -154,6 +156,26 @@ impl Shard {
             opened_at: Instant::now(),
             grown_at_ms: AtomicU64::new(0),
         })
+    }
+
+    /// Takes a closed copy over into the newer lineage that `options` names, with all it holds. Only for the copy that a forced
+    /// recovery chose, which the register of that lineage has alone in sync: another one may hold what is lost now.
+    /// Safe to repeat.
+    ///
+    /// Errors: as [`Shard::open`].
+    pub fn adopt_lineage(options: &ShardOptions) -> Result<(), ShardError> {
+        let dir = &options.dir;
+        let store = open_store(dir, false, &options.resources)?;
+        let ShardOptions { cluster_id, shard, copy, lineage, spec, .. } = options;
+        let identity = Identity::new(cluster_id.clone(), *shard, *copy, *lineage, spec.clone());
+        let adopted = match identity.claim(&store, false)? {
+            Found::OlderLineage(_) => Ok(identity.put(&store)?),
+            Found::Same => Ok(()),
+            Found::Other(difference) => Err(ShardError::Identity { dir: dir.display().to_string(), difference }),
+            Found::Created | Found::Nothing => Err(ShardError::Lost { dir: dir.display().to_string() }),
+        };
+        store.close();
+        adopted
     }
 
     /// The collection's spec.

@@ -7,16 +7,19 @@
 //! fsync nobody knows what the disk holds, so nothing may be answered from it.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
-    DBRawIterator, DBRecoveryMode, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    DBRawIterator, DBRecoveryMode, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    WriteOptions,
 };
 
 use super::keys::Family;
 use super::record_file;
+use super::sync_watch::SyncWatch;
 use crate::replication::storage::StorageError;
 
 /// Memtable of one family. The process-wide write buffer manager flushes earlier when the sum grows too large.
@@ -28,10 +31,11 @@ const OPEN_FILES_MAX: i32 = 256;
 /// Bloom filter of the families that are read by key: 1 % false positives.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 
-/// Memory that all copies of a process share: one block cache, and one limit for memtables charged to it.
+/// What all copies of a process share: one block cache, one limit for memtables charged to it, and one eye on their syncs.
 pub struct StorageResources {
     cache: Cache,
     write_buffers: WriteBufferManager,
+    syncs: Arc<SyncWatch>,
 }
 
 impl StorageResources {
@@ -40,7 +44,12 @@ impl StorageResources {
         let cache = Cache::new_lru_cache(block_cache_bytes);
         let write_buffers =
             WriteBufferManager::new_write_buffer_manager_with_cache(write_buffer_bytes, false, cache.clone());
-        Self { cache, write_buffers }
+        Self { cache, write_buffers, syncs: Arc::default() }
+    }
+
+    /// For how long the oldest write of a log that has not finished has been under way.
+    pub fn oldest_log_write(&self) -> Duration {
+        self.syncs.oldest()
     }
 
     /// Bytes of cached blocks and memtables now.
@@ -75,6 +84,7 @@ pub(crate) struct Store {
     db: DB,
     dir: PathBuf,
     failed: OnceLock<StorageError>,
+    syncs: Arc<SyncWatch>,
 }
 
 impl Store {
@@ -102,7 +112,12 @@ impl Store {
         let families =
             Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, resources)));
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(classify_at_opening)?;
-        Ok(Self { db, dir: dir.to_path_buf(), failed: OnceLock::new() })
+        Ok(Self { db, dir: dir.to_path_buf(), failed: OnceLock::new(), syncs: Arc::clone(&resources.syncs) })
+    }
+
+    /// Where the log's writes are announced.
+    pub(crate) fn syncs(&self) -> &SyncWatch {
+        &self.syncs
     }
 
     /// Fails if an earlier call did.
