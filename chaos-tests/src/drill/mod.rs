@@ -106,7 +106,7 @@ impl Patient for Cluster {
             Mode::Kill => crash::inject(self, node),
             Mode::Stop => pause::inject(self, node),
             Mode::Partition => {
-                partition::inject(self, Topology::Isolate(node));
+                partition::inject(self, &Topology::Isolate(node));
                 Ok(())
             }
         }
