@@ -36,7 +36,9 @@ async fn the_metadata_leader_is_killed() -> anyhow::Result<()> {
     let spec = json!({ "dim": 8, "shards": 1, "copies": 2 });
     client.create_collection("after", &spec).await?;
     let created = killed.elapsed();
-    println!("metadata leader (node {leader}) killed: another one after {back:?}, a collection created after {created:?}");
+    println!(
+        "metadata leader (node {leader}) killed: another one after {back:?}, a collection created after {created:?}"
+    );
     tokio::time::sleep(Duration::from_secs(3)).await;
     loaded.cluster.start_node(leader)?;
     loaded.check(0).await?;
