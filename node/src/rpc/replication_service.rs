@@ -21,6 +21,7 @@ use super::append::{append_from_wire, append_to_wire, result_from_wire, result_t
 use super::client::{Lane, Peers};
 use super::deadline::{deadline_of, with_timeout};
 use crate::copies::{Copies, Copy};
+use crate::disk::DiskWatch;
 use crate::error::Error;
 use crate::pool::Pool;
 use crate::replication::{
@@ -38,6 +39,8 @@ pub struct ReplicationServer {
     pub copies: Arc<Copies>,
     /// Where digests are computed.
     pub pool: Pool,
+    /// Refuses client writes while the disk is full.
+    pub disk: Arc<DiskWatch>,
     /// Counted here.
     pub metrics: Arc<Metrics>,
 }
@@ -59,6 +62,7 @@ impl ReplicationServer {
         let operations: Vec<Operation> = each("operations", request.operations)?;
         validate_operations(&copy.spec, &operations)
             .map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()).with_hint(error.hint.clone()))?;
+        self.disk.admit(&operations)?;
         let count = operations.len() as u64;
         let outcome = copy.handle.write(id, operations, deadline.into()).await?;
         self.metrics.operations.inc_by(count);
@@ -163,7 +167,10 @@ impl ReplicationTransport for GrpcTransport {
                     .max_decoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX);
                 let request = with_timeout(append_to_wire(peers.envelope(node), append), timeout);
-                let reply = client.append(request).await.map_err(Error::from)?;
+                let reply = client.append(request).await.map_err(|status| {
+                    peers.note_failure(node, &status);
+                    Error::from(status)
+                })?;
                 result_from_wire(node, reply.into_inner())
             };
             call.await.map_err(|error: Error| TransportError(error.to_string()))

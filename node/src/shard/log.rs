@@ -78,6 +78,7 @@ impl Log {
             return Ok(());
         }
         let _writing = self.writing.lock();
+        let _syncing = store.syncs().begin();
         let mut next = self.bounds.read().clone();
         let mut batch = WriteBatch::default();
         if let Some(term) = write.term {
