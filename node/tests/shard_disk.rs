@@ -422,6 +422,7 @@ fn client_writes_are_refused_before_the_disk_is_full_and_taken_again_when_there_
     commit(&shard, &[log.entry(vec![write()])]);
     assert_eq!(shard.fetch_documents(&[key("a")], false).expect("reads").len(), 1);
 
+    drop(file);
     fs::remove_file(&ballast).expect("removes");
     watch.look();
     watch.admit(&[write()]).expect("there is room again");
