@@ -77,7 +77,6 @@ async fn drive(run: &Run, cluster: &mut Cluster) -> anyhow::Result<Verdict> {
         timeout_ms: TIMEOUT_MS,
         history: Arc::clone(&history),
         process: 0,
-        has_strong: documents::has_strong(&client, COLLECTION, DIM).await?,
         prefer_copy: None,
     };
     let stop = CancellationToken::new();

@@ -130,11 +130,6 @@ impl History {
         self.operations.lock().expect("no panic while held").push(operation);
     }
 
-    /// How many operations `count` holds for.
-    pub fn count(&self, count: impl Fn(&Operation) -> bool) -> u64 {
-        self.operations.lock().expect("no panic while held").iter().filter(|operation| count(operation)).count() as u64
-    }
-
     /// Everything so far, in the order it was recorded.
     pub fn snapshot(&self) -> Vec<Operation> {
         self.operations.lock().expect("no panic while held").clone()

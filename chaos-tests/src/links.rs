@@ -3,7 +3,7 @@
 //! A cut is between *ends*, as packets see it: what travels from A to B uses A's connections to B one way and B's connections to A
 //! the other way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::proxy::{Flow, Proxy, Way};
@@ -27,7 +27,7 @@ impl fmt::Display for End {
 }
 
 /// Who cannot hear whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// The node and all others, the coordinator too, hear nothing of each other.
     Isolate(usize),
@@ -37,8 +37,6 @@ pub enum Topology {
     Deaf(usize),
     /// Nobody but this node connects the others: they hear it, and it them, but not each other. The coordinator hears all.
     Bridge(usize),
-    /// These nodes on one side, all others and the coordinator on the other.
-    Halves(BTreeSet<usize>),
     /// The coordinator and the node hear nothing of each other.
     CoordinatorFrom(usize),
 }
@@ -54,10 +52,6 @@ impl Topology {
             Self::Bridge(bridge) => {
                 let is_outer = |end| matches!(end, End::Node(node) if node != *bridge);
                 is_outer(from) && is_outer(to)
-            }
-            Self::Halves(side) => {
-                let is_inside = |end| matches!(end, End::Node(node) if side.contains(&node));
-                is_inside(from) != is_inside(to)
             }
             Self::CoordinatorFrom(node) => {
                 let pair = [End::Coordinator, End::Node(*node)];
@@ -76,7 +70,6 @@ impl fmt::Display for Topology {
             Self::Mute(node) => write!(f, "nobody hears node {node}"),
             Self::Deaf(node) => write!(f, "node {node} hears nobody"),
             Self::Bridge(node) => write!(f, "the others meet only over node {node}"),
-            Self::Halves(side) => write!(f, "nodes {side:?} cut off from the rest"),
             Self::CoordinatorFrom(node) => write!(f, "coordinator and node {node} cut off from each other"),
         }
     }
@@ -154,12 +147,10 @@ impl Links {
         }
     }
 
-    /// Resets every connection between two ends.
-    pub fn reset(&self, one: End, other: End) {
-        for (from, to) in [(one, other), (other, one)] {
-            if let End::Node(node) = to
-                && let Some(proxy) = self.proxies.get(&(from, node))
-            {
+    /// Resets every connection from and to the node.
+    pub fn reset(&self, node: usize) {
+        for ((from, to), proxy) in &self.proxies {
+            if *from == End::Node(node) || *to == node {
                 proxy.reset();
             }
         }
@@ -184,7 +175,6 @@ mod tests {
         assert_eq!(shown(&Topology::Mute(1)), ["1>c", "1>2", "1>3"]);
         assert_eq!(shown(&Topology::Deaf(1)), ["c>1", "2>1", "3>1"]);
         assert_eq!(shown(&Topology::Bridge(2)), ["1>3", "3>1"]);
-        assert_eq!(shown(&Topology::Halves([3].into())), shown(&Topology::Isolate(3)));
         assert_eq!(shown(&Topology::CoordinatorFrom(3)), ["c>3", "3>c"]);
     }
 }

@@ -50,7 +50,6 @@ impl Loaded {
             timeout_ms: TIMEOUT_MS,
             history: Arc::clone(&history),
             process: 0,
-            has_strong: documents::has_strong(&client, COLLECTION, DIM).await?,
             prefer_copy: None,
         };
         let stop = CancellationToken::new();

@@ -144,4 +144,3 @@ fn corrupt(id: CopyId, failure: &Failure) -> Option<v1::CopyReport> {
         ..v1::CopyReport::default()
     })
 }
-

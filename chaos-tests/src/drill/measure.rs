@@ -46,7 +46,8 @@ pub fn acknowledged_keys(history: &[Operation]) -> Vec<Key> {
     history.iter().filter_map(key).collect()
 }
 
-/// Measures what lies between the fault and the end of the load, beside what came before.
+/// Measures what lies between the fault and the end of the load, beside what came before. Nothing is measured before the first
+/// answer.
 pub fn measure(history: &[Operation], routing: &Routing, fault_us: u64, end_us: u64) -> Measured {
     let mut acknowledged: Vec<Vec<u64>> = vec![Vec::new(); routing.shards() as usize];
     let mut measured = Measured::default();
@@ -64,6 +65,7 @@ pub fn measure(history: &[Operation], routing: &Routing, fault_us: u64, end_us: 
         }
     }
     let begin_us = history.iter().map(|operation| operation.answered_us).min().unwrap_or(0);
+    let fault_us = fault_us.max(begin_us);
     for times in &mut acknowledged {
         times.sort_unstable();
         measured.write_gap_by_shard_ms.push(gap_us(times, fault_us, end_us) / 1000);
@@ -121,6 +123,7 @@ mod tests {
         assert_eq!(gap_us(&[10, 20, 30], 15, 100), 70, "it lasts to the end");
         assert_eq!(gap_us(&[], 15, 100), 85);
         assert_eq!(gap_us(&[20, 40, 60], 0, 61), 20);
+        assert_eq!(gap_us(&[20, 40], 20, 20), 0, "an empty window");
     }
 
     #[test]

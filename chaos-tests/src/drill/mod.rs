@@ -26,7 +26,7 @@ use crate::links::Topology;
 use crate::nemesis::{crash, partition, pause};
 use crate::observer::{self, Look};
 use crate::wait;
-use crate::workload::documents::{self, Documents};
+use crate::workload::documents::Documents;
 use load::{DIM, Load};
 use measure::Measured;
 use promise::{Comparison, Promises};
@@ -106,7 +106,7 @@ impl Patient for Cluster {
             Mode::Kill => crash::inject(self, node),
             Mode::Stop => pause::inject(self, node),
             Mode::Partition => {
-                partition::inject(self, Topology::Isolate(node));
+                partition::inject(self, &Topology::Isolate(node));
                 Ok(())
             }
         }
@@ -225,7 +225,6 @@ async fn rehearse(
         timeout_ms: load::TIMEOUT_MS,
         history: Arc::clone(&history),
         process: 0,
-        has_strong: documents::has_strong(&client, collection, DIM).await?,
         prefer_copy: (drill.victim == Victim::ReadReplica).then(|| format!("node:{node}")),
     };
     let routing = load::Routing::new(&look, &roles, collection, drill.shards)?;

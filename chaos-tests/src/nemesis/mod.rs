@@ -5,6 +5,7 @@ pub mod crash;
 pub mod full_disk;
 pub mod partition;
 pub mod pause;
+pub mod reset;
 pub mod slow_link;
 
 use std::fmt;
@@ -44,6 +45,8 @@ pub enum Kind {
     CoordinatorCut,
     /// Every link to and from the node is late and narrow.
     SlowLink,
+    /// Every connection of the node is reset, once.
+    Reset,
     /// The small disk is full; afterwards the node is started again, as the manual says.
     FullDisk,
     /// `kill -9` of every process at once.
@@ -51,7 +54,7 @@ pub enum Kind {
 }
 
 /// The kinds that every cluster behind proxies can be given.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Crash,
     Kind::Pause,
     Kind::Isolate,
@@ -60,6 +63,7 @@ const KINDS: [Kind; 9] = [
     Kind::Bridge,
     Kind::CoordinatorCut,
     Kind::SlowLink,
+    Kind::Reset,
     Kind::CrashAll,
 ];
 
@@ -116,7 +120,7 @@ pub fn plan(seed: u64, terrain: Terrain) -> impl Iterator<Item = Step> {
             _ => Target::MetadataLeader,
         };
         let lasts = match kind {
-            Kind::CrashAll => SHORT_MS,
+            Kind::CrashAll | Kind::Reset => SHORT_MS,
             Kind::Crash | Kind::FullDisk => LONG_MS,
             _ if random.random_bool(0.3) => SHORT_MS,
             _ => LONG_MS,
@@ -154,10 +158,17 @@ pub fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<
         Kind::Crash => crash::inject(cluster, node),
         Kind::CrashAll => crash::inject_all(cluster),
         Kind::Pause => pause::inject(cluster, node),
-        Kind::SlowLink => slow_link::inject(cluster, node),
+        Kind::SlowLink => {
+            slow_link::inject(cluster, node);
+            Ok(())
+        }
+        Kind::Reset => {
+            reset::inject(cluster, node);
+            Ok(())
+        }
         Kind::FullDisk => full_disk::inject(cluster),
         Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
-            partition::inject(cluster, partition::topology(kind, node));
+            partition::inject(cluster, &partition::topology(kind, node));
             Ok(())
         }
     }
@@ -170,6 +181,7 @@ pub async fn heal(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Res
         Kind::CrashAll => crash::heal_all(cluster).await,
         Kind::Pause => pause::heal(cluster, node),
         Kind::FullDisk => full_disk::heal(cluster, node),
+        Kind::Reset => Ok(()),
         Kind::SlowLink | Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
             partition::heal(cluster);
             Ok(())

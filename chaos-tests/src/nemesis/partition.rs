@@ -15,15 +15,15 @@ pub fn topology(kind: Kind, node: usize) -> Topology {
         Kind::Deaf => Topology::Deaf(node),
         Kind::Bridge => Topology::Bridge(node),
         Kind::CoordinatorCut => Topology::CoordinatorFrom(node),
-        Kind::Crash | Kind::Pause | Kind::SlowLink | Kind::FullDisk | Kind::CrashAll => {
+        Kind::Crash | Kind::Pause | Kind::SlowLink | Kind::Reset | Kind::FullDisk | Kind::CrashAll => {
             unreachable!("{kind:?} cuts no network")
         }
     }
 }
 
 /// Cuts.
-pub fn inject(cluster: &Cluster, topology: Topology) {
-    cluster.links().cut(&topology);
+pub fn inject(cluster: &Cluster, topology: &Topology) {
+    cluster.links().cut(topology);
 }
 
 /// Lets everything through again; what was held arrives late.

@@ -55,8 +55,6 @@ pub struct Documents {
     pub history: Arc<History>,
     /// Who calls.
     pub process: u64,
-    /// Whether the cluster serves strong reads; without them what must be exact asks the primary.
-    pub has_strong: bool,
     /// Copy that plain searches are to ask first, as the API words it.
     pub prefer_copy: Option<String>,
 }
@@ -68,12 +66,6 @@ pub struct Found {
     pub version: Option<Version>,
     /// The token to send next.
     pub session: String,
-}
-
-/// Whether the cluster serves strong reads.
-pub async fn has_strong(client: &Client, collection: &str, dim: usize) -> anyhow::Result<bool> {
-    let answer = client.search(collection, &unit_vector(0, 0, dim), json!({ "consistency": "strong" })).await?;
-    Ok(answer.status.is_success())
 }
 
 /// What a collection of documents is made with, beside shards and copies.
@@ -159,12 +151,8 @@ impl Documents {
                 return body;
             }
             Level::Session => "session",
-            Level::Strong | Level::Final if self.has_strong => "strong",
-            Level::Strong | Level::Final => "eventual",
+            Level::Strong | Level::Final => "strong",
         };
-        if consistency == "eventual" {
-            body["prefer_copy"] = "primary".into();
-        }
         body["consistency"] = consistency.into();
         body["exact"] = true.into();
         body["filters"] = json!({ "must": [{ "field": "key", "eq": key }] });

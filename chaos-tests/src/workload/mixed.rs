@@ -50,9 +50,7 @@ pub async fn run(documents: Documents, numbers: Arc<Numbers>, keys: Arc<Keys>, s
         let key = keys.pick(&mut random);
         match random.random_range(0..100) {
             0..45 => {
-                if documents.has_strong {
-                    documents.read(key, Level::Strong, "").await;
-                }
+                documents.read(key, Level::Strong, "").await;
             }
             45..88 => {
                 documents.put(&[(key, numbers.version())]).await;

@@ -12,7 +12,7 @@ use cluster_config::shard_group::ShardGroup;
 use super::messages::{HandOffRefusal, ProposalOutcome, RequestId};
 
 /// A hand-off under way at a primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HandOff {
     pub(super) request: RequestId,
     pub(super) to: CopyId,
@@ -39,7 +39,7 @@ pub(super) enum Phase {
 }
 
 /// A write that was not taken yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HeldWrite {
     pub(super) request: RequestId,
     pub(super) operation_id: OperationId,

@@ -52,7 +52,7 @@ pub(super) struct Needs {
 }
 
 /// Sizes and ages along the log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LogSizes {
     retention: Retention,
     /// In order, without gaps: each begins after the end of the one before.
@@ -151,7 +151,7 @@ pub(super) fn decide_purge(sizes: &LogSizes, needs: &Needs, now_ms: u64) -> Opti
 }
 
 /// From where on the log is wanted for snapshots on their way, and until when.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pins(BTreeMap<SeqNo, u64>);
 
 impl Pins {

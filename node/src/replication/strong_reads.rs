@@ -15,7 +15,7 @@ use super::core::Local;
 use super::messages::{Action, ReadRefusal, RequestId, SendConfirm};
 
 /// The reads of one term.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StrongReads {
     /// For the next round.
     arrived: Vec<RequestId>,
@@ -27,7 +27,7 @@ pub(super) struct StrongReads {
 }
 
 /// One question to each member of the ack set, for all the reads that had arrived.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Round {
     id: u64,
     /// The global checkpoint when it began.
