@@ -18,6 +18,8 @@ use cluster_config::shard_group::ShardGroup;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+use super::operator::OperatorClient;
+
 /// A call to a node that failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -237,12 +239,14 @@ pub struct CopyReport {
     pub rows_tail: u64,
     /// Live rows.
     pub rows_live: u64,
-    /// exact, training, building, indexed, or poisoned.
+    /// exact, training, building, indexed, poisoned, or corrupt.
     pub index_state: String,
     /// Bytes on disk.
     pub disk_bytes: u64,
     /// Bytes in memory.
     pub memory_bytes: u64,
+    /// Why it is poisoned or corrupt.
+    pub reason: String,
 }
 
 /// The metadata group as one of its members sees it.
@@ -292,7 +296,7 @@ pub enum Peer {
 }
 
 /// Calls to nodes. See the module for deadlines and cancellation.
-pub trait NodeClient: Send + Sync + 'static {
+pub trait NodeClient: OperatorClient {
     /// Learns addresses. Called by the view with each new state, before anyone can act on it.
     fn learn(&self, state: &ClusterState);
 

@@ -114,7 +114,7 @@ impl RemoteNodes {
         }
     }
 
-    fn admin(&self, peer: &Peer) -> Result<(AdminServiceClient<Channel>, v1::Envelope), NodeError> {
+    pub(super) fn admin(&self, peer: &Peer) -> Result<(AdminServiceClient<Channel>, v1::Envelope), NodeError> {
         let (channel, envelope) = self.peer(peer, Lane::Control)?;
         let client = AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
         Ok((client, envelope))
@@ -129,7 +129,7 @@ impl RemoteNodes {
 }
 
 /// The request with the time that remains, less what the way there and back may take: the node's refusal arrives in time.
-fn timed<T>(message: T, deadline: Instant) -> Request<T> {
+pub(super) fn timed<T>(message: T, deadline: Instant) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline.saturating_duration_since(Instant::now()).saturating_sub(HOP));
     request
@@ -141,19 +141,19 @@ fn node_error(error: RemoteError) -> NodeError {
 }
 
 /// A status to our words. Without details of ours it came from the transport: the connection failed.
-fn status_error(status: Status) -> NodeError {
+pub(super) fn status_error(status: Status) -> NodeError {
     let from_transport = status.details().is_empty();
     let error = RemoteError::from(status);
     let disconnected = from_transport && error.kind == ErrorKind::Unavailable;
     NodeError { disconnected, ..node_error(error) }
 }
 
-fn wire_error(error: WireError) -> NodeError {
+pub(super) fn wire_error(error: WireError) -> NodeError {
     NodeError::new(ErrorKind::Internal, format!("reply: {error}"))
 }
 
 /// An error known before anything was sent, as a future.
-fn refuse<T: Send + 'static>(error: NodeError) -> BoxFuture<'static, Result<T, NodeError>> {
+pub(super) fn refuse<T: Send + 'static>(error: NodeError) -> BoxFuture<'static, Result<T, NodeError>> {
     futures::future::ready(Err(error)).boxed()
 }
 
@@ -214,6 +214,7 @@ fn read_report(report: v1::CopyReport) -> CopyReport {
         index_state: report.index_state,
         disk_bytes: report.disk_bytes,
         memory_bytes: report.memory_bytes,
+        reason: report.reason,
     }
 }
 

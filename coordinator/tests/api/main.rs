@@ -6,6 +6,7 @@ mod consistency;
 mod documents;
 mod faults;
 mod jobs;
+mod operators;
 mod query;
 mod refusals;
 mod search;

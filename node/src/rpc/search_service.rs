@@ -153,12 +153,19 @@ impl Read {
                 Ok(())
             }
             Consistency::Session => {
-                copy.handle.wait_applied(target.min_seqno, self.deadline.into()).await?;
-                Ok(())
+                let now = Instant::now();
+                let patience = self.deadline.saturating_duration_since(now) / 2;
+                let until = now + patience.min(limits::SESSION_WAIT_MAX);
+                let waited = copy.handle.wait_applied(target.min_seqno, until.into()).await;
+                waited.map(drop).map_err(|_| {
+                    let applied = copy.handle.position().applied;
+                    let message = format!("copy {} has applied {applied}, not yet {}", copy.id, target.min_seqno);
+                    Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy")
+                })
             }
             Consistency::Strong => {
-                Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
-                    .with_hint("use eventual, or session with the token of a write"))
+                copy.handle.strong_read(self.deadline.into()).await?;
+                Ok(())
             }
         }
     }

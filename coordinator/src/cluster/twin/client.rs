@@ -30,7 +30,7 @@ impl Drop for StreamGuard {
 }
 
 /// A call that runs `work` on the twin unless the node misbehaves.
-fn call<T: Send + 'static>(
+pub(super) fn call<T: Send + 'static>(
     twin: &Arc<Twin>,
     name: &'static str,
     node: NodeId,
@@ -84,7 +84,7 @@ impl Twin {
 pub struct TwinClient(pub Arc<Twin>);
 
 impl TwinClient {
-    fn node_of(&self, peer: &Peer) -> NodeId {
+    pub(super) fn node_of(&self, peer: &Peer) -> NodeId {
         match peer {
             Peer::Node(node) => *node,
             Peer::Seed(_) => NodeId(1),
@@ -214,7 +214,7 @@ impl NodeClient for TwinClient {
             }
             let id = add_collection(&mut inner.state, spec);
             inner.state.version += 1;
-            twin.version.send_modify(|version| *version += 1);
+            twin.announce();
             Ok((inner.state.collections[&id].clone(), inner.state.version))
         })
     }
@@ -234,7 +234,7 @@ impl NodeClient for TwinClient {
             inner.state.shards.retain(|shard, _| shard.collection != id);
             inner.shards.retain(|shard, _| shard.collection != id);
             inner.state.version += 1;
-            twin.version.send_modify(|version| *version += 1);
+            twin.announce();
             Ok((true, inner.state.version))
         })
     }

@@ -6,6 +6,7 @@
 //! changing by themselves, disks.
 
 mod client;
+mod operator;
 mod shard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,6 +191,11 @@ impl Twin {
     /// Changes the agreed state and announces it.
     pub fn change(&self, change: impl FnOnce(&mut ClusterState)) {
         self.change_silently(change);
+        self.announce();
+    }
+
+    /// Tells watchers that the state changed.
+    fn announce(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 
