@@ -162,11 +162,16 @@ impl Copies {
         let (incoming, base) = adopted.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))??;
         tracing::info!(shard = %copy.shard_id, copy = %copy.id, base = %base.seqno, "snapshot fetched and verified");
 
-        // From here on the copy acknowledges nothing, so whether it is in sync is settled by one look at the register.
+        // From here on the copy acknowledges nothing. If it still lacks what is purged, it has acknowledged nothing since it was found to:
+        // the register alone could not tell, because a proposal to add the copy may be on its way.
         let id = copy.id;
         let busy = || Error::new(ErrorKind::Unavailable, "the copy is being opened or closed");
         let _claim = self.claim(id).ok_or_else(busy)?;
+        let closed = copy.handle.clone();
         self.take_out(copy).await?;
+        if !closed.report().needs_snapshot {
+            return Err(Error::new(ErrorKind::Conflict, "the log has helped the copy meanwhile"));
+        }
         may_be_replaced(&*register, &group, id).await?;
         let dir = self.directory(id);
         blocking(move || incoming.install(&dir)).await

@@ -353,10 +353,12 @@ impl Primary {
 
     /// Moves everything that can move: the checkpoint, then proposals, then reads, then messages.
     pub(super) fn advance(&mut self, local: &mut Local) {
-        local.log.commit(self.tracker.global_checkpoint(local.log.durable()));
+        // Nor is anything committed before: a retry acknowledged now could be missed by a strong read in the term before, which this copy
+        // still confirms, and taken back by a crash.
         if !local.log.is_persisted(self.granted_write) {
             return;
         }
+        local.log.commit(self.tracker.global_checkpoint(local.log.durable()));
         self.resume_if_not_handed_off(local);
         self.propose(local);
         if !self.reads.is_idle() {
