@@ -10,8 +10,8 @@ const MINIMUMS_FOR: Duration = Duration::from_secs(300);
 const FAULTS_MIN: u64 = 20;
 const FAILOVERS_MIN: u64 = 5;
 const WRITES_MIN: u64 = 5_000;
-const STRONG_READS_MIN: u64 = 1_000;
-const SESSION_READS_MIN: u64 = 1_000;
+const STRONG_READS_MIN: u64 = 500;
+const SESSION_READS_MIN: u64 = 500;
 
 /// How much happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
