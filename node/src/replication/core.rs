@@ -4,6 +4,8 @@
 //! only carries out actions and reports what came of them. The same events give the same actions, always. The core never reads
 //! entries: it knows where each term of its log begins, which is all that the rules ask for.
 
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +19,7 @@ use super::messages::{
     Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId,
     WriteRefusal,
 };
+use super::mutant::{Mutant, breaks};
 use super::primary::Primary;
 use super::proposer::Proposer;
 use super::storage::{LogWrite, StorageError, StoredState};
@@ -59,7 +62,7 @@ pub struct CoreOptions {
 }
 
 /// One copy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     local: Local,
     role: Role,
@@ -67,7 +70,7 @@ pub struct Core {
 }
 
 /// What a copy is at the moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Role {
     /// Takes the stream of whoever is primary. Every copy starts so (W1).
     Follower(Follower),
@@ -78,7 +81,7 @@ enum Role {
 }
 
 /// What both roles share, and the actions of the step under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Local {
     pub(super) copy: CopyId,
     shard: ShardId,
@@ -182,7 +185,8 @@ impl Core {
     /// A register is learned. Older ones are ignored; versions only grow.
     fn learn(&mut self, group: Arc<ShardGroup>) {
         let local = &mut self.local;
-        let is_older = local.group.as_ref().is_some_and(|known| group.version <= known.version);
+        let is_older = local.group.as_ref().is_some_and(|known| group.version <= known.version)
+            && !breaks(Mutant::OldRegistersLearned);
         if group.shard != local.shard || is_older {
             return;
         }
@@ -198,7 +202,10 @@ impl Core {
                 // W1: a grant counts once, in the life of the process it was given to. A term that was adopted before is
                 // over, even if it was granted to this very copy: an earlier life may have written entries in it.
                 let current_term = local.log.current_term();
-                if is_granted && group.primary_term > current_term {
+                let is_new = group.primary_term > current_term
+                    || breaks(Mutant::ResumeAfterRestart)
+                    || breaks(Mutant::ResumeAfterReopening);
+                if is_granted && is_new {
                     self.step_down(current_term);
                     self.become_primary(group);
                 } else {
@@ -224,7 +231,10 @@ impl Core {
             primary.end(&mut self.local);
         }
         if term > self.local.log.current_term() {
-            self.local.persist(LogWrite { term: Some(term), ..LogWrite::default() });
+            let cut = self.local.log.committed().next();
+            let truncate_from =
+                (breaks(Mutant::TruncateOnNewTerm) && cut <= self.local.log.last()).then_some(cut);
+            self.local.persist(LogWrite { term: Some(term), truncate_from, ..LogWrite::default() });
         }
     }
 
@@ -234,7 +244,7 @@ impl Core {
             Some(AppendRefusal::UnknownCopy)
         } else if append.lineage != local.lineage {
             Some(AppendRefusal::Lineage)
-        } else if append.term < local.log.current_term() {
+        } else if append.term < local.log.current_term() && !breaks(Mutant::OldTermsAccepted) {
             Some(AppendRefusal::StaleTerm)
         } else {
             match &self.role {
@@ -249,7 +259,8 @@ impl Core {
             return local.reply(request, AppendOutcome::Refused(refusal));
         }
         // A primary that hears a higher term steps down; the follower adopts it with the entries, in one write.
-        self.step_down(self.local.log.current_term());
+        let known = self.local.log.current_term();
+        self.step_down(if breaks(Mutant::TruncateOnNewTerm) { append.term } else { known });
         if let Role::Follower(follower) = &mut self.role
             && let Err(Diverged(problem)) = follower.on_append(&mut self.local, request, append)
         {
@@ -340,7 +351,9 @@ impl Local {
 
     fn is_granted(&self, group: &ShardGroup) -> bool {
         let own = PrimaryGrant { copy: self.copy, incarnation: self.incarnation };
-        group.primary == Some(own) && group.lineage == self.lineage
+        let is_own = group.primary == Some(own)
+            || breaks(Mutant::ResumeAfterRestart) && group.primary_copy() == Some(self.copy);
+        is_own && group.lineage == self.lineage
     }
 }
 
@@ -440,4 +453,54 @@ impl Core {
             Role::Follower(_) | Role::Poisoned(_) => Ok(()),
         }
     }
+}
+
+/// What tells two states of the model apart. A field that can influence a later step must be taken in, times as ages and ids as
+/// what they stand for, so that histories that lead to the same future meet.
+#[cfg(test)]
+impl Core {
+    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        let Self { local, role, barrier_payload: _ } = self;
+        let Local {
+            copy,
+            shard: _,
+            lineage: _,
+            incarnation,
+            timing: _,
+            now_ms,
+            group,
+            log,
+            proposer,
+            next_append_id: _,
+            actions: _,
+        } = local;
+        (copy, incarnation, group.as_ref().map(|group| group.version)).hash(hasher);
+        log.fingerprint(hasher);
+        proposer.fingerprint(*now_ms, hasher);
+        std::mem::discriminant(role).hash(hasher);
+        match role {
+            Role::Follower(follower) => follower.fingerprint(local, hasher),
+            Role::Primary(primary) => primary.fingerprint(local, hasher),
+            Role::Poisoned(error) => matches!(error, StorageError::Corrupt(_)).hash(hasher),
+        }
+    }
+
+    /// What an answer to a message still means: nothing, or that it counts, or that it is awaited.
+    pub(super) fn standing_of_append(&self, to: CopyId, append_id: u64) -> u8 {
+        match &self.role {
+            Role::Primary(primary) => primary.standing_of_append(to, append_id),
+            _ => 0,
+        }
+    }
+
+    /// Whether the decision on this proposal is awaited.
+    pub(super) fn awaits_proposal(&self, id: u64) -> bool {
+        self.local.proposer.awaits(id)
+    }
+}
+
+/// How long ago something was, as far as anyone asks.
+#[cfg(test)]
+pub(super) fn age(now_ms: u64, then_ms: u64, limit_ms: u64) -> u64 {
+    now_ms.saturating_sub(then_ms).min(limit_ms)
 }

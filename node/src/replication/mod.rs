@@ -11,6 +11,9 @@ mod follower;
 mod handle;
 mod log_view;
 pub mod messages;
+#[cfg(test)]
+mod model;
+mod mutant;
 pub mod open;
 pub mod pool;
 mod primary;
