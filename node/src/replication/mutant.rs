@@ -35,6 +35,8 @@ pub(super) enum Mutant {
     AnswerBeforeDurable,
     /// The primary's own disk does not count.
     OwnDiskNotCounted,
+    /// A primary that is alone in sync commits before its grant is durable.
+    CommitBeforeGrantDurable,
     /// Entries go out before the grant is durable.
     SendBeforeGrantDurable,
     /// Answers to an earlier term of the same copy count.

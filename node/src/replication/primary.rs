@@ -271,9 +271,14 @@ impl Primary {
 
     /// Moves everything that can move: the checkpoint, then proposals, then messages.
     pub(super) fn advance(&mut self, local: &mut Local) {
-        let own = if breaks(Mutant::OwnDiskNotCounted) { local.log.last() } else { local.log.durable() };
-        local.log.commit(self.tracker.global_checkpoint(own));
-        if !local.log.is_persisted(self.granted_write) && !breaks(Mutant::SendBeforeGrantDurable) {
+        // Nothing counts before the grant is durable: after a crash this copy would follow an older primary again, whose stream could
+        // cut what it had committed alone.
+        let is_granted = local.log.is_persisted(self.granted_write);
+        if is_granted || breaks(Mutant::CommitBeforeGrantDurable) {
+            let own = if breaks(Mutant::OwnDiskNotCounted) { local.log.last() } else { local.log.durable() };
+            local.log.commit(self.tracker.global_checkpoint(own));
+        }
+        if !is_granted && !breaks(Mutant::SendBeforeGrantDurable) {
             return;
         }
         self.propose(local);

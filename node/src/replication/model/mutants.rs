@@ -10,7 +10,7 @@ use super::walk::{Walk, walk};
 use crate::replication::mutant::Mutant;
 
 /// Every mutant must be found within as many walks as the unbroken rules survive.
-const WALKS: u64 = 20_000;
+const WALKS: u64 = 100_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
@@ -76,6 +76,7 @@ found! {
     ack_before_fsync: AckBeforeFsync,
     answer_before_durable: AnswerBeforeDurable,
     own_disk_not_counted: OwnDiskNotCounted,
+    commit_before_grant_durable: CommitBeforeGrantDurable,
     send_before_grant_durable: SendBeforeGrantDurable,
     count_earlier_answers: CountEarlierAnswers,
     refusal_resolves_add: RefusalResolvesAdd,

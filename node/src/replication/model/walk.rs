@@ -62,17 +62,7 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
         retries: rng.below(2) == 0,
         mutant,
     };
-    let few = |rng: &mut Rng| [0, 2, 6][rng.below(3) as usize];
-    let bounds = Bounds {
-        writes: 2 + rng.below(6) as u8,
-        grants: 1 + rng.below(5) as u8,
-        expiries: few(&mut rng),
-        crashes: few(&mut rng),
-        disk_failures: few(&mut rng),
-        losses: 4 * few(&mut rng),
-        repeats: few(&mut rng),
-        ticks: 40,
-    };
+    let bounds = if rng.below(2) == 0 { all_at_once(&mut rng) } else { one_at_a_time(&mut rng) };
     let weights: [u64; KINDS.len()] = std::array::from_fn(|_| [1, 4, 16][rng.below(3) as usize]);
     let mut world = World::new(setting, bounds);
     let mut steps = Vec::new();
@@ -96,6 +86,38 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
         acknowledgements: world.oracle.acknowledgements(),
         terms: world.group().primary_term.0,
         sights,
+    }
+}
+
+/// Any fault may come with any other.
+fn all_at_once(rng: &mut Rng) -> Bounds {
+    let mut few = || [0, 2, 6][rng.below(3) as usize];
+    let bounds = Bounds {
+        writes: 0,
+        grants: 0,
+        expiries: few(),
+        crashes: few(),
+        disk_failures: few(),
+        losses: 4 * few(),
+        repeats: few(),
+        ticks: 24,
+    };
+    Bounds { writes: 2 + rng.below(6) as u8, grants: 1 + rng.below(5) as u8, ..bounds }
+}
+
+/// Few grants and one kind of fault: what needs no luck but a certain order is met far more often.
+fn one_at_a_time(rng: &mut Rng) -> Bounds {
+    let only = rng.below(6);
+    let few = |kind| if kind == only { 2 } else { 0 };
+    Bounds {
+        expiries: few(0),
+        crashes: few(1),
+        disk_failures: few(2),
+        losses: few(3),
+        repeats: few(4),
+        writes: 1 + rng.below(3) as u8,
+        grants: 1 + rng.below(3) as u8,
+        ticks: 4 + rng.below(8) as u8,
     }
 }
 

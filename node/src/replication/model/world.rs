@@ -87,7 +87,8 @@ pub(super) struct Replica {
     pub(super) now_ms: u64,
     /// Handed to the disk, in order.
     pub(super) writes: VecDeque<(u64, LogWrite)>,
-    pub(super) lookups: Vec<(OperationId, PrimaryTerm)>,
+    /// What is being looked up, for which term, and what was found when it was asked.
+    pub(super) lookups: Vec<(OperationId, PrimaryTerm, Option<SeqNo>)>,
     apply_target: SeqNo,
     /// Whom an answer to the request of this number goes to. Free numbers are used again.
     asks: Vec<Option<Ask>>,
@@ -119,8 +120,8 @@ pub(super) enum Step {
     Sync { copy: usize, writes: usize },
     /// Entries are applied up to here.
     Apply { copy: usize, up_to: SeqNo },
-    /// An operation id is looked up.
-    LookUp { copy: usize },
+    /// An answer to a lookup arrives: what was found when it was asked (`early`), or what is found now.
+    LookUp { copy: usize, early: bool },
     /// A message arrives; `cut` entries fewer were sent than could be. With `keep` it will arrive again.
     Deliver { mail: usize, keep: bool, cut: usize },
     /// A message is lost, which its sender notices sooner or later.
@@ -244,7 +245,7 @@ impl World {
             }
         }
         if !replica.lookups.is_empty() {
-            steps.push(Step::LookUp { copy });
+            steps.extend([Step::LookUp { copy, early: true }, Step::LookUp { copy, early: false }]);
         }
         if self.left.writes > 0 && replica.core.is_primary() {
             let known = self.oracle.operations();
@@ -297,10 +298,10 @@ impl World {
             }
             Step::Sync { copy, writes } => self.sync(copy, writes),
             Step::Apply { copy, up_to } => self.apply(copy, up_to),
-            Step::LookUp { copy } => {
+            Step::LookUp { copy, early } => {
                 let replica = Arc::make_mut(&mut self.copies[copy]);
-                if let Some((operation_id, term)) = replica.lookups.pop() {
-                    let seqno = replica.disk.find_operation(operation_id);
+                if let Some((operation_id, term, found)) = replica.lookups.pop() {
+                    let seqno = if early { found } else { replica.disk.find_operation(operation_id) };
                     self.step(copy, Event::OperationLookedUp { operation_id, term, seqno });
                 }
             }
@@ -386,7 +387,10 @@ impl World {
                 }
             }
             Action::ApplyUpTo(seqno) => replica.apply_target = seqno,
-            Action::FindOperation { operation_id, term } => replica.lookups.push((operation_id, term)),
+            Action::FindOperation { operation_id, term } => {
+                let found = replica.disk.find_operation(operation_id);
+                replica.lookups.push((operation_id, term, found));
+            }
             Action::AckWrite { request, ack } => {
                 let replica = Arc::clone(&self.copies[copy]);
                 self.oracle.acknowledged(&replica, OperationId(request.0.into()), ack.seqno);
@@ -478,7 +482,7 @@ impl World {
     fn work_eagerly(&mut self) {
         for copy in 0..self.copies.len() {
             while !self.copies[copy].lookups.is_empty() {
-                self.happen(Step::LookUp { copy });
+                self.happen(Step::LookUp { copy, early: false });
             }
             let target = self.copies[copy].apply_target;
             if target.0 as usize > self.copies[copy].disk.applied && self.oracle.broken().is_none() {
