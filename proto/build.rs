@@ -1,7 +1,7 @@
 //! Generates the wire types and service stubs from `susui/v1/*.proto`.
 
 fn main() -> std::io::Result<()> {
-    let files: Vec<String> = ["common", "metadata", "raft", "replication", "search", "admin"]
+    let files: Vec<String> = ["common", "metadata", "raft", "replication", "search", "admin", "transfer"]
         .iter()
         .map(|name| format!("susui/v1/{name}.proto"))
         .collect();
@@ -12,5 +12,6 @@ fn main() -> std::io::Result<()> {
         .bytes(".susui.v1.Chunk.vector")
         .bytes(".susui.v1.RaftMessage.body")
         .bytes(".susui.v1.SnapshotPiece.data")
+        .bytes(".susui.v1.ReadPieceReply.data")
         .compile_protos(&files, &[".".to_owned()])
 }

@@ -109,11 +109,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the coordinator says it is ready. Errors carry the ends of the logs.
+    /// Waits until the coordinator says it is ready and every node is known to live: a collection created earlier would be placed
+    /// on those that happened to be first. Errors carry the ends of the logs.
     pub async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let client = self.client();
-        let ready = wait::until("the coordinator to be ready", Duration::from_secs(60), || client.ready()).await;
-        ready.with_context(|| self.log_tails())
+        let nodes = self.nodes.len();
+        let ready = wait::until("the cluster to be ready", Duration::from_secs(60), || async {
+            client.ready().await?;
+            let cluster = client.cluster().await?;
+            let known = cluster["nodes"].as_array().context("no nodes")?;
+            let alive = known.iter().filter(|node| node["liveness"] == "alive").count();
+            ensure!(alive == nodes, "{alive} of {nodes} nodes are alive");
+            Ok(())
+        });
+        ready.await.with_context(|| self.log_tails())
     }
 
     /// A client of the coordinator.

@@ -6,6 +6,7 @@ pub mod checker;
 pub mod client;
 pub mod cluster;
 pub mod data;
+pub mod dev;
 pub mod model;
 pub mod ports;
 pub mod process;

@@ -31,7 +31,7 @@ impl Process {
     pub fn start(name: &str, binary: &str, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
         let path = bin_dir()?.join(binary);
         if !path.exists() {
-            bail!("{} is not built: run `cargo build --release --workspace` first", path.display());
+            bail!("{} is not built: run ops/test, which builds everything first", path.display());
         }
         let output = File::options().create(true).append(true).open(log)?;
         let child = Command::new(&path)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditRecord;
 use crate::collection::Collection;
 use crate::ids::{CollectionId, CopyId, Incarnation, NodeId, ShardId};
 use crate::shard_group::ShardGroup;
@@ -18,13 +19,13 @@ pub enum Liveness {
     Dead,
 }
 
-/// Whether a node takes new copies.
+/// Whether a node is to hold primaries and new copies. Set by operators, kept over restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeLifecycle {
-    /// Takes copies.
+    /// Takes part in everything.
     Active,
-    /// Its copies are to move away.
+    /// Hands its primaries over, is granted none while another copy can be primary, and takes no new copies.
     Draining,
 }
 
@@ -47,7 +48,7 @@ pub struct NodeRecord {
     pub incarnation: Incarnation,
     /// As believed by the metadata leader.
     pub liveness: Liveness,
-    /// Whether it takes new copies.
+    /// Whether it is to hold primaries and new copies.
     pub lifecycle: NodeLifecycle,
 }
 
@@ -72,6 +73,8 @@ pub struct ClusterState {
     pub next_collection: u64,
     /// Next copy id to allot.
     pub next_copy: u64,
+    /// Forced recoveries, numbered in their order; the last [`crate::limits::AUDIT_RECORDS_MAX`].
+    pub audit: BTreeMap<u64, AuditRecord>,
 }
 
 /// A copy that metadata took out of use for good.
@@ -96,6 +99,7 @@ impl Default for ClusterState {
             retired: BTreeMap::new(),
             next_collection: 1,
             next_copy: 1,
+            audit: BTreeMap::new(),
         }
     }
 }
@@ -118,6 +122,11 @@ impl ClusterState {
         self.nodes
             .get(&node)
             .is_some_and(|record| record.liveness == Liveness::Alive && record.incarnation == incarnation)
+    }
+
+    /// Whether the node is to give its primaries away.
+    pub fn is_draining(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|record| record.lifecycle == NodeLifecycle::Draining)
     }
 
     /// Data nodes that take new copies now.

@@ -27,6 +27,8 @@ pub struct CoordinatorConfig {
     pub data_dir: PathBuf,
     /// Where to dial a node instead of at its address.
     pub dial_overrides: BTreeMap<NodeId, String>,
+    /// Failure domain that this process stands in; reads prefer copies there.
+    pub zone: Option<String>,
     /// `[catalog]`.
     pub catalog: CatalogConfig,
     /// `[embedder]`.
@@ -154,6 +156,7 @@ pub struct WrittenCoordinatorConfig {
     pub http_listen: Option<String>,
     pub nodes: Vec<String>,
     pub data_dir: Option<PathBuf>,
+    pub zone: Option<String>,
     pub dial_overrides: BTreeMap<String, String>,
     pub catalog: WrittenCatalog,
     pub embedder: WrittenEmbedder,
@@ -290,7 +293,11 @@ impl WrittenCoordinatorConfig {
             "give the directory for the embedded catalog and the embedding model",
         )?;
         let http_listen = self.http_listen.unwrap_or_else(|| "127.0.0.1:8000".to_owned());
+        if let Some(zone) = &self.zone {
+            text::check_word("zone", zone)?;
+        }
         Ok(CoordinatorConfig {
+            zone: self.zone,
             cluster_id: text::cluster_id(self.cluster_id)?,
             http_listen: text::listen_address("http_listen", &http_listen)?,
             nodes: validate_nodes(self.nodes)?,

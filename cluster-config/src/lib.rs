@@ -4,6 +4,7 @@
 //! Everything here is deterministic and free of I/O: no tokio, no prost, no files, no clock, no randomness. The node, the
 //! coordinator and the command line all import it, so whatever they must agree on is written once, here.
 
+pub mod audit;
 pub mod cluster_state;
 pub mod collection;
 mod config_text;

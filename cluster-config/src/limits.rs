@@ -92,6 +92,27 @@ pub const WRITE_QUEUE_MAX: usize = 1024;
 pub const WRITE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most bytes of recent log entries a copy keeps in memory besides those in flight, so that peers and apply rarely read the disk.
 pub const RECENT_ENTRIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of the newest log entries that a copy keeps although nobody needs them, unless configured otherwise: a copy of a small shard that
+/// is built anew then catches up from the log alone.
+pub const LOG_KEPT_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Bytes of log beyond which a primary does not wait for copies that are not in sync, unless configured otherwise.
+pub const LOG_KEPT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Age of log entries beyond which a primary does not wait for copies that are not in sync, unless configured otherwise.
+pub const LOG_KEPT_AGE_MAX: Duration = Duration::from_secs(12 * 3600);
+/// Longest age of log entries that may be configured.
+pub const LOG_KEPT_AGE_CONFIGURED_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Snapshots on their way for which one copy holds its log back.
+pub const LOG_PINS_MAX: usize = 16;
+/// Longest a log is held back for a snapshot without being asked again.
+pub const LOG_PIN_MAX: Duration = Duration::from_secs(600);
+/// Strong reads waiting at one primary before `Overloaded`.
+pub const STRONG_READS_MAX: usize = 4096;
+/// Primary roles that a leaving node hands off at a time: each stops one shard's writes for a moment.
+pub const HAND_OFFS_MAX: usize = 4;
+/// Longest a write waits at a primary that is handing off before `Overloaded`.
+pub const HAND_OFF_HOLD: Duration = Duration::from_secs(1);
+/// Longest a session read waits for its position at one copy before another is to be asked.
+pub const SESSION_WAIT_MAX: Duration = Duration::from_millis(200);
 /// Entries a copy may lack and still be counted towards acknowledgements on its way into the in-sync set.
 pub const TRACKING_LAG_ENTRIES_MAX: u64 = 1000;
 /// Answers to its primary that one copy holds back until its disk has caught up; one is usual.
@@ -116,6 +137,10 @@ pub const SOURCES_MAX: usize = 64;
 pub const HEADING_DEPTH_MAX: usize = 6;
 /// Most bytes of a title or of one heading.
 pub const TITLE_BYTES_MAX: usize = 512;
+/// Most bytes of a session token: the longest entries (75 bytes) of every shard of the largest collection.
+pub const SESSION_BYTES_MAX: usize = 96 * 1024;
+/// Answer times of a shard that a coordinator remembers: six of them are slower than the p95.
+pub const LATENCY_SAMPLES_MAX: usize = 128;
 /// Requests a coordinator answers at one time before `Overloaded`; streams count until they end.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
@@ -132,12 +157,39 @@ pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const METADATA_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
 /// Most shards that one reconfiguration changes; further ones follow in the next.
 pub const RECONFIGURE_SHARDS_MAX: usize = 4096;
+/// Forced recoveries remembered in the metadata state.
+pub const AUDIT_RECORDS_MAX: usize = 64;
 /// Copies that may be on their way to replace lost ones at a time.
 pub const REPLACEMENTS_MAX: usize = 20;
 /// Most bytes of an error's message, and of its hint, as sent: they travel in HTTP/2 headers of at most 16 KiB, percent-encoded.
 pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
-/// Longest word an operator gives: cluster, zone, backend.
+/// Longest word an operator gives: cluster, zone, backend, own name.
 pub const WORD_BYTES_MAX: usize = 64;
+/// Bytes of one piece of a shard snapshot, as checksummed and sent.
+pub const SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
+/// Most files of a shard snapshot: table files of 64 MiB, so far more than a disk holds.
+pub const SNAPSHOT_FILES_MAX: usize = 100_000;
+/// Snapshots that other nodes may fetch from one at a time.
+pub const TRANSFERS_OUT_MAX: usize = 2;
+/// Snapshots that a node fetches at a time.
+pub const TRANSFERS_IN_MAX: usize = 2;
+/// Bytes per second of all snapshots that a node sends: a third of a gigabit link.
+pub const TRANSFER_BYTES_PER_SECOND: u64 = 40 * 1024 * 1024;
+/// A snapshot that nobody has read from for this long is given up.
+pub const SNAPSHOT_LEASE: Duration = Duration::from_secs(600);
+/// Pause after the first failed attempt to fetch a snapshot; each further one doubles it.
+pub const TRANSFER_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest such pause.
+pub const TRANSFER_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Bytes per second read to look for rotten bytes, over all copies of a node.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;
+/// Each copy is looked through this often, unless configured otherwise.
+pub const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Longest such interval that may be configured.
+pub const SCRUB_INTERVAL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Share of the disk in use, in percent, at which client writes are refused, unless configured otherwise: what is left is for
+/// compaction, for deletes, and for the entries of other primaries.
+pub const DISK_FULL_PERCENT: u8 = 95;
 /// Sizes of the metadata group.
 pub const VOTER_COUNTS: [usize; 3] = [1, 3, 5];
 /// Largest weight of a node: a hundred shares. Bounds the hash ring.
@@ -173,5 +225,9 @@ const _: () = {
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
+    assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
+    assert!(SNAPSHOT_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX / 2);
+    assert!(TRANSFER_PAUSE_MAX.as_secs() < SNAPSHOT_LEASE.as_secs());
+    assert!(SESSION_BYTES_MAX > SHARDS_MAX as usize * 75);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

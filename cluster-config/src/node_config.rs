@@ -67,6 +67,16 @@ pub struct StorageConfig {
     pub write_buffer: ByteSize,
     /// Threads that write and read logs and stores.
     pub storage_threads: usize,
+    /// Newest entries of each shard's log that stay although nobody needs them.
+    pub log_kept_min: ByteSize,
+    /// A shard's log beyond this does not wait for copies that are not in sync.
+    pub log_kept_max: ByteSize,
+    /// Entries older than this do not wait for copies that are not in sync.
+    pub log_kept_for: Duration,
+    /// Between two looks through all of a copy for rotten bytes.
+    pub scrub_interval: Duration,
+    /// Share of the file system that may be in use before client writes are refused, percent.
+    pub full_percent: u8,
 }
 
 /// The search pool of one process.
@@ -154,6 +164,11 @@ pub struct WrittenStorage {
     pub block_cache: Option<ByteSize>,
     pub write_buffer: Option<ByteSize>,
     pub storage_threads: Option<usize>,
+    pub log_kept_min: Option<ByteSize>,
+    pub log_kept_max: Option<ByteSize>,
+    pub log_kept_for: Option<WrittenDuration>,
+    pub scrub_interval: Option<WrittenDuration>,
+    pub full_percent: Option<u8>,
 }
 
 /// `[search]` of a node as written.
@@ -365,6 +380,10 @@ impl WrittenStorage {
     fn validate(self) -> Result<StorageConfig, ConfigError> {
         let block_cache = self.block_cache.unwrap_or(ByteSize::mib(256));
         let write_buffer = self.write_buffer.unwrap_or(ByteSize::mib(128));
+        let log_kept_min = self.log_kept_min.unwrap_or(ByteSize(limits::LOG_KEPT_BYTES_MIN));
+        let log_kept_max = self.log_kept_max.unwrap_or(ByteSize(limits::LOG_KEPT_BYTES_MAX));
+        let log_kept_for = self.log_kept_for.unwrap_or(WrittenDuration(limits::LOG_KEPT_AGE_MAX));
+        let oldest = limits::LOG_KEPT_AGE_CONFIGURED_MAX;
         Ok(StorageConfig {
             block_cache: text::size_at_least("storage.block_cache", block_cache, ByteSize::mib(1))?,
             write_buffer: text::size_at_least("storage.write_buffer", write_buffer, ByteSize::mib(1))?,
@@ -373,6 +392,21 @@ impl WrittenStorage {
                 self.storage_threads.unwrap_or(4),
                 1,
                 limits::THREADS_MAX,
+            )?,
+            log_kept_min,
+            log_kept_max: text::size_at_least("storage.log_kept_max", log_kept_max, log_kept_min)?,
+            log_kept_for: text::duration_in("storage.log_kept_for", log_kept_for, Duration::from_secs(1), oldest)?,
+            scrub_interval: text::duration_in(
+                "storage.scrub_interval",
+                self.scrub_interval.unwrap_or(WrittenDuration(limits::SCRUB_INTERVAL)),
+                Duration::from_secs(1),
+                limits::SCRUB_INTERVAL_MAX,
+            )?,
+            full_percent: text::in_range(
+                "storage.full_percent",
+                self.full_percent.unwrap_or(limits::DISK_FULL_PERCENT),
+                1,
+                100,
             )?,
         })
     }
@@ -391,15 +425,16 @@ impl WrittenNodeSearch {
 }
 
 impl Default for TimingConfig {
-    /// Node timeout: ten heartbeats, so that two lost ones mean nothing. Election: a kill is answered within 6 s overall.
+    /// Node timeout: ten heartbeats, so that two lost ones mean nothing. Elections: a voter stands after the longest
+    /// timeout and a drawn one more, 1.5 to 2 s after it last heard the leader; the control plane is promised back within 3 s.
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(300),
             node_timeout: Duration::from_secs(3),
             ack_timeout: Duration::from_secs(2),
             raft_heartbeat: Duration::from_millis(150),
-            election_min: Duration::from_millis(600),
-            election_max: Duration::from_millis(1200),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(1000),
         }
     }
 }

@@ -50,19 +50,23 @@ pub struct PrimaryCandidate {
     pub copy: CopyId,
     /// Its node lives in its current incarnation, and its disk takes writes.
     pub is_live: bool,
+    /// Its node is to give its primaries away: it is taken only where no other candidate is left.
+    pub is_draining: bool,
     /// Where its log ends, as last reported. A hint: every in-sync copy holds all acknowledged writes.
     pub last: LogPosition,
     /// Primaries on its node.
     pub node_primaries: u64,
 }
 
-/// The copy to grant the primary role to: in the in-sync set and live; among those the longest log (it saves resending), then
-/// the node with the fewest primaries, then the lowest id. `None`: the shard has to wait for an in-sync copy to return.
+/// The copy to grant the primary role to: in the in-sync set and live; among those one whose node is not draining, then the longest
+/// log (it saves resending), then the node with the fewest primaries, then the lowest id. `None`: the shard has to wait for an in-sync copy to return.
 pub fn choose_primary(group: &ShardGroup, candidates: impl IntoIterator<Item = PrimaryCandidate>) -> Option<CopyId> {
     candidates
         .into_iter()
         .filter(|candidate| candidate.is_live && group.in_sync.contains(&candidate.copy))
-        .min_by_key(|candidate| (std::cmp::Reverse(candidate.last), candidate.node_primaries, candidate.copy))
+        .min_by_key(|candidate| {
+            (candidate.is_draining, std::cmp::Reverse(candidate.last), candidate.node_primaries, candidate.copy)
+        })
         .map(|candidate| candidate.copy)
 }
 
@@ -142,15 +146,17 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_is_in_sync_and_live_then_longest_then_least_loaded_then_lowest() {
+    fn the_primary_is_in_sync_and_live_then_staying_then_longest_then_least_loaded_then_lowest() {
         let candidate = |copy, is_live, term, seqno, node_primaries| PrimaryCandidate {
             copy: CopyId(copy),
             is_live,
+            is_draining: false,
             last: LogPosition { term: PrimaryTerm(term), seqno: SeqNo(seqno) },
             node_primaries,
         };
         let group = group(5, 4, 1);
-        let cases: [(&[PrimaryCandidate], Option<u64>); 7] = [
+        let leaving = |candidate| PrimaryCandidate { is_draining: true, ..candidate };
+        let cases: [(&[PrimaryCandidate], Option<u64>); 9] = [
             (&[], None),
             (&[candidate(1, false, 1, 9, 0)], None),
             (&[candidate(5, true, 9, 9, 0)], None),
@@ -158,6 +164,8 @@ mod tests {
             (&[candidate(2, true, 1, 90, 0), candidate(3, true, 2, 5, 9)], Some(3)),
             (&[candidate(2, true, 2, 5, 3), candidate(3, true, 2, 5, 2), candidate(4, true, 2, 4, 0)], Some(3)),
             (&[candidate(4, true, 2, 5, 2), candidate(3, true, 2, 5, 2)], Some(3)),
+            (&[leaving(candidate(2, true, 2, 9, 0)), candidate(3, true, 1, 1, 9)], Some(3)),
+            (&[leaving(candidate(2, true, 2, 9, 0)), candidate(5, true, 2, 9, 0)], Some(2)),
         ];
         for (candidates, expected) in cases {
             let chosen = choose_primary(&group, candidates.iter().copied());

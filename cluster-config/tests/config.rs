@@ -57,6 +57,7 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     let coordinator = CoordinatorConfig::from_toml(COORDINATOR, []).expect("loads");
     let mut all = CoordinatorConfig::from_toml(&uncommented(COORDINATOR), []).expect("loads");
     assert_eq!((all.llm.backends.len(), all.embedder.threads), (1, Some(2)), "the samples were taken in");
+    assert_eq!(all.zone.take().as_deref(), Some("rack-1"));
     all.llm.backends.clear();
     all.embedder.threads = None;
     all.dial_overrides.clear();
@@ -179,13 +180,17 @@ fn each_mistake_in_a_node_file_is_named() {
         ("storage.block_cache", "[storage]\nblock_cache = \"lots\""),
         ("storage.write_buffer", "[storage]\nwrite_buffer = \"1KiB\""),
         ("storage.storage_threads", "[storage]\nstorage_threads = 0"),
+        ("storage.full_percent", "[storage]\nfull_percent = 101"),
+        ("storage.scrub_interval", "[storage]\nscrub_interval = \"10ms\""),
+        ("storage.log_kept_max", "[storage]\nlog_kept_max = \"1MiB\""),
+        ("storage.log_kept_for", "[storage]\nlog_kept_for = \"10ms\""),
         ("search.threads", "[search]\nthreads = 0"),
         ("search.queue_max", "[search]\nqueue_max = 1000000"),
         ("timing.heartbeat", "[timing]\nheartbeat = 300"),
         ("timing.heartbeat", "[timing]\nheartbeat = \"0s\""),
         ("timing.node_timeout", "[timing]\nnode_timeout = \"500ms\""),
         ("timing.election_min", "[timing]\nelection_min = \"150ms\""),
-        ("timing.election_max", "[timing]\nelection_max = \"600ms\""),
+        ("timing.election_max", "[timing]\nelection_max = \"500ms\""),
         ("dial_overrides.two", "[dial_overrides]\ntwo = \"127.0.0.1:9999\""),
         ("dial_overrides.2", "[dial_overrides]\n2 = \"127.0.0.1\""),
         ("line 4", "zone = "),
@@ -213,6 +218,7 @@ fn each_mistake_in_a_coordinator_file_is_named() {
     let twice = format!("{}\n{}", backend("weight = 1"), backend("weight = 2"));
     let cases = [
         ("http_listen", "http_listen = \":8000\"".to_owned()),
+        ("zone", "zone = \"a/b\"".into()),
         ("catalog.url", "[catalog]\nurl = \"mysql://x\"".into()),
         ("catalog.pool_size", "[catalog]\npool_size = 0".into()),
         ("catalog.max_overflow", "[catalog]\nmax_overflow = 990".into()),

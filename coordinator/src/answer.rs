@@ -111,7 +111,7 @@ fn group(questions: &[Question]) -> Vec<Vec<usize>> {
                 let (a, b) = (&question.options, &other.options);
                 question.collection.id == other.collection.id
                     && (a.consistency, a.prefer_copy, a.include) == (b.consistency, b.prefer_copy, b.include)
-                    && a.min_coverage == b.min_coverage
+                    && (a.min_coverage, a.max_staleness) == (b.min_coverage, b.max_staleness)
                     && a.session == b.session
             })
         };

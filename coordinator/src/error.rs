@@ -105,7 +105,7 @@ impl Error {
             Self::Coverage { .. } => {
                 "retry, or lower min_coverage to accept an answer from the shards that are there".to_owned()
             }
-            Self::Write(_) => "send the same request again: what was acknowledged is not written twice".to_owned(),
+            Self::Write(failure) => failure.hint().to_owned(),
             Self::Catalog(error) => error.hint().to_owned(),
             Self::Embed(_) | Self::Generate(_) | Self::Parse(_) | Self::Chunk(_) => String::new(),
         };

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::api::json::BodyBudget;
 use crate::catalog::Catalog;
 use crate::cluster::client::NodeClient;
-use crate::cluster::health::FailureMemory;
+use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
@@ -24,8 +24,8 @@ use crate::telemetry::Metrics;
 
 /// The parts of a running coordinator.
 pub struct Services {
-    /// Nodes that just failed.
-    pub failures: Arc<FailureMemory>,
+    /// What calls have taught about the nodes.
+    pub stats: Arc<NodeStats>,
     /// The cluster as last seen.
     pub view: Arc<ClusterView>,
     /// Calls to nodes.
@@ -50,6 +50,8 @@ pub struct Services {
     pub body_budget: BodyBudget,
     /// Deadline of requests that name none.
     pub default_timeout: Duration,
+    /// Bound on the age of eventual reads.
+    pub max_staleness: Duration,
     /// Set when the process is about to stop: not ready any more.
     pub draining: AtomicBool,
 }

@@ -19,8 +19,8 @@ use crate::cache::RetrievalCache;
 use crate::cache::memory::MemoryTier;
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::cluster::client::NodeClient;
-use crate::cluster::health::FailureMemory;
 use crate::cluster::remote::RemoteNodes;
+use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::embed::metrics::EmbedMetrics;
@@ -55,6 +55,8 @@ pub struct Parts {
     pub default_timeout: Duration,
     /// Bound on the age of eventual reads.
     pub max_staleness: Duration,
+    /// Where this coordinator stands: copies in the same zone are asked first.
+    pub zone: Option<String>,
     /// Ingestion workers.
     pub workers: usize,
 }
@@ -121,6 +123,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             .then_some(CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
+        zone: config.zone.clone(),
         workers: config.ingest.workers,
     };
     let running = Running::start(parts).await?;
@@ -140,22 +143,23 @@ impl Running {
         let tasks = TaskTracker::new();
         let catalog = Catalog::open(&parts.catalog).await?;
         let view = Arc::new(ClusterView::default());
-        let failures = Arc::new(FailureMemory::default());
+        let stats = Arc::new(NodeStats::default());
+        parts.metrics.follow_nodes(Arc::clone(&stats));
         let cache = parts.cache.map(|options| {
             Arc::new(RetrievalCache::new(vec![Box::new(MemoryTier::new(options.memory_bytes, options.ttl))]))
         });
         let retriever = Retriever::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
-            Arc::clone(&failures),
+            Arc::clone(&stats),
             cache.clone(),
             Arc::clone(&parts.metrics),
-            parts.max_staleness,
+            parts.zone,
         );
         let writer = Arc::new(Writer::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
-            Arc::clone(&failures),
+            Arc::clone(&stats),
             cache,
             Arc::clone(&parts.metrics),
         ));
@@ -175,7 +179,7 @@ impl Running {
             tasks.spawn(async move { pool.watch(cancel).await });
         }
         let services = Arc::new(Services {
-            failures,
+            stats,
             view,
             client: parts.client,
             retriever,
@@ -188,6 +192,7 @@ impl Running {
             admission: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
             body_budget: Default::default(),
             default_timeout: parts.default_timeout,
+            max_staleness: parts.max_staleness,
             draining: AtomicBool::new(false),
         });
         Ok(Self { services, cancel, tasks })

@@ -4,17 +4,19 @@
 //! the router, never paths; outcomes, stages and tiers, never tenants or documents.
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::cluster::stats::NodeStats;
 use crate::embed::metrics::EmbedMetrics;
 use crate::retrieve::ShardCounts;
 
@@ -57,12 +59,19 @@ pub struct Metrics {
     retrieval_lookups: Lookups,
     /// The embedder counts its own cache.
     embedding_cache: OnceLock<EmbedMetrics>,
+    /// The board counts and ranks by itself.
+    node_stats: OnceLock<Arc<NodeStats>>,
+    node_rank: GaugeVec,
+    node_ejected: IntGaugeVec,
+    node_ejections: IntCounter,
+    shard_requests: IntCounter,
+    hedges: IntCounterVec,
     shard_answers: IntCounterVec,
     shard_coverage: Gauge,
     /// Repeated calls to nodes, by what was repeated.
     pub retries: IntCounterVec,
     /// Vectors acknowledged.
-    pub points_written: prometheus::IntCounter,
+    pub points_written: IntCounter,
     /// Jobs by how they ended.
     pub jobs: IntCounterVec,
     /// Jobs by state.
@@ -97,6 +106,11 @@ impl Metrics {
             registry.register(Box::new(gauges.clone()))?;
             Ok::<_, prometheus::Error>(gauges)
         };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
         let gauge = |name: &str, help: &str| {
             let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone()))?;
@@ -109,8 +123,14 @@ impl Metrics {
         registry.register(Box::new(cache_hit_rate.clone()))?;
         let shard_coverage = Gauge::new("shard_coverage", "share of shards that answered the last search, 0 to 1")?;
         registry.register(Box::new(shard_coverage.clone()))?;
-        let points_written = prometheus::IntCounter::new("points_written_total", "vectors acknowledged by the shards")?;
-        registry.register(Box::new(points_written.clone()))?;
+        let node_rank = GaugeVec::new(
+            Opts::new(
+                "node_rank_us",
+                "C3 rank of each node as this coordinator sees it, microseconds; smaller is asked first",
+            ),
+            &["node"],
+        )?;
+        registry.register(Box::new(node_rank.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let metrics = Self {
             query_duration: histogram(
@@ -129,10 +149,16 @@ impl Metrics {
             cache_lookups: counters("cache_lookups_total", "lookups in a cache", &["tier", "result"])?,
             retrieval_lookups: Lookups::default(),
             embedding_cache: OnceLock::new(),
+            node_stats: OnceLock::new(),
+            node_rank,
+            node_ejected: gauges("node_ejected", "1 while the node is asked last after failures", &["node"])?,
+            node_ejections: counter("node_ejections_total", "times that a node was ejected after failures")?,
+            shard_requests: counter("shard_requests_total", "shards asked of nodes, hedges and retries included")?,
+            hedges: counters("hedges_total", "second requests to slow shards, by what became of them", &["outcome"])?,
             shard_answers: counters("shard_answers_total", "shards asked by searches, by outcome", &["outcome"])?,
             shard_coverage,
             retries: counters("node_call_retries_total", "repeated calls to nodes", &["call"])?,
-            points_written,
+            points_written: counter("points_written_total", "vectors acknowledged by the shards")?,
             jobs: counters("ingest_jobs_total", "ingestion jobs by how their run ended", &["outcome"])?,
             job_states: gauges("ingest_jobs", "ingestion jobs by state", &["state"])?,
             catalog_connections: gauges("catalog_pool_connections", "connections of the catalog's pool", &["state"])?,
@@ -148,7 +174,7 @@ impl Metrics {
         for outcome in ["ok", "failed", "timed_out"] {
             metrics.shard_answers.with_label_values(&[outcome]);
         }
-        for call in ["search", "search_round", "write"] {
+        for call in ["search", "search_lap", "write"] {
             metrics.retries.with_label_values(&[call]);
         }
         metrics.query_duration.with_label_values(&["/api/v1/search", "ok"]);
@@ -165,6 +191,32 @@ impl Metrics {
         let _ = self.embedding_cache.set(counts);
     }
 
+    /// Lets the series about nodes follow the board.
+    pub fn follow_nodes(&self, stats: Arc<NodeStats>) {
+        let _ = self.node_stats.set(stats);
+    }
+
+    /// Copies the board's counts. Ranks are set anew, so that nodes that left the cluster leave the series.
+    fn update_nodes(&self, stats: &NodeStats) {
+        let (counters, ranks) = {
+            let board = stats.lock();
+            (board.counters(), board.ranks(Instant::now()))
+        };
+        let catch_up = |counter: &IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        catch_up(&self.shard_requests, counters.requests);
+        catch_up(&self.node_ejections, counters.ejections);
+        catch_up(&self.hedges.with_label_values(&["sent"]), counters.hedges_sent);
+        catch_up(&self.hedges.with_label_values(&["won"]), counters.hedges_won);
+        catch_up(&self.hedges.with_label_values(&["refused"]), counters.hedges_refused);
+        self.node_rank.reset();
+        self.node_ejected.reset();
+        for (node, (rank, is_ejected)) in ranks {
+            let node = node.to_string();
+            self.node_rank.with_label_values(&[&node]).set(rank);
+            self.node_ejected.with_label_values(&[&node]).set(i64::from(is_ejected));
+        }
+    }
+
     /// Counts one lookup in the retrieval cache and moves its rate.
     pub fn cache_lookup(&self, is_hit: bool) {
         let total = self.retrieval_lookups.total.fetch_add(1, Ordering::Relaxed) + 1;
@@ -174,12 +226,13 @@ impl Metrics {
     }
 
     /// Counts the shards of one scatter.
-    pub fn shards_answered(&self, counts: &ShardCounts, retries: u64) {
+    pub fn shards_answered(&self, counts: &ShardCounts, retries: u64, laps: u64) {
         self.shard_answers.with_label_values(&["ok"]).inc_by(u64::from(counts.ok));
         self.shard_answers.with_label_values(&["failed"]).inc_by(u64::from(counts.failed));
         self.shard_answers.with_label_values(&["timed_out"]).inc_by(u64::from(counts.timed_out));
         self.shard_coverage.set(counts.coverage());
         self.retries.with_label_values(&["search"]).inc_by(retries);
+        self.retries.with_label_values(&["search_lap"]).inc_by(laps);
     }
 
     /// Notes the time of one stage.
@@ -193,6 +246,9 @@ impl Metrics {
             let (hits, misses) = (counts.cache_hits.get(), counts.cache_misses.get());
             let rate = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
             self.cache_hit_rate.with_label_values(&["embedding"]).set(rate);
+        }
+        if let Some(stats) = self.node_stats.get() {
+            self.update_nodes(stats);
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

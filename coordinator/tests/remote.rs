@@ -209,7 +209,8 @@ async fn a_refused_connection_is_told_from_a_refusal() {
 async fn a_deadline_ends_a_call_that_is_never_answered() {
     let (client, _, _) = start().await;
     let deadline = Instant::now() + Duration::from_millis(100);
-    let error = client.fetch(NodeId(1), Vec::new(), false, deadline).await.expect_err("no answer");
+    let error =
+        client.fetch(NodeId(1), Vec::new(), false, Consistency::Session, deadline).await.expect_err("no answer");
     assert_eq!((error.kind, error.disconnected), (ErrorKind::DeadlineExceeded, false), "{error}");
     assert!(Instant::now() >= deadline);
 }

@@ -4,6 +4,9 @@
 //! this node (absence is never a reason); a copy acts in one life of the process at a time, and is given a new handle when the
 //! process had to register again.
 
+mod renew;
+mod replace;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +23,17 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::replace::Replacing;
+pub use self::replace::Transfers;
 use crate::error::Error;
 use crate::maintenance;
 use crate::pool::Pool;
 use crate::replication::{
-    CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, StoragePool, Timing,
+    CopyHandle, CopyOptions, DRAIN_TIMEOUT, RegisterClient, ReplicationTransport, Retention, StoragePool, Timing,
 };
-use crate::shard::{Shard, ShardOptions, StorageResources};
+use crate::scrubbing::{self, Scrubbing};
+use crate::shard::{Shard, ShardError, ShardOptions, StorageResources};
+use crate::telemetry::Metrics;
 
 /// A copy that could not be opened is tried again after this.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
@@ -77,6 +84,14 @@ pub struct CopiesContext {
     pub transport: Arc<dyn ReplicationTransport>,
     /// Timeouts of replication.
     pub timing: Timing,
+    /// How much of a shard's log is kept.
+    pub retention: Retention,
+    /// How snapshots come and go.
+    pub transfers: Transfers,
+    /// When and how fast copies are looked through.
+    pub scrubbing: Arc<Scrubbing>,
+    /// Counted here.
+    pub metrics: Arc<Metrics>,
     /// Whether invariants are checked after each step.
     pub check: bool,
 }
@@ -100,8 +115,23 @@ pub struct Copies {
     /// Copies that a task is opening, or moving to another life.
     opening: Mutex<BTreeSet<CopyId>>,
     changed: Notify,
-    failures: Mutex<BTreeMap<CopyId, (Instant, String)>>,
+    failures: Mutex<BTreeMap<CopyId, Failure>>,
+    replacing: Replacing,
+    /// Copies listed as retired here whose files are gone.
+    deleted: Mutex<BTreeSet<CopyId>>,
     tasks: TaskTracker,
+}
+
+/// Why a copy that belongs here is not open.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Its shard.
+    pub shard: ShardId,
+    /// `Corrupt` or `NotFound` (its files are gone) where opening it again will not help.
+    pub kind: ErrorKind,
+    /// For operators.
+    pub reason: String,
+    at: Instant,
 }
 
 /// Copies whose directories lie below `dir`, for the registration of the process.
@@ -122,15 +152,29 @@ pub fn copies_on_disk(dir: &Path) -> std::io::Result<BTreeSet<CopyId>> {
     Ok(copies)
 }
 
+impl Failure {
+    fn new(shard: ShardId, kind: ErrorKind, reason: String) -> Self {
+        Self { shard, kind, reason, at: Instant::now() }
+    }
+
+    /// Whether opening the copy again is not worth trying now. Damage stays: a copy that opens in spite of it would serve until the
+    /// damage is met again.
+    fn holds(&self) -> bool {
+        self.kind == ErrorKind::Corrupt || self.at.elapsed() < REOPEN_INTERVAL
+    }
+}
+
 impl Copies {
     /// No copies yet; [`Copies::run`] opens them.
     pub fn new(context: CopiesContext) -> Arc<Self> {
         Arc::new(Self {
+            replacing: Replacing::default(),
             context,
             open: RwLock::default(),
             opening: Mutex::default(),
             changed: Notify::new(),
             failures: Mutex::default(),
+            deleted: Mutex::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -142,7 +186,18 @@ impl Copies {
 
     /// The first copy that could not be opened, and why.
     pub fn failure(&self) -> Option<String> {
-        self.failures.lock().iter().next().map(|(copy, (_, reason))| format!("copy {copy} cannot be opened: {reason}"))
+        let failures = self.failures.lock();
+        failures.iter().next().map(|(copy, failure)| format!("copy {copy} cannot be opened: {}", failure.reason))
+    }
+
+    /// Copies that belong here and could not be opened.
+    pub fn failures(&self) -> Vec<(CopyId, Failure)> {
+        self.failures.lock().iter().map(|(copy, failure)| (*copy, failure.clone())).collect()
+    }
+
+    /// Copies listed as retired here whose files are gone.
+    pub fn deleted(&self) -> Vec<CopyId> {
+        self.deleted.lock().iter().copied().collect()
     }
 
     /// The open copy that a message means. Errors: `Unavailable` where the copy is not open here (it is being opened, or the sender's
@@ -152,7 +207,7 @@ impl Copies {
         let found = self.open.read().get(&copy).cloned();
         let Some(found) = found.filter(|found| found.shard_id == shard) else {
             let message = format!("node {} has no open copy {copy} of shard {shard}", self.context.node);
-            let reason = self.failures.lock().get(&copy).map(|(_, reason)| reason.clone());
+            let reason = self.failures.lock().get(&copy).map(|failure| failure.reason.clone());
             return Err(Error::new(ErrorKind::Unavailable, message)
                 .with_hint(reason.unwrap_or_else(|| "refresh the cluster state and try another copy".into())));
         };
@@ -180,6 +235,7 @@ impl Copies {
             }
         }
         self.close_all().await;
+        self.close_snapshots(None).await;
     }
 
     async fn reconcile(self: &Arc<Self>, state: &ClusterState, incarnation: Incarnation, followed: &Followed) {
@@ -190,32 +246,39 @@ impl Copies {
                 .iter()
                 .filter(|(_, record)| record.node == self.context.node && record.phase != CopyPhase::Retiring);
             for (copy, _) in mine {
-                self.open_or_reconfigure(*copy, group, &collection.spec, incarnation, followed);
+                self.open_or_reconfigure(*copy, state, group, &collection.spec, incarnation, followed);
             }
         }
+        self.deleted.lock().retain(|copy| state.retired.contains_key(copy));
         for (copy, retired) in &state.retired {
-            if retired.node == self.context.node && !self.opening.lock().contains(copy) {
+            self.discard_incoming(*copy);
+            let is_done = self.deleted.lock().contains(copy) || self.opening.lock().contains(copy);
+            if retired.node == self.context.node && !is_done {
                 self.retire(*copy).await;
             }
         }
+        self.close_snapshots(Some(Instant::now())).await;
     }
 
     /// An open copy learns the register; another is opened beside the others, because replaying a long log takes its time.
     fn open_or_reconfigure(
         self: &Arc<Self>,
         id: CopyId,
+        state: &ClusterState,
         group: &ShardGroup,
         spec: &CollectionSpec,
         incarnation: Incarnation,
         followed: &Followed,
     ) {
         let known = self.open.read().get(&id).cloned();
-        if let Some(copy) = known.as_ref().filter(|copy| copy.incarnation == incarnation) {
+        let is_current = |copy: &&Arc<Copy>| copy.incarnation == incarnation && copy.lineage == group.lineage;
+        if let Some(copy) = known.as_ref().filter(is_current) {
             copy.handle.reconfigure(Arc::new(group.clone()));
+            self.renew_if_failed(copy, followed);
+            self.replace_if_needed(copy, state, group, followed);
             return;
         }
-        let recently = |(at, _): &(Instant, String)| at.elapsed() < REOPEN_INTERVAL;
-        if self.failures.lock().get(&id).is_some_and(recently) || !self.opening.lock().insert(id) {
+        if self.failures.lock().get(&id).is_some_and(Failure::holds) || !self.opening.lock().insert(id) {
             return;
         }
         let (copies, group, spec) = (Arc::clone(self), group.clone(), spec.clone());
@@ -231,7 +294,8 @@ impl Copies {
                 }
                 Err(error) => {
                     tracing::error!(shard = %group.shard, copy = %id, %error, "copy cannot be opened");
-                    copies.failures.lock().insert(id, (Instant::now(), error.to_string()));
+                    copies.failures.lock().insert(id, Failure::new(group.shard, error.kind, error.to_string()));
+                    opened();
                 }
             }
             copies.opening.lock().remove(&id);
@@ -239,7 +303,7 @@ impl Copies {
         });
     }
 
-    /// Opens the store, or takes over that of the copy's former life, and gives it a handle of this life.
+    /// Opens the store, or takes over that of the copy's former life in the same lineage, and gives it a handle of this life.
     async fn open(
         self: &Arc<Self>,
         id: CopyId,
@@ -249,12 +313,18 @@ impl Copies {
         incarnation: Incarnation,
         register: Arc<dyn RegisterClient>,
     ) -> Result<Arc<Copy>, Error> {
+        if former.is_some() {
+            self.open.write().remove(&id);
+        }
         let shard = match former {
-            Some(former) => {
-                self.open.write().remove(&id);
+            Some(former) if former.lineage == group.lineage => {
                 former.stop.cancel();
                 former.handle.clone().close().await;
                 Arc::clone(&former.shard)
+            }
+            Some(former) => {
+                close(former).await;
+                self.open_store(id, group, spec.clone()).await?
             }
             None => self.open_store(id, group, spec.clone()).await?,
         };
@@ -262,6 +332,7 @@ impl Copies {
             storage: Arc::clone(&shard) as _,
             incarnation,
             timing: self.context.timing,
+            retention: self.context.retention,
             pool: self.context.storage_pool.clone(),
             transport: Arc::clone(&self.context.transport),
             register,
@@ -281,11 +352,32 @@ impl Copies {
             stop: CancellationToken::new(),
         });
         self.tasks.spawn(maintenance::run(Arc::clone(&copy), self.context.training_pool.clone()));
+        self.tasks.spawn(scrubbing::run(Arc::clone(&copy), Arc::clone(&self.context.scrubbing)));
         Ok(copy)
     }
 
     async fn open_store(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> Result<Arc<Shard>, Error> {
-        let options = ShardOptions {
+        let options = self.options(id, group, spec);
+        // The one that is alone in sync under a newer lineage is its origin; all others are made under it. The grant itself may have
+        // been voided by a restart.
+        let is_origin = group.in_sync.len() == 1 && group.in_sync.contains(&id);
+        let opening = tokio::task::spawn_blocking(move || {
+            crate::vector::init_thread();
+            match Shard::open(options.clone()) {
+                Err(ShardError::OlderLineage { stored, asked }) if is_origin => {
+                    tracing::warn!(shard = %options.shard, copy = %id, %stored, %asked, "copy adopts a newer lineage");
+                    Shard::adopt_lineage(&options)?;
+                    Shard::open(options)
+                }
+                opened => opened,
+            }
+        });
+        let opened = opening.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+        Ok(Arc::new(opened?))
+    }
+
+    fn options(&self, id: CopyId, group: &ShardGroup, spec: CollectionSpec) -> ShardOptions {
+        ShardOptions {
             dir: self.directory(id),
             cluster_id: self.context.cluster_id.clone(),
             shard: group.shard,
@@ -294,13 +386,7 @@ impl Copies {
             spec,
             may_create: group.copies.get(&id).is_some_and(|record| record.phase == CopyPhase::New),
             resources: Arc::clone(&self.context.resources),
-        };
-        let opening = tokio::task::spawn_blocking(move || {
-            crate::vector::init_thread();
-            Shard::open(options)
-        });
-        let opened = opening.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-        Ok(Arc::new(opened?))
+        }
     }
 
     fn directory(&self, copy: CopyId) -> PathBuf {
@@ -313,14 +399,19 @@ impl Copies {
         if let Some(copy) = open {
             close(copy).await;
         }
+        self.failures.lock().remove(&id);
         let dir = self.directory(id);
         let deleted = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             result => result.map(|()| true),
         });
         match deleted.await {
-            Ok(Ok(true)) => tracing::info!(copy = %id, "files of a retired copy deleted"),
-            Ok(Ok(false)) => {}
+            Ok(Ok(existed)) => {
+                self.deleted.lock().insert(id);
+                if existed {
+                    tracing::info!(copy = %id, "files of a retired copy deleted");
+                }
+            }
             Ok(Err(error)) => tracing::warn!(copy = %id, %error, "files of a retired copy cannot be deleted"),
             Err(error) => tracing::warn!(copy = %id, %error, "deleting the files of a retired copy failed"),
         }

@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use cluster_config::error::ErrorKind;
+use cluster_config::ids::CopyId;
 use proto::v1;
 
 use crate::agent::Report;
-use crate::copies::{Copies, Copy};
+use crate::control::observe::{INDEX_STATE_CORRUPT, INDEX_STATE_POISONED};
+use crate::copies::{Copies, Copy, Failure};
 use crate::http::Health;
 use crate::metadata::Metadata;
 use crate::pool::Pool;
+use crate::rpc::client::Peers;
+use crate::shard::StorageResources;
 use crate::telemetry::Metrics;
 
 /// Readiness and gauges of one process.
@@ -70,13 +76,53 @@ impl Health for NodeHealth {
     }
 }
 
-/// What the next heartbeat says.
-pub fn report(copies: &Copies) -> Report {
-    Report { copies: copies.all().iter().map(|copy| copy_report(copy)).collect(), ..Report::default() }
+/// What heartbeats are made of.
+pub struct Reporting {
+    copies: Arc<Copies>,
+    peers: Peers,
+    resources: Arc<StorageResources>,
+    /// A log write that takes longer means that the disk is stalled.
+    sync_timeout: Duration,
+}
+
+impl Reporting {
+    /// Reports on `copies`, whose logs share `resources`.
+    pub fn new(copies: Arc<Copies>, peers: Peers, resources: Arc<StorageResources>, sync_timeout: Duration) -> Self {
+        Self { copies, peers, resources, sync_timeout }
+    }
+
+    /// What the next heartbeat says. It does not wait for the disk: a stalled one is among the news.
+    pub fn report(&self) -> Report {
+        let open = self.copies.all();
+        let is_open = |id: &CopyId| open.iter().any(|copy| copy.id == *id);
+        let failures = self.copies.failures();
+        let corrupt = failures.iter().filter(|(id, _)| !is_open(id)).filter_map(|(id, failure)| corrupt(*id, failure));
+        Report {
+            copies: open.iter().map(|copy| copy_report(copy)).chain(corrupt).collect(),
+            deleted: self.copies.deleted(),
+            refused_peers: self.peers.refused_lately(),
+            is_disk_stalled: self.resources.oldest_log_write() > self.sync_timeout,
+        }
+    }
+}
+
+/// A copy that will not be opened however often that is tried; others that failed to open are not reported at all.
+fn corrupt(id: CopyId, failure: &Failure) -> Option<v1::CopyReport> {
+    matches!(failure.kind, ErrorKind::Corrupt | ErrorKind::NotFound).then(|| v1::CopyReport {
+        shard: Some(failure.shard.into()),
+        copy_id: id.0,
+        index_state: INDEX_STATE_CORRUPT.into(),
+        reason: failure.reason.clone(),
+        ..v1::CopyReport::default()
+    })
 }
 
 fn copy_report(copy: &Copy) -> v1::CopyReport {
     let (stats, replication) = (copy.shard.stats(), copy.handle.report());
+    let index_state = match &replication.poisoned {
+        Some(_) => INDEX_STATE_POISONED.into(),
+        None => stats.index_state.to_string(),
+    };
     v1::CopyReport {
         shard: Some(copy.shard_id.into()),
         copy_id: copy.id.0,
@@ -87,8 +133,9 @@ fn copy_report(copy: &Copy) -> v1::CopyReport {
         rows_indexed: stats.rows_indexed,
         rows_tail: stats.rows_tail,
         rows_live: stats.rows_live,
-        index_state: if replication.poisoned.is_some() { "poisoned".into() } else { stats.index_state.to_string() },
+        index_state,
         disk_bytes: stats.disk_bytes,
         memory_bytes: stats.memory_bytes,
+        reason: replication.poisoned.unwrap_or_default(),
     }
 }

@@ -5,27 +5,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cluster_config::node_config::NodeConfig;
+use cluster_config::limits::{SCRUB_BYTES_PER_SECOND, TRANSFER_BYTES_PER_SECOND};
+use cluster_config::node_config::{FAILPOINTS_VARIABLE, NodeConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
-use crate::copies::{Copies, CopiesContext, Followed, copies_on_disk};
-use crate::health::NodeHealth;
+use crate::copies::{Copies, CopiesContext, Followed, Transfers, copies_on_disk};
+use crate::disk::DiskWatch;
+use crate::handoff;
+use crate::health::{NodeHealth, Reporting};
 use crate::http;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
+use crate::pace::Pace;
 use crate::pool::Pool;
-use crate::replication::{StoragePool, Timing};
+use crate::replication::{Retention, StoragePool, Timing};
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
 use crate::rpc::search_service::SearchServer;
 use crate::rpc::server::{self, Services};
+use crate::rpc::transfer_service::{GrpcSnapshotSource, TransferServer};
+use crate::scrubbing::Scrubbing;
 use crate::shard::StorageResources;
 use crate::telemetry::Metrics;
+use crate::transfer::Snapshots;
 use crate::vector;
 
 /// Jobs waiting for the training thread: shards that want training at once.
@@ -37,6 +44,16 @@ const APPLY_JOBS: usize = 2;
 
 /// Runs a node until SIGTERM or Ctrl-C. Errors: whatever keeps it from starting.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    if let Some(points) = &config.test_hooks.failpoints {
+        set_failpoints(points)?;
+    }
+    let mut signals = Signals::listen()?;
+    run_until(config, async move { signals.received().await }).await
+}
+
+/// Runs a node until `stopping` resolves. Errors: whatever keeps it from starting.
+pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut stopping = std::pin::pin!(stopping);
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new()?);
     std::fs::create_dir_all(&config.data_dir)
@@ -50,7 +67,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
     let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
-    let copies = Copies::new(copies_context(&config, &peers, &training_pool)?);
+    let disk =
+        DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
+    let disk_task = tokio::spawn(disk.clone().run(stop.child_token()));
+    let snapshots = Arc::new(Snapshots::new(config.data_dir.join("snapshots")));
+    let context = copies_context(&config, &peers, &training_pool, &snapshots, &metrics)?;
+    let resources = Arc::clone(&context.resources);
+    let copies = Copies::new(context);
+    copies.sweep_transfers().context("data_dir: cannot delete what was left of snapshots")?;
 
     let health = Arc::new(NodeHealth::new(
         copies.clone(),
@@ -68,6 +92,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             peers: peers.clone(),
             copies: copies.clone(),
             pool: search_pool.clone(),
+            disk: disk.clone(),
             metrics: metrics.clone(),
         },
         search: SearchServer {
@@ -76,22 +101,29 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             pool: search_pool.clone(),
             metrics: metrics.clone(),
         },
+        transfer: TransferServer {
+            peers: peers.clone(),
+            copies: copies.clone(),
+            snapshots,
+            pace: Arc::new(Pace::new(TRANSFER_BYTES_PER_SECOND)),
+            metrics: metrics.clone(),
+        },
     };
     let rpc_stop = CancellationToken::new();
     let rpc_server = tokio::spawn(server::serve(listener, services, rpc_stop.clone()));
     tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, "node started");
 
-    let mut signals = Signals::listen()?;
     let on_disk = config.data_dir.join("copies");
     let list = Arc::new(move || copies_on_disk(&on_disk));
     let registration = Agent::register(metadata.clone(), &config, config.http_advertise(http_port), list);
     let agent = tokio::select! {
         agent = registration => Some(agent),
-        () = signals.received() => None,
+        () = &mut stopping => None,
     };
     if let Some(agent) = &agent {
         health.registered();
-        let (nudge, reporting) = (agent.clone(), copies.clone());
+        let nudge = agent.clone();
+        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, config.timing.node_timeout);
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
@@ -100,18 +132,23 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         };
         let copies_stop = CancellationToken::new();
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
-        agent.start_heartbeats(Arc::new(move || crate::health::report(&reporting)));
+        let handing_off = handoff::run(copies.clone(), agent.state(), config.node_id, copies_stop.child_token());
+        let handoff_task = tokio::spawn(handing_off);
+        agent.start_heartbeats(Arc::new(move || reporting.report()));
 
-        signals.received().await;
+        stopping.await;
         tracing::info!("stopping");
         copies_stop.cancel();
+        handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;
         agent.close().await;
     }
+    metadata.hand_lead_over().await;
     metadata.close().await;
     rpc_stop.cancel();
     rpc_server.await?.context("gRPC server")?;
     stop.cancel();
+    disk_task.await?;
     http_server.await?.context("HTTP server")?;
     tokio::task::spawn_blocking(move || {
         search_pool.close();
@@ -122,9 +159,20 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> anyhow::Result<CopiesContext> {
+fn copies_context(
+    config: &NodeConfig,
+    peers: &Peers,
+    training_pool: &Pool,
+    snapshots: &Arc<Snapshots>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<CopiesContext> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let timing = Timing { ack_timeout_ms: millis(config.timing.ack_timeout), ..Timing::default() };
+    let retention = Retention {
+        bytes_min: config.storage.log_kept_min.0,
+        bytes_max: config.storage.log_kept_max.0,
+        age_max_ms: millis(config.storage.log_kept_for),
+    };
     let resources =
         StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
     Ok(CopiesContext {
@@ -136,8 +184,34 @@ fn copies_context(config: &NodeConfig, peers: &Peers, training_pool: &Pool) -> a
         training_pool: training_pool.clone(),
         transport: Arc::new(GrpcTransport::new(peers.clone(), APPEND_TIMEOUT)),
         timing,
+        retention,
+        transfers: Transfers {
+            incoming_dir: config.data_dir.join("incoming"),
+            source: Arc::new(GrpcSnapshotSource::new(peers.clone())),
+            snapshots: Arc::clone(snapshots),
+        },
+        scrubbing: Arc::new(Scrubbing {
+            interval: config.storage.scrub_interval,
+            pace: Pace::new(SCRUB_BYTES_PER_SECOND),
+            dir: config.data_dir.join("scrub"),
+            metrics: Arc::clone(metrics),
+            turn: tokio::sync::Mutex::new(()),
+        }),
+        metrics: Arc::clone(metrics),
         check: config.test_hooks.check_invariants,
     })
+}
+
+/// `name=actions`, separated by semicolons. Errors: a part that the `fail` crate cannot read.
+fn set_failpoints(points: &str) -> anyhow::Result<()> {
+    for point in points.split(';').filter(|point| !point.trim().is_empty()) {
+        let (name, actions) =
+            point.split_once('=').with_context(|| format!("{FAILPOINTS_VARIABLE}: no = in {point}"))?;
+        fail::cfg(name.trim(), actions)
+            .map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {point}: {problem}"))?;
+    }
+    tracing::warn!(points, "failpoints are set");
+    Ok(())
 }
 
 fn cpus() -> usize {

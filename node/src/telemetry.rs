@@ -50,6 +50,20 @@ pub struct Metrics {
     pub shard_term: IntGaugeVec,
     /// Per shard copy: memory held for searching, bytes.
     pub shard_memory_bytes: IntGaugeVec,
+    /// Bytes of snapshots, by direction: `in`, `out`.
+    pub transfer_bytes: IntCounterVec,
+    /// Attempts of this node to fetch a snapshot, by outcome: `ok` or an error kind.
+    pub transfers: IntCounterVec,
+    /// Snapshots kept here for other nodes.
+    pub transfers_open: IntGauge,
+    /// Bytes read to look for rotten ones.
+    pub scrub_bytes: IntCounter,
+    /// Looks through a whole copy, by outcome: `ok` or an error kind.
+    pub scrubs: IntCounterVec,
+    /// Per shard copy: seconds since all of it was last found right; absent before the first time.
+    pub shard_scrub_age_seconds: IntGaugeVec,
+    /// Share of the data directory's file system in use, percent.
+    pub disk_used_percent: IntGauge,
     /// Raft term of the metadata group.
     pub raft_term: IntGauge,
     /// Last metadata log index applied.
@@ -87,6 +101,8 @@ impl Metrics {
         let shard = ["collection", "shard"];
         let operations = IntCounter::new("susui_shard_operations_total", "operations taken in as primary")?;
         registry.register(Box::new(operations.clone()))?;
+        let scrub_bytes = IntCounter::new("susui_scrub_bytes_total", "bytes read to look for rotten ones")?;
+        registry.register(Box::new(scrub_bytes.clone()))?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
@@ -104,6 +120,17 @@ impl Metrics {
             shard_is_primary: gauges("susui_shard_is_primary", "1 where the copy is the primary", &shard)?,
             shard_term: gauges("susui_shard_primary_term", "primary term the copy follows", &shard)?,
             shard_memory_bytes: gauges("susui_shard_memory_bytes", "memory of the copy's search state", &shard)?,
+            transfer_bytes: counters("susui_transfer_bytes_total", "bytes of snapshots sent and received", "direction")?,
+            transfers: counters("susui_transfer_attempts_total", "snapshots fetched by outcome", "outcome")?,
+            transfers_open: gauge("susui_transfer_open_snapshots", "snapshots kept for other nodes")?,
+            scrub_bytes,
+            scrubs: counters("susui_scrubs_total", "looks through a whole copy by outcome", "outcome")?,
+            shard_scrub_age_seconds: gauges(
+                "susui_shard_scrub_age_seconds",
+                "since all of the copy was last found right",
+                &shard,
+            )?,
+            disk_used_percent: gauge("susui_disk_used_percent", "of the file system of the data directory")?,
             raft_term: gauge("susui_raft_term", "term of the metadata group")?,
             raft_applied: gauge("susui_raft_applied_index", "last metadata log index applied")?,
             raft_is_leader: gauge("susui_raft_is_leader", "1 where this process leads the metadata group")?,
@@ -122,6 +149,7 @@ impl Metrics {
             &self.shard_is_primary,
             &self.shard_term,
             &self.shard_memory_bytes,
+            &self.shard_scrub_age_seconds,
         ] {
             gauge.reset();
         }

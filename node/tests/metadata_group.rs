@@ -283,6 +283,46 @@ async fn collections_survive_the_death_and_return_of_the_leader() {
     }
 }
 
+/// What operators are promised (with the timeouts of the defaults): the control plane is back within three seconds of its leader's death.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_control_plane_is_back_within_three_seconds_of_its_leaders_death() {
+    let mut cluster = Cluster::start().await;
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        let follower = 1 + leader % 3;
+        let began = tokio::time::Instant::now();
+        cluster.kill(leader).await;
+        cluster.nodes[&follower].create(follower, &format!("c{round}"), 1).await.expect("decided");
+        let gap = began.elapsed();
+        println!("round {round}: the next decision came after {gap:?}");
+        assert!(gap <= Duration::from_secs(3), "{gap:?}");
+        cluster.start_node(leader).await;
+    }
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+}
+
+/// A leader that stops in good order hands the lead over: nobody waits for an election timeout.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_stops_hands_the_lead_over() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let term = |cluster: &Cluster| {
+        let metrics = cluster.any().metadata.raft_metrics().expect("a voter");
+        (metrics.current_leader, metrics.current_term)
+    };
+    let (_, before) = term(&cluster);
+    cluster.nodes[&leader].metadata.hand_lead_over().await;
+    let next = cluster.leader().await;
+    assert_ne!(next, leader);
+    assert_eq!(term(&cluster), (Some(NodeId(next)), before + 1), "in the very next term");
+    cluster.any().create(leader, "docs", 1).await.expect("the former leader sends on");
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_node_follows_and_asks_through_the_voters() {
     let mut cluster = Cluster::start().await;

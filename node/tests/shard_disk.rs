@@ -10,10 +10,12 @@ use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Lineage, OperationId};
 use cluster_config::operation::Operation;
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
+use node::disk::DiskWatch;
 use node::replication::storage::{CopyStorage, LogWrite, StorageError};
 use node::shard::operation::EncodedEntry;
-use node::shard::{IndexState, ShardOptions};
+use node::shard::{IndexState, ShardError, ShardOptions};
 use node::vector::Cancel;
+use prometheus::IntGauge;
 use rand::Rng;
 use shard_support::*;
 
@@ -129,18 +131,28 @@ fn another_copys_directory_is_refused() {
     place.open(1);
 }
 
-/// What a killed process leaves behind: the files as the operating system has them.
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("creates");
-    for entry in fs::read_dir(from).expect("lists") {
-        let entry = entry.expect("entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("type").is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copies");
-        }
-    }
+#[test]
+fn a_newer_lineage_is_adopted_by_word_only_and_keeps_what_is_there() {
+    let place = Place::new(spec(4));
+    let mut log = LogWriter::new();
+    let shard = place.open(1);
+    persist(&shard, &barriers(&mut log, 1)).expect("persists");
+    shard.close().expect("closes");
+    drop(shard);
+    let of = |lineage| ShardOptions { lineage: Lineage(lineage), ..place.options(1) };
+    let open = |lineage| node::shard::Shard::open(of(lineage));
+    let error = open(3).err().expect("not of itself");
+    assert!(matches!(error, ShardError::OlderLineage { stored: Lineage(1), asked: Lineage(3) }), "{error}");
+    let other = ShardOptions { copy: CopyId(2), ..of(3) };
+    assert!(matches!(node::shard::Shard::adopt_lineage(&other), Err(ShardError::Identity { .. })));
+    node::shard::Shard::adopt_lineage(&of(3)).expect("adopts");
+    node::shard::Shard::adopt_lineage(&of(3)).expect("safe to repeat");
+    let shard = open(3).expect("opens");
+    let state = shard.state().expect("not poisoned");
+    assert_eq!((state.lineage, state.last), (Lineage(3), position(1, 1)));
+    drop(shard);
+    assert!(matches!(open(1), Err(ShardError::Identity { .. })), "an older register is another copy's");
+    assert!(matches!(node::shard::Shard::adopt_lineage(&of(2)), Err(ShardError::Identity { .. })), "never back");
 }
 
 fn newest_wal(dir: &Path) -> PathBuf {
@@ -375,5 +387,40 @@ fn a_full_disk_is_told_as_such_and_loses_nothing_acknowledged() {
     shard.apply(&acknowledged).expect("applies");
     assert_eq!(shard.stats().document_count, acknowledged.len() as u64);
     shard.digest().expect("nothing is damaged");
+    drop(shard);
+}
+
+#[test]
+fn client_writes_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_room() {
+    let place = Place::new(spec(4));
+    let Some(_disk) = SmallDisk::mount(place.dir.path(), 64) else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let mut log = LogWriter::new();
+    let shard = place.open(1);
+    let gauge = IntGauge::new("used", "percent").expect("a name");
+    let watch = DiskWatch::new(place.dir.path().to_path_buf(), 95, gauge.clone());
+    let write = || put("a", "text", &[1.0, 0.0, 0.0, 0.0]);
+    watch.look();
+    watch.admit(&[write()]).expect("there is room");
+
+    let ballast = place.dir.path().join("ballast");
+    fs::write(&ballast, vec![0; 61 << 20]).expect("fits");
+    watch.look();
+    assert!((95..100).contains(&gauge.get()), "{} %", gauge.get());
+    for refused in [vec![write()], vec![delete("a"), write()]] {
+        let error = watch.admit(&refused).expect_err("the disk is nearly full");
+        assert_eq!(error.kind, ErrorKind::StorageFull);
+        assert!(error.hint.contains("95 %"), "{}", error.hint);
+    }
+    watch.admit(&[delete("a"), delete("b")]).expect("deletes make room");
+    // What other primaries send is taken, and reads go on.
+    commit(&shard, &[log.entry(vec![write()])]);
+    assert_eq!(shard.fetch_documents(&[key("a")], false).expect("reads").len(), 1);
+
+    fs::remove_file(&ballast).expect("removes");
+    watch.look();
+    watch.admit(&[write()]).expect("there is room again");
     drop(shard);
 }

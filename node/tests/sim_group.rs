@@ -53,6 +53,10 @@ fn no_acknowledged_write_is_lost_and_the_group_heals() {
         "proposal accepted",
         "proposal refused",
         "reopened",
+        "purge",
+        "snapshot",
+        "strong read",
+        "hand-off",
     ] {
         assert!(totals.get(what).is_some_and(|count| *count > 20), "too few of {what}: {totals:?}");
     }

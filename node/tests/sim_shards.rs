@@ -1,5 +1,5 @@
 //! Three copies on real disks: RocksDB below, the replication tasks above, only the wire in memory. What is acknowledged must be on
-//! every copy, byte for byte, through a failover, a lost process and a return.
+//! every copy, byte for byte, through a failover, a lost process and a return, while the log is purged and the role handed around.
 
 mod sim_support;
 
@@ -10,7 +10,8 @@ use cluster_config::ids::{CopyId, DocumentKey, Lineage, OperationId};
 use cluster_config::operation::{Chunk, Operation};
 use futures::future::join_all;
 use half::f16;
-use node::replication::CopyHandle;
+use node::replication::storage::CopyStorage;
+use node::replication::{CopyHandle, ReplicationError, Retention};
 use node::shard::{Shard, ShardOptions, StorageResources};
 use sim_support::cluster::{Cluster, PATIENCE, until};
 use sim_support::register::SHARD;
@@ -64,6 +65,78 @@ async fn write(handle: &CopyHandle, numbers: std::ops::Range<usize>) -> f64 {
     });
     join_all(writes).await;
     count as f64 / began.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purged_log_and_roles_handed_around_lose_nothing() {
+    let place = Place {
+        dir: tempfile::tempdir().expect("temp dir"),
+        resources: Arc::new(StorageResources::new(32 << 20, 16 << 20)),
+    };
+    // About 400 entries of 160 bytes, in pieces of about ten.
+    let retention = Retention { bytes_min: 20_000, bytes_max: 100_000, ..Retention::default() };
+    let disks = (1..=3).map(|copy| place.open(copy)).collect();
+    let cluster = Cluster::start_with(disks, 3, 30_000, retention).await;
+    let began = Instant::now();
+    let handing_around = {
+        let cluster = Arc::clone(&cluster);
+        async move {
+            let mut pauses = Vec::new();
+            for to in [2, 3, 1, 2, 3] {
+                let from = cluster.group().primary_copy().expect("granted").0;
+                until("the primary is at work", || cluster.copy(from).is_primary()).await;
+                let asked = Instant::now();
+                cluster.copy(from).hand_off(CopyId(to), Instant::now() + PATIENCE).await.expect("handed off");
+                until("the next one is at work", || cluster.copy(to).is_primary()).await;
+                pauses.push(asked.elapsed().as_millis());
+            }
+            pauses
+        }
+    };
+    let writers = (0..40).map(|writer| {
+        let cluster = Arc::clone(&cluster);
+        async move {
+            for number in (writer..1000).step_by(40) {
+                let id = OperationId(number as u128 + 1);
+                loop {
+                    let primary = cluster.group().primary_copy().expect("granted").0;
+                    match cluster.copy(primary).write(id, vec![put(number)], Instant::now() + PATIENCE).await {
+                        Ok(_) => break,
+                        Err(ReplicationError::NotPrimary { .. }) => tokio::task::yield_now().await,
+                        Err(error) => panic!("write {number}: {error}"),
+                    }
+                }
+            }
+        }
+    });
+    let (pauses, _) = tokio::join!(handing_around, join_all(writers));
+    println!("roles passed on in {pauses:?} ms under load; 1000 writes in {} ms", began.elapsed().as_millis());
+    until("every copy has purged", || cluster.disks().iter().all(|shard| purged(shard) > 500)).await;
+    let asked = Instant::now();
+    let primary = cluster.copy(3);
+    let reads = (0..1000).map(|_| primary.strong_read(Instant::now() + PATIENCE));
+    let last = join_all(reads).await.into_iter().map(|read| read.expect("served")).max();
+    println!("1000 strong reads at a time in {} ms", asked.elapsed().as_millis());
+    assert!(last.is_some_and(|last| last == primary.report().applied));
+
+    // The log begins late, and the copy comes back all the same.
+    cluster.close(1).await;
+    write(&cluster.copy(3), 1000..1010).await;
+    cluster.open(1, Arc::new(place.open(1))).await;
+    write(&cluster.copy(3), 1010..1020).await;
+    let last = cluster.copy(3).report().applied;
+    for copy in 1..=3 {
+        cluster.copy(copy).wait_applied(last, Instant::now() + PATIENCE).await.expect("applied");
+    }
+    for shard in cluster.disks() {
+        let digest = shard.digest().expect("reads");
+        assert_eq!(digest.document_count, 1020, "every acknowledged document, once");
+        assert_eq!(digest.documents, cluster.disk(3).digest().expect("reads").documents, "copies are equal");
+    }
+}
+
+fn purged(shard: &Shard) -> u64 {
+    shard.state().expect("state").purged.seqno.0
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, check_config, collection, dev, eval, ingest, search, shard, status};
+use crate::{ask, check_config, collection, dev, eval, ingest, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -74,7 +74,10 @@ pub enum Command {
     Ask(ask::Arguments),
     Eval(eval::Arguments),
     CheckConfig(check_config::Arguments),
-    /// Look into one shard.
+    /// List nodes, drain one before it is restarted, take that back.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Look into one shard, or change its copies by hand.
     #[command(subcommand)]
     Shard(shard::Command),
     /// Replace this process by another one in a session of its own (used by `dev up`).
@@ -108,6 +111,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Ask(arguments) => ask::run(&global, &arguments).await,
         Command::Eval(arguments) => eval::run(&global, &arguments).await,
         Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
+        Command::Node(command) => node::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
         Command::Exec(arguments) => dev::exec(arguments),
     }

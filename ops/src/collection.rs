@@ -99,6 +99,9 @@ pub struct CreateArguments {
     /// Copies of each shard that can become primary [default: 2].
     #[arg(long, value_name = "N")]
     pub copies: Option<u32>,
+    /// Further copies of each shard that only serve reads and never become primary [default: 0].
+    #[arg(long, value_name = "N")]
+    pub read_replicas: Option<u32>,
     /// Fewest in-sync copies with which writes are accepted [default: 1 for up to two copies, else 2].
     #[arg(long, value_name = "N")]
     pub min_in_sync: Option<u32>,
@@ -148,7 +151,7 @@ impl CreateArguments {
             metric: self.metric,
             shards: self.shards,
             copies: self.copies,
-            read_replicas: None,
+            read_replicas: self.read_replicas,
             min_in_sync: self.min_in_sync,
             embedder,
             fields: self.fields.iter().cloned().collect::<BTreeMap<_, _>>(),
@@ -293,6 +296,7 @@ fn show_text(collection: &CollectionInfo) -> String {
         ("dimension", format!("{} (index sees {})", collection.dim, collection.pca_dim.unwrap_or(collection.dim))),
         ("metric", word(&collection.metric)),
         ("shards x copies", format!("{} x {}", collection.shards, collection.copies)),
+        ("read replicas", format!("{} of each shard", collection.read_replicas)),
         ("min in-sync", collection.min_in_sync.to_string()),
         ("embedder", collection.embedder.clone().unwrap_or_else(|| "none: bring your own vectors".into())),
         ("fields", if fields.is_empty() { "none".into() } else { fields.join(", ") }),
@@ -349,6 +353,7 @@ mod tests {
     fn only_what_was_asked_for_is_sent() {
         assert_eq!(request("docs"), json!({"embedder": EMBEDDER_DEFAULT}));
         assert_eq!(request("v --dim 8 --metric l2"), json!({"dim": 8, "metric": "l2"}));
+        assert_eq!(request("v --dim 8 --read-replicas 1"), json!({"dim": 8, "read_replicas": 1}));
         assert_eq!(
             request("v --dim 8 --embedder e --shards 2 --field year=integer --nprobe 3"),
             json!({"dim": 8, "embedder": "e", "shards": 2, "fields": {"year": "integer"}, "index": {"nprobe": 3}})

@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod ingest;
 pub mod jsonl;
+pub mod node;
 pub mod npy;
 pub mod output;
 pub mod search;

@@ -1,12 +1,14 @@
 //! `susui status`: what the metadata leader knows of nodes and shards.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use clap::Args;
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 
 use crate::cli::Global;
 use crate::error::Error;
 use crate::output::{bytes, row, table};
-use crate::wire::cluster::{ClusterReport, CopyStatus, NodeReport, ShardReport};
+use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, ShardReport};
 
 /// Show nodes and shards: primaries, terms, in-sync sets, positions, training and index state
 ///
@@ -53,6 +55,21 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
 /// The cluster as its coordinator reports it.
 pub async fn fetch(client: &crate::client::Client) -> Result<ClusterReport, Error> {
     client.get(&["api", "v1", "cluster"]).await
+}
+
+/// A forced recovery in one line.
+pub(crate) fn audit_line(record: &AuditReport) -> String {
+    let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(record.at_unix_ms));
+    let former: Vec<String> = record.former_in_sync.iter().map(u64::to_string).collect();
+    let live = if record.overrode_live { ", one of which lived" } else { "" };
+    format!(
+        "{at}: {} recovered shard {} from copy {} with data loss (lineage {}); in sync had been {}{live}",
+        record.by,
+        record.shard,
+        record.copy,
+        record.lineage,
+        former.join(", ")
+    )
 }
 
 /// Everything that is not as it should be, in words.
@@ -107,23 +124,27 @@ fn text(report: &ClusterReport) -> String {
     for finding in findings(report) {
         text.push_str(&format!("\nattention: {finding}"));
     }
+    for node in report.nodes.iter().filter(|node| node.lifecycle == NodeLifecycle::Draining) {
+        text.push_str(&format!("\nnote: node {0} is draining until `susui node undrain {0}`", node.id));
+    }
+    for record in &report.audit {
+        text.push_str(&format!("\nnote: {}", audit_line(record)));
+    }
     text
 }
 
 fn node_row(node: &NodeReport) -> Vec<String> {
-    let state = match (node.liveness, node.lifecycle) {
-        (Liveness::Dead, _) => "dead",
-        (Liveness::Alive, NodeLifecycle::Draining) => "draining",
-        (Liveness::Alive, NodeLifecycle::Active) => "alive",
-    };
     let heard = node.heard_ms_ago.map_or_else(|| "-".into(), |ms| format!("{ms} ms ago"));
     vec![
         node.id.to_string(),
-        state.into(),
+        node.state().into(),
         node.zone.clone(),
         node.rpc_address.clone(),
         node.incarnation.to_string(),
         heard,
+        node.copies.to_string(),
+        bytes(node.disk_bytes),
+        bytes(node.memory_bytes),
     ]
 }
 

@@ -1,15 +1,17 @@
-//! `GET /api/v1/cluster` and `POST /api/v1/shards/{collection}/{index}:digest`: the cluster as operators see it.
+//! `GET /api/v1/cluster`: the cluster as operators see it; and how operators' calls find a node that answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use cluster_config::audit::AuditRecord;
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{CopyId, NodeId, ShardId};
+use cluster_config::ids::{CopyId, NodeId};
+use cluster_config::seqno::LogPosition;
 use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
 use futures::future::BoxFuture;
 use serde::Serialize;
@@ -18,7 +20,7 @@ use utoipa::ToSchema;
 use super::error::{ApiResult, ErrorBody};
 use super::json::json;
 use crate::cluster::client::{ClusterStatus, CopyReport, NodeError, Peer};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::services::Services;
 
 /// Pause between rounds over all nodes while the metadata group elects a leader.
@@ -44,6 +46,42 @@ pub struct ClusterReply {
     /// Moves under way; none yet.
     #[schema(value_type = Vec<Object>)]
     pub moves: Vec<serde_json::Value>,
+    /// Forced recoveries with data loss, oldest first.
+    pub audit: Vec<AuditBody>,
+}
+
+/// A forced recovery with data loss.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditBody {
+    /// Counted from 1.
+    pub number: u64,
+    /// When, in milliseconds since 1970, by the clock of the node that then led the metadata group.
+    pub at_unix_ms: u64,
+    /// Who, as they called themselves.
+    pub by: String,
+    /// `collection_id/index`.
+    pub shard: String,
+    /// The copy that everything was recovered from.
+    pub copy: u64,
+    /// The lineage that began with it.
+    pub lineage: u64,
+    /// Copies that held every acknowledged write before.
+    pub former_in_sync: Vec<u64>,
+    /// Where the copies' logs ended, as far as it was known.
+    pub last_seen: Vec<LastSeenBody>,
+    /// A member of the in-sync set lived, and the operator knew.
+    pub overrode_live: bool,
+}
+
+/// Where a copy's log ended when it was last heard of.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct LastSeenBody {
+    /// The copy.
+    pub copy: u64,
+    /// Term of its last entry.
+    pub last_term: u64,
+    /// Position of its last entry.
+    pub last_seqno: u64,
 }
 
 /// The metadata group as one member sees it.
@@ -158,8 +196,11 @@ pub struct ReportBody {
     pub global_checkpoint: u64,
     /// Model generation; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed or poisoned.
+    /// exact, training, building, indexed; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
     pub index_state: String,
+    /// Why it is poisoned or corrupt.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Live rows.
     pub rows_live: u64,
     /// Rows in the index.
@@ -172,45 +213,6 @@ pub struct ReportBody {
     pub memory_bytes: u64,
 }
 
-/// Digests of a shard's copies.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct DigestReply {
-    /// `collection_id/index`.
-    pub shard: String,
-    /// Whether all in-sync copies answered and hold the same.
-    pub agree: bool,
-    /// Each copy's digest.
-    pub copies: Vec<CopyDigestBody>,
-}
-
-/// One copy's digest; hexadecimal, because JSON readers lose the low bits of large numbers.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct CopyDigestBody {
-    /// The copy.
-    pub copy: u64,
-    /// Its node.
-    pub node: u64,
-    /// Whether it is in the in-sync set.
-    pub in_sync: bool,
-    /// Applied up to here when it was taken.
-    pub applied: u64,
-    /// Over documents, chunks, texts, metadata and vectors.
-    pub documents: String,
-    /// Over live rows and rows in the index.
-    pub index_membership: String,
-    /// Over the log after `log_from`.
-    pub log: String,
-    /// Where `log` begins.
-    pub log_from: u64,
-    /// Live documents.
-    pub document_count: u64,
-    /// Live chunks.
-    pub chunk_count: u64,
-    /// Why there is no digest.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
 /// The cluster with all soft reports.
 #[utoipa::path(get, path = "/api/v1/cluster", tag = "cluster",
     responses((status = 200, body = ClusterReply), (status = "5XX", body = ErrorBody)))]
@@ -218,64 +220,6 @@ pub async fn get_cluster(State(services): State<Arc<Services>>) -> ApiResult<Res
     let deadline = Instant::now() + services.default_timeout;
     let status = any_node(&services, deadline, NODE_TIMEOUT, |peer, until| services.client.status(peer, until)).await?;
     Ok(json(StatusCode::OK, &cluster_reply(&status)))
-}
-
-/// Compares a shard's copies. The path ends in `:digest`.
-#[utoipa::path(post, path = "/api/v1/shards/{collection}/{index}:digest", tag = "cluster",
-    params(("collection" = String, Path, description = "name"), ("index" = u32, Path, description = "shard of the collection")),
-    responses((status = 200, body = DigestReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
-pub async fn post_shard_action(
-    State(services): State<Arc<Services>>,
-    Path((name, action)): Path<(String, String)>,
-) -> ApiResult<Response> {
-    let Some(index) = action.strip_suffix(":digest") else {
-        let text = format!("no action {action:?} on shards");
-        return Err(Error::refused(ErrorKind::NotFound, text, "POST /api/v1/shards/{collection}/{index}:digest").into());
-    };
-    let collection = services.collection(&name)?;
-    let shards = collection.spec.shard_count;
-    let index: u32 = index.parse().ok().filter(|index| *index < shards).ok_or_else(|| {
-        Error::field("index", format!("{index:?} is not a shard of {name:?}"), format!("use 0 to {}", shards - 1))
-    })?;
-    let shard = ShardId { collection: collection.id, index };
-    let deadline = Instant::now() + services.default_timeout;
-    // Hashing a large shard takes its time: one node gets all there is.
-    let whole = services.default_timeout;
-    let digests =
-        any_node(&services, deadline, whole, |peer, until| services.client.digest(peer, shard, until)).await?;
-    let state = services.view.state();
-    let in_sync: BTreeSet<CopyId> = state.shards.get(&shard).map(|group| group.in_sync.clone()).unwrap_or_default();
-    let mut distinct = BTreeSet::new();
-    let mut all_answered = !digests.is_empty();
-    let copies: Vec<CopyDigestBody> = digests
-        .into_iter()
-        .map(|copy| {
-            let is_in_sync = in_sync.contains(&copy.copy);
-            let (digest, error) = match copy.outcome {
-                Ok(digest) => (digest, None),
-                Err(error) => (Default::default(), Some(error.to_string())),
-            };
-            if is_in_sync {
-                all_answered &= error.is_none();
-                distinct.insert((digest.documents, digest.index_membership, digest.position.applied));
-            }
-            CopyDigestBody {
-                copy: copy.copy.0,
-                node: copy.node.0,
-                in_sync: is_in_sync,
-                applied: digest.position.applied.0,
-                documents: format!("{:016x}", digest.documents),
-                index_membership: format!("{:016x}", digest.index_membership),
-                log: format!("{:016x}", digest.log),
-                log_from: digest.log_from.0,
-                document_count: digest.document_count,
-                chunk_count: digest.chunk_count,
-                error,
-            }
-        })
-        .collect();
-    let reply = DigestReply { shard: shard.to_string(), agree: all_answered && distinct.len() <= 1, copies };
-    Ok(json(StatusCode::OK, &reply))
 }
 
 /// Asks nodes until one answers: the metadata leader first, then whoever is alive, round by round until the deadline.
@@ -298,12 +242,12 @@ pub(super) async fn any_node<T>(
                 }
                 Ok(Err(error)) => {
                     if error.disconnected {
-                        services.failures.note_failure(node);
+                        services.stats.note_failure(node);
                     }
                     last = error;
                 }
                 Err(_) => {
-                    services.failures.note_failure(node);
+                    services.stats.note_failure(node);
                     last = NodeError::new(ErrorKind::DeadlineExceeded, "no node answered in time");
                 }
             }
@@ -318,11 +262,11 @@ pub(super) async fn any_node<T>(
 fn nodes_to_ask(services: &Services) -> Vec<NodeId> {
     let state = services.view.state();
     let leader = services.view.leader();
-    let suspects = services.failures.suspects();
+    let ejected = services.stats.ejected();
     let mut nodes: Vec<_> = state
         .nodes
         .values()
-        .map(|node| (node.liveness == Liveness::Dead, suspects.contains(&node.id), Some(node.id) != leader, node.id))
+        .map(|node| (node.liveness == Liveness::Dead, ejected.contains(&node.id), Some(node.id) != leader, node.id))
         .collect();
     nodes.sort();
     nodes.into_iter().map(|(.., node)| node).collect()
@@ -383,6 +327,26 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
         collections,
         shards: state.shards.values().map(|group| shard_body(status, group, &reports)).collect(),
         moves: Vec::new(),
+        audit: state.audit.iter().map(|(number, record)| audit_body(*number, record)).collect(),
+    }
+}
+
+fn audit_body(number: u64, record: &AuditRecord) -> AuditBody {
+    let last = |(copy, last): (&CopyId, &LogPosition)| LastSeenBody {
+        copy: copy.0,
+        last_term: last.term.0,
+        last_seqno: last.seqno.0,
+    };
+    AuditBody {
+        number,
+        at_unix_ms: record.at_unix_ms,
+        by: record.by.clone(),
+        shard: record.shard.to_string(),
+        copy: record.copy.0,
+        lineage: record.lineage.0,
+        former_in_sync: record.former_in_sync.iter().map(|copy| copy.0).collect(),
+        last_seen: record.last_seen.iter().map(last).collect(),
+        overrode_live: record.overrode_live,
     }
 }
 
@@ -412,6 +376,7 @@ fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<Cop
             global_checkpoint: report.global_checkpoint.0,
             generation: report.generation,
             index_state: report.index_state.clone(),
+            reason: report.reason.clone(),
             rows_live: report.rows_live,
             rows_indexed: report.rows_indexed,
             rows_tail: report.rows_tail,

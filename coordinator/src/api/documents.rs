@@ -11,8 +11,6 @@ use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{DEFAULT_TENANT, DocumentKey};
 use cluster_config::limits;
-use cluster_config::routing;
-use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -21,12 +19,12 @@ use uuid::Uuid;
 
 use super::error::{ApiResult, ErrorBody};
 use super::json::{Buffered, StrictQuery, check_declared_length, check_json_type, json, parse_buffered};
-use super::points::{WrittenReply, check_metadata, check_title, document_key};
+use super::points::{WrittenReply, check_metadata, check_title, document_key, written_reply};
 use super::request_id::current_request_id;
-use super::search::DEFAULT_COLLECTION;
+use super::search::{DEFAULT_COLLECTION, read_consistency, read_session};
 use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
-use crate::cluster::client::{FetchTarget, FetchedChunk, ListedDocument, NodeError};
 use crate::error::{Error, Result};
+use crate::retrieve::documents::{DocumentRead, Listing};
 use crate::services::Services;
 
 /// Bytes that a form's other fields and boundaries may add to the file.
@@ -35,8 +33,6 @@ const FORM_OVERHEAD_BYTES: usize = 256 * 1024;
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// Rows of a page where the caller names no number.
 const PAGE_ROWS_DEFAULT: u32 = 100;
-/// Shards listed at the same time.
-const SHARDS_LISTED_AT_ONCE: usize = 16;
 
 /// A document as text.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -100,6 +96,9 @@ pub struct DocumentReply {
     /// Extracted text, if asked for and kept here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// Send it with later reads to never see less than now; in the document's own answer only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 /// A page of documents.
@@ -110,6 +109,8 @@ pub struct DocumentsReply {
     /// Give it as `cursor` for the next page; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// Send it with later reads to never see less than now.
+    pub session: String,
 }
 
 /// Which document.
@@ -121,6 +122,21 @@ pub struct DocumentQuery {
     pub collection: Option<String>,
     /// With the extracted text.
     pub include_text: Option<bool>,
+    /// `eventual` (default), `session` or `strong`.
+    pub consistency: Option<String>,
+    /// Session token of an earlier answer.
+    pub session: Option<String>,
+}
+
+/// Which document is to go.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteDocumentQuery {
+    /// Collection; `default` if not given.
+    pub collection: Option<String>,
+    /// Session token of an earlier answer; it comes back raised.
+    pub session: Option<String>,
 }
 
 /// Which page.
@@ -134,6 +150,10 @@ pub struct DocumentsQuery {
     pub limit: Option<u32>,
     /// `next_cursor` of the page before.
     pub cursor: Option<String>,
+    /// `eventual` (default), `session` or `strong`, for the searchable documents.
+    pub consistency: Option<String>,
+    /// Session token of an earlier answer.
+    pub session: Option<String>,
 }
 
 /// What both forms of upload become.
@@ -302,9 +322,9 @@ pub async fn get_document(
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
     let key = document_key("id", id)?;
     let document = document_ref(&collection, &key);
-    let deadline = Instant::now() + services.default_timeout;
+    let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
     let row = services.catalog.document(&document).await?;
-    let chunks = fetch_document(&services, &collection, &key, deadline).await?;
+    let (chunks, session) = services.retriever.fetch_document(&collection, &key, &read).await?;
     if row.is_none() && chunks.is_empty() {
         let text = format!("document {:?} does not exist in collection {:?}", key.document_id, collection.spec.name);
         return Err(Error::refused(ErrorKind::NotFound, text, "GET /api/v1/documents lists what exists").into());
@@ -325,30 +345,26 @@ pub async fn get_document(
             reply.text = chunks.first().map(|chunk| chunk.text.clone());
         }
     }
+    reply.session = Some(session.to_string());
     Ok(json(StatusCode::OK, &reply))
 }
 
 /// Deletes a document everywhere. Safe to repeat.
 #[utoipa::path(delete, path = "/api/v1/documents/{id}", tag = "documents",
-    params(("id" = String, Path, description = "the document"), DocumentQuery),
+    params(("id" = String, Path, description = "the document"), DeleteDocumentQuery),
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn delete_document(
     State(services): State<Arc<Services>>,
     Path(id): Path<String>,
-    StrictQuery(query): StrictQuery<DocumentQuery>,
+    StrictQuery(query): StrictQuery<DeleteDocumentQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
     let document = document_ref(&collection, &document_key("id", id)?);
+    let mut session = read_session(query.session.as_deref())?;
     let deadline = Instant::now() + services.default_timeout;
     let (_, written) = services.ingest.delete(&collection, &document, deadline).await?;
-    let reply = WrittenReply {
-        acked: written.acked,
-        copies_acked_min: written.copies_acked_min,
-        session: written.session.to_string(),
-        more: false,
-        request_id: current_request_id(),
-    };
-    Ok(json(StatusCode::OK, &reply))
+    session.merge(&written.session);
+    Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
 }
 
 /// Documents in id order: those searchable, and those on their way through this coordinator.
@@ -362,12 +378,12 @@ pub async fn list_documents(
     let limit = query.limit.unwrap_or(PAGE_ROWS_DEFAULT);
     super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
     let after = query.cursor.unwrap_or_default();
-    let deadline = Instant::now() + services.default_timeout;
-    let (listed, rows) = tokio::join!(
-        list_shards(&services, &collection, &after, limit, deadline),
+    let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
+    let (listing, rows) = tokio::join!(
+        services.retriever.list_documents(&collection, &after, limit, &read),
         services.catalog.documents(collection.id.0, DEFAULT_TENANT, &after, limit + 1)
     );
-    let (listed, shards_have_more) = listed?;
+    let Listing { documents: listed, more: shards_have_more, session } = listing?;
     let rows = rows?;
     // A source that gave a full page says nothing about ids behind its last one.
     let horizon = if shards_have_more { listed.last().map(|document| document.key.document_id.clone()) } else { None };
@@ -389,7 +405,15 @@ pub async fn list_documents(
         merged.into_iter().filter(|(id, _)| is_known(id)).map(|(_, reply)| reply).take(limit as usize).collect();
     let has_more = documents.len() < total || horizon.is_some() || rows_horizon.is_some();
     let next_cursor = documents.last().filter(|_| has_more).map(|last| last.id.clone());
-    Ok(json(StatusCode::OK, &DocumentsReply { documents, next_cursor }))
+    Ok(json(StatusCode::OK, &DocumentsReply { documents, next_cursor, session: session.to_string() }))
+}
+
+fn document_read(services: &Services, consistency: Option<&str>, session: Option<&str>) -> Result<DocumentRead> {
+    Ok(DocumentRead {
+        consistency: read_consistency(consistency)?,
+        session: read_session(session)?,
+        deadline: Instant::now() + services.default_timeout,
+    })
 }
 
 fn document_ref(collection: &Collection, key: &DocumentKey) -> DocumentRef {
@@ -409,6 +433,7 @@ fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
         created_ms: None,
         updated_ms: None,
         text: None,
+        session: None,
     }
 }
 
@@ -426,85 +451,6 @@ fn from_row(row: DocumentRow, searchable_chunks: Option<u32>) -> DocumentReply {
         created_ms: Some(row.created_ms),
         updated_ms: Some(row.updated_ms),
         text: None,
+        session: None,
     }
-}
-
-/// The document's chunks from any copy, the primary first: what was acknowledged must be there.
-async fn fetch_document(
-    services: &Services,
-    collection: &Collection,
-    key: &DocumentKey,
-    deadline: Instant,
-) -> Result<Vec<FetchedChunk>> {
-    let shard = routing::shard_of(collection, key).map_err(|error| Error::internal(error.to_string()))?;
-    let state = services.view.state();
-    let group =
-        state.shards.get(&shard).ok_or_else(|| NodeError::new(ErrorKind::NotFound, "the collection was deleted"))?;
-    let primary = group.primary_copy();
-    let mut copies: Vec<_> =
-        group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
-    copies.sort();
-    let mut last = NodeError::new(ErrorKind::Unavailable, format!("shard {shard} has no copy that may answer"));
-    for (_, copy, node) in copies {
-        let target = FetchTarget { target: group.target(copy), rows: Vec::new(), keys: vec![key.clone()] };
-        let call = services.client.fetch(node, vec![target], false, deadline);
-        match tokio::time::timeout_at(deadline.into(), call).await {
-            Ok(Ok(fetched)) => match fetched.failures.into_iter().next() {
-                None => {
-                    let mut chunks = fetched.chunks;
-                    chunks.sort_by_key(|chunk| chunk.ordinal);
-                    return Ok(chunks);
-                }
-                Some((_, error)) => last = error,
-            },
-            Ok(Err(error)) => last = error,
-            Err(_) => {
-                return Err(NodeError::new(ErrorKind::DeadlineExceeded, "the document did not arrive in time").into());
-            }
-        }
-    }
-    Err(last.into())
-}
-
-/// One page over all shards: at most `limit` documents, in id order, and whether there are more.
-async fn list_shards(
-    services: &Services,
-    collection: &Collection,
-    after: &str,
-    limit: u32,
-    deadline: Instant,
-) -> Result<(Vec<ListedDocument>, bool)> {
-    let state = services.view.state();
-    let groups: Vec<_> = state.shards_of(collection.id).cloned().collect();
-    let pages: Vec<_> = stream::iter(groups)
-        .map(|group| async move {
-            let primary = group.primary_copy();
-            let mut copies: Vec<_> =
-                group.readable().map(|(copy, record)| (Some(copy) != primary, copy, record.node)).collect();
-            copies.sort();
-            let mut last =
-                NodeError::new(ErrorKind::Unavailable, format!("shard {} has no copy that may answer", group.shard));
-            for (_, copy, node) in copies {
-                let target = group.target(copy);
-                let tenant = DEFAULT_TENANT.to_owned();
-                let call = services.client.list_documents(node, target, tenant, after.to_owned(), limit, deadline);
-                match tokio::time::timeout_at(deadline.into(), call).await {
-                    Ok(Ok(page)) => return Ok(page),
-                    Ok(Err(error)) => last = error,
-                    Err(_) => last = NodeError::new(ErrorKind::DeadlineExceeded, "the list did not arrive in time"),
-                }
-            }
-            Err(Error::from(last))
-        })
-        .buffer_unordered(SHARDS_LISTED_AT_ONCE)
-        .try_collect()
-        .await?;
-    let mut more = pages.iter().any(|page| page.more);
-    let mut documents: Vec<ListedDocument> = pages.into_iter().flat_map(|page| page.documents).collect();
-    documents.sort_by(|left, right| left.key.document_id.cmp(&right.key.document_id));
-    if documents.len() > limit as usize {
-        documents.truncate(limit as usize);
-        more = true;
-    }
-    Ok((documents, more))
 }

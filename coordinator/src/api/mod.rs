@@ -9,11 +9,13 @@ pub mod filter;
 pub mod health;
 pub mod jobs;
 pub mod json;
+pub mod nodes;
 pub mod openapi;
 pub mod points;
 pub mod query;
 pub mod request_id;
 pub mod search;
+pub mod shards;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -54,7 +56,8 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
         .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
         .route("/api/v1/cluster", get(cluster::get_cluster))
-        .route("/api/v1/shards/{collection}/{action}", post(cluster::post_shard_action))
+        .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
+        .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action))
         .layer(from_fn_with_state(Arc::clone(&services), admit));
     let open = Router::new()
         .route("/livez", get(health::get_livez))

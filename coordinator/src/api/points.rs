@@ -24,6 +24,7 @@ use super::error::{ApiResult, ErrorBody};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
 use super::request_id::current_request_id;
+use super::search::read_session;
 use crate::error::{Error, Result};
 use crate::ingest::encode::encode_stored;
 use crate::ingest::write::Written;
@@ -37,6 +38,8 @@ use crate::services::Services;
 pub struct PointsBody {
     /// 1 to 10,000 points with different ids.
     pub points: Vec<PointBody>,
+    /// Session token of an earlier answer; it comes back raised by this write.
+    pub session: Option<String>,
     /// Milliseconds until the request fails.
     pub timeout_ms: Option<u64>,
 }
@@ -66,6 +69,8 @@ pub struct DeletePointsBody {
     pub ids: Option<Vec<String>>,
     /// Or all that pass this filter.
     pub filters: Option<FilterBody>,
+    /// Session token of an earlier answer; it comes back raised by this write.
+    pub session: Option<String>,
     /// Milliseconds until the request fails.
     pub timeout_ms: Option<u64>,
 }
@@ -97,12 +102,14 @@ pub async fn put_points(
 ) -> ApiResult<Response> {
     let collection = services.collection(&name)?;
     let deadline = deadline(body.timeout_ms, services.default_timeout)?;
+    let mut session = read_session(body.session.as_deref())?;
     let spec = collection.spec.clone();
     // Normalising and halving thousands of vectors is CPU work: off the reactor.
     let operations = crate::ingest::blocking(move || read_points(&spec, body.points)).await?;
     let written = services.writer.write(&collection, operations, Uuid::new_v4(), deadline).await?;
     services.metrics.points_written.inc_by(written.acked);
-    Ok(json(StatusCode::OK, &written_reply(written, false)))
+    session.merge(&written.session);
+    Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
 }
 
 /// Deletes points. Safe to repeat; deleting what is not there is fine.
@@ -116,6 +123,7 @@ pub async fn delete_points(
 ) -> ApiResult<Response> {
     let collection = services.collection(&name)?;
     let deadline = deadline(body.timeout_ms, services.default_timeout)?;
+    let mut session = read_session(body.session.as_deref())?;
     let (written, more) = match (body.ids, body.filters) {
         (Some(ids), None) => (delete_ids(&services, &collection, ids, deadline).await?, false),
         (None, Some(filters)) => {
@@ -129,14 +137,16 @@ pub async fn delete_points(
         }
         _ => return Err(Error::field("ids", "missing, or given together with filters", "give ids or filters").into()),
     };
-    Ok(json(StatusCode::OK, &written_reply(written, more)))
+    session.merge(&written.session);
+    Ok(json(StatusCode::OK, &written_reply(&written, session, more)))
 }
 
-fn written_reply(written: Written, more: bool) -> WrittenReply {
+/// The acknowledgement, with the caller's session as raised by the write.
+pub(super) fn written_reply(written: &Written, session: Session, more: bool) -> WrittenReply {
     WrittenReply {
         acked: written.acked,
         copies_acked_min: written.copies_acked_min,
-        session: written.session.to_string(),
+        session: session.to_string(),
         more,
         request_id: current_request_id(),
     }
@@ -236,7 +246,8 @@ async fn delete_ids(
     Ok(services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?)
 }
 
-/// Finds what passes the filter by exact searches on the primaries, round by round, deleting what each round found.
+/// Finds what passes the filter by exact strong searches, round by round, deleting what each round found: whatever was acknowledged before
+/// the call is found.
 ///
 /// At most `DELETES_PER_BATCH_MAX` documents; whether there may be more is the second part of the result.
 async fn delete_matching(
@@ -261,7 +272,8 @@ async fn delete_matching(
     let mut fewest_copies = u32::MAX;
     loop {
         let options = RetrievalOptions {
-            consistency: Consistency::Session,
+            consistency: Consistency::Strong,
+            max_staleness: services.max_staleness,
             session: total.session.clone(),
             prefer_copy: None,
             min_coverage: 1.0,
@@ -279,7 +291,8 @@ async fn delete_matching(
         let written = services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?;
         total.acked += written.acked;
         fewest_copies = fewest_copies.min(written.copies_acked_min);
-        total.session = merge_sessions(found.session, &written.session, collection, services);
+        total.session = found.session;
+        total.session.merge(&written.session);
         if total.acked as usize >= limits::DELETES_PER_BATCH_MAX {
             total.copies_acked_min = fewest_copies;
             return Ok((total, true));
@@ -287,13 +300,4 @@ async fn delete_matching(
     }
     total.copies_acked_min = if fewest_copies == u32::MAX { 0 } else { fewest_copies };
     Ok((total, false))
-}
-
-fn merge_sessions(mut read: Session, written: &Session, collection: &Collection, services: &Services) -> Session {
-    for group in services.view.state().shards_of(collection.id) {
-        if let Some(token) = written.token(group.shard) {
-            read.raise(group.shard, token.lineage, token.seqno);
-        }
-    }
-    read
 }

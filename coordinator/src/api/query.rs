@@ -52,8 +52,10 @@ pub struct QueryBody {
     pub max_tokens: Option<u32>,
     /// Sampling temperature, 0 to 2.
     pub temperature: Option<f32>,
-    /// `eventual` (default) or `session`.
+    /// `eventual` (default), `session` or `strong`.
     pub consistency: Option<String>,
+    /// How old an eventual read may be, at most as old as the coordinator is configured to allow, which is the default.
+    pub max_staleness_ms: Option<u64>,
     /// Session token of an earlier answer.
     pub session: Option<String>,
     /// Least share of shards that must answer, 0 to 1; 1 if not given.
@@ -162,6 +164,7 @@ pub async fn post_query(
         top_k: body.top_k,
         filters: body.filters,
         consistency: body.consistency,
+        max_staleness_ms: body.max_staleness_ms,
         session: body.session,
         min_coverage: body.min_coverage,
         timeout_ms: body.timeout_ms,

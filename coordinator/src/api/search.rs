@@ -1,12 +1,11 @@
 //! `POST /api/v1/search` and `POST /api/v1/search:batch`: ranked chunks, no language model.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use cluster_config::error::ErrorKind;
 use cluster_config::ids::{DEFAULT_TENANT, NodeId};
 use cluster_config::limits;
 use cluster_config::search::{Consistency, SearchKnobs};
@@ -56,8 +55,10 @@ pub struct SearchBody {
     pub include: Option<Vec<IncludeField>>,
     /// Copy asked first: `primary`, `replica` or `node:ID`.
     pub prefer_copy: Option<String>,
-    /// `eventual` (default) or `session`.
+    /// `eventual` (default), `session` or `strong`.
     pub consistency: Option<String>,
+    /// How old an eventual read may be, at most as old as the coordinator is configured to allow, which is the default.
+    pub max_staleness_ms: Option<u64>,
     /// Session token of an earlier answer.
     pub session: Option<String>,
     /// Least share of shards that must answer, 0 to 1; 1 if not given.
@@ -295,6 +296,7 @@ fn read_unprefixed(services: &Services, body: SearchBody) -> Result<Question> {
         },
         options: RetrievalOptions {
             consistency: read_consistency(body.consistency.as_deref())?,
+            max_staleness: read_max_staleness(body.max_staleness_ms, services.max_staleness)?,
             session: read_session(body.session.as_deref())?,
             prefer_copy: body.prefer_copy.as_deref().map(read_prefer_copy).transpose()?,
             min_coverage,
@@ -328,21 +330,27 @@ pub(super) fn in_range(key: &str, value: f64, min: f64, max: f64) -> Result<()> 
     Err(Error::field(key, format!("{value} is out of range"), format!("use {min} to {max}")))
 }
 
-/// Strong reads need a round among the copies that nodes do not serve yet: refused rather than promised.
-fn read_consistency(text: Option<&str>) -> Result<Consistency> {
+/// The level of a read.
+pub(super) fn read_consistency(text: Option<&str>) -> Result<Consistency> {
     match text {
         None | Some("eventual") => Ok(Consistency::Eventual),
         Some("session") => Ok(Consistency::Session),
-        Some("strong") => Err(Error::refused(
-            ErrorKind::InvalidArgument,
-            "consistency: strong reads are not served yet",
-            "use session with the token of your last write to read your own writes",
-        )),
-        Some(other) => Err(Error::field("consistency", format!("unknown level {other:?}"), "use eventual or session")),
+        Some("strong") => Ok(Consistency::Strong),
+        Some(other) => {
+            Err(Error::field("consistency", format!("unknown level {other:?}"), "use eventual, session or strong"))
+        }
     }
 }
 
-fn read_session(text: Option<&str>) -> Result<Session> {
+/// The bound of eventual reads: the caller may ask for fresher answers than the configuration does, not for older ones.
+fn read_max_staleness(asked_ms: Option<u64>, bound: Duration) -> Result<Duration> {
+    let Some(asked_ms) = asked_ms else { return Ok(bound) };
+    in_range("max_staleness_ms", asked_ms as f64, 0.0, bound.as_millis() as f64)?;
+    Ok(Duration::from_millis(asked_ms))
+}
+
+/// The caller's token; none is an empty one.
+pub(super) fn read_session(text: Option<&str>) -> Result<Session> {
     let Some(text) = text else { return Ok(Session::default()) };
     Session::parse(text)
         .map_err(|error| Error::field("session", error.to_string(), "send the token of an earlier answer as it was"))

@@ -12,7 +12,7 @@ use super::positions::Verdict;
 use super::{CachedResult, RetrievalCache};
 use crate::cluster::client::{CopyTarget, NodeClient};
 use crate::cluster::view::ClusterView;
-use crate::retrieve::plan::{Candidate, by_node};
+use crate::retrieve::plan::by_node;
 use crate::retrieve::{RetrievalOptions, Retrieved};
 
 /// A position that takes longer to learn than this is not worth the wait: the search itself is asked instead.
@@ -21,8 +21,9 @@ const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
 impl RetrievalCache {
     /// The stored result, if the shards still stand where it was computed.
     ///
-    /// Eventual reads accept a word of the primary that is at most `max_staleness` old; session and strong reads ask now, and a
-    /// session's own positions must have been reached. Never fails: what cannot be confirmed is not served.
+    /// Eventual reads accept a word of the primary that is at most `max_staleness` old; session reads ask now, and the session's own
+    /// positions must have been reached. Strong reads never come here: a primary's word alone does not confirm that it still is one.
+    /// Never fails: what cannot be confirmed is not served.
     pub async fn look_up(
         &self,
         client: &dyn NodeClient,
@@ -30,12 +31,11 @@ impl RetrievalCache {
         collection: CollectionId,
         key: &CacheKey,
         options: &RetrievalOptions,
-        max_staleness: Duration,
     ) -> Option<Retrieved> {
         let (nearest, result) = self.find(key).await?;
         let now = Instant::now();
         let since = match options.consistency {
-            Consistency::Eventual => now.checked_sub(max_staleness).unwrap_or(now),
+            Consistency::Eventual => now.checked_sub(options.max_staleness).unwrap_or(now),
             Consistency::Session | Consistency::Strong => now,
         };
         if !self.covers(view, collection, &result) || !reaches(&result, options) {
@@ -112,7 +112,7 @@ impl RetrievalCache {
         let primaries = shards.iter().filter_map(|shard| {
             let group = state.shards.get(shard)?;
             let target = group.target(group.primary_copy()?);
-            Some(Candidate { node: group.primary_node()?, target })
+            Some((group.primary_node()?, target))
         });
         let asked = Instant::now();
         let deadline = deadline.min(asked + POSITIONS_TIMEOUT);

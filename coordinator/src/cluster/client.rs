@@ -18,6 +18,8 @@ use cluster_config::shard_group::ShardGroup;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+use super::operator::OperatorClient;
+
 /// A call to a node that failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -87,6 +89,8 @@ pub struct FetchTarget {
     pub rows: Vec<u64>,
     /// Documents by key, all their chunks.
     pub keys: Vec<DocumentKey>,
+    /// The copy must have applied as much; 0 asks for nothing.
+    pub min_seqno: SeqNo,
 }
 
 /// A stored chunk.
@@ -119,6 +123,8 @@ pub struct Fetched {
     pub chunks: Vec<FetchedChunk>,
     /// Copies that could not answer.
     pub failures: Vec<(ShardId, NodeError)>,
+    /// Where the copies that answered stood.
+    pub positions: Vec<CopyPosition>,
 }
 
 /// One write to one primary.
@@ -158,9 +164,26 @@ pub struct ListedDocument {
     pub seqno: SeqNo,
 }
 
+/// A page of one shard's documents wanted from one copy.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    /// The copy, and the lowest position it may answer at.
+    pub target: ShardTarget,
+    /// As for [`NodeClient::fetch`].
+    pub consistency: Consistency,
+    /// Whose documents.
+    pub tenant: String,
+    /// Ids after this one; empty: from the start.
+    pub after: String,
+    /// Most documents.
+    pub limit: u32,
+}
+
 /// One page of a shard's documents, in document id order.
 #[derive(Clone, Debug, Default)]
 pub struct DocumentPage {
+    /// Where the copy stood.
+    pub position: CopyPosition,
     /// At most as many as asked.
     pub documents: Vec<ListedDocument>,
     /// Whether there are more behind the last.
@@ -216,12 +239,14 @@ pub struct CopyReport {
     pub rows_tail: u64,
     /// Live rows.
     pub rows_live: u64,
-    /// exact, training, building, indexed, or poisoned.
+    /// exact, training, building, indexed, poisoned, or corrupt.
     pub index_state: String,
     /// Bytes on disk.
     pub disk_bytes: u64,
     /// Bytes in memory.
     pub memory_bytes: u64,
+    /// Why it is poisoned or corrupt.
+    pub reason: String,
 }
 
 /// The metadata group as one of its members sees it.
@@ -271,7 +296,7 @@ pub enum Peer {
 }
 
 /// Calls to nodes. See the module for deadlines and cancellation.
-pub trait NodeClient: Send + Sync + 'static {
+pub trait NodeClient: OperatorClient {
     /// Learns addresses. Called by the view with each new state, before anyone can act on it.
     fn learn(&self, state: &ClusterState);
 
@@ -283,12 +308,13 @@ pub trait NodeClient: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxStream<'static, Result<ShardReply, NodeError>>;
 
-    /// Texts, metadata and, if wanted, vectors.
+    /// Texts, metadata and, if wanted, vectors. Strong: confirmed by the primaries; otherwise as each target's position asks.
     fn fetch(
         &self,
         node: NodeId,
         targets: Vec<FetchTarget>,
         with_vectors: bool,
+        consistency: Consistency,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Fetched, NodeError>>;
 
@@ -308,14 +334,11 @@ pub trait NodeClient: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Vec<CopyPosition>, NodeError>>;
 
-    /// A page of one shard's documents with ids after `after` (empty: from the start).
+    /// A page of one shard's documents.
     fn list_documents(
         &self,
         node: NodeId,
-        target: CopyTarget,
-        tenant: String,
-        after: String,
-        limit: u32,
+        page: PageRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<DocumentPage, NodeError>>;
 

@@ -13,7 +13,7 @@ use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId, ShardId};
 use cluster_config::limits;
 use cluster_config::operation::Chunk;
-use cluster_config::search::{self, CopyPosition};
+use cluster_config::search::{self, Consistency, CopyPosition};
 use cluster_config::seqno::{LogPosition, SeqNo};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
@@ -35,6 +35,8 @@ use super::client::*;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Taken off the remaining time at each hop.
+const HOP: Duration = Duration::from_millis(2);
 /// Large enough that one vector batch does not wait for window updates.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
@@ -112,7 +114,7 @@ impl RemoteNodes {
         }
     }
 
-    fn admin(&self, peer: &Peer) -> Result<(AdminServiceClient<Channel>, v1::Envelope), NodeError> {
+    pub(super) fn admin(&self, peer: &Peer) -> Result<(AdminServiceClient<Channel>, v1::Envelope), NodeError> {
         let (channel, envelope) = self.peer(peer, Lane::Control)?;
         let client = AdminServiceClient::new(channel).max_decoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
         Ok((client, envelope))
@@ -126,10 +128,10 @@ impl RemoteNodes {
     }
 }
 
-/// The request with the time that remains.
-fn timed<T>(message: T, deadline: Instant) -> Request<T> {
+/// The request with the time that remains, less what the way there and back may take: the node's refusal arrives in time.
+pub(super) fn timed<T>(message: T, deadline: Instant) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+    request.set_timeout(deadline.saturating_duration_since(Instant::now()).saturating_sub(HOP));
     request
 }
 
@@ -139,19 +141,19 @@ fn node_error(error: RemoteError) -> NodeError {
 }
 
 /// A status to our words. Without details of ours it came from the transport: the connection failed.
-fn status_error(status: Status) -> NodeError {
+pub(super) fn status_error(status: Status) -> NodeError {
     let from_transport = status.details().is_empty();
     let error = RemoteError::from(status);
     let disconnected = from_transport && error.kind == ErrorKind::Unavailable;
     NodeError { disconnected, ..node_error(error) }
 }
 
-fn wire_error(error: WireError) -> NodeError {
+pub(super) fn wire_error(error: WireError) -> NodeError {
     NodeError::new(ErrorKind::Internal, format!("reply: {error}"))
 }
 
 /// An error known before anything was sent, as a future.
-fn refuse<T: Send + 'static>(error: NodeError) -> BoxFuture<'static, Result<T, NodeError>> {
+pub(super) fn refuse<T: Send + 'static>(error: NodeError) -> BoxFuture<'static, Result<T, NodeError>> {
     futures::future::ready(Err(error)).boxed()
 }
 
@@ -178,6 +180,7 @@ fn read_fetched(reply: v1::FetchReply) -> Result<Fetched, WireError> {
     Ok(Fetched {
         chunks: reply.chunks.into_iter().map(read_chunk).collect::<Result<_, WireError>>()?,
         failures: reply.failures.into_iter().map(failure).collect::<Result<_, WireError>>()?,
+        positions: to_wire(reply.positions),
     })
 }
 
@@ -211,6 +214,7 @@ fn read_report(report: v1::CopyReport) -> CopyReport {
         index_state: report.index_state,
         disk_bytes: report.disk_bytes,
         memory_bytes: report.memory_bytes,
+        reason: report.reason,
     }
 }
 
@@ -279,6 +283,7 @@ impl NodeClient for RemoteNodes {
         node: NodeId,
         targets: Vec<FetchTarget>,
         with_vectors: bool,
+        consistency: Consistency,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Fetched, NodeError>> {
         let (mut client, envelope) = match self.reads(node) {
@@ -289,8 +294,14 @@ impl NodeClient for RemoteNodes {
             target: Some(wanted.target.into()),
             rows: wanted.rows,
             keys: to_wire(wanted.keys),
+            min_seqno: wanted.min_seqno.0,
         });
-        let request = v1::FetchRequest { envelope: Some(envelope), targets: targets.collect(), with_vectors };
+        let request = v1::FetchRequest {
+            envelope: Some(envelope),
+            targets: targets.collect(),
+            with_vectors,
+            consistency: v1::Consistency::from(consistency).into(),
+        };
         let request = timed(request, deadline);
         async move {
             let reply = client.fetch(request).await.map_err(status_error)?;
@@ -352,10 +363,7 @@ impl NodeClient for RemoteNodes {
     fn list_documents(
         &self,
         node: NodeId,
-        target: CopyTarget,
-        tenant: String,
-        after: String,
-        limit: u32,
+        page: PageRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<DocumentPage, NodeError>> {
         let (mut client, envelope) = match self.reads(node) {
@@ -364,10 +372,12 @@ impl NodeClient for RemoteNodes {
         };
         let request = v1::ListDocumentsRequest {
             envelope: Some(envelope),
-            target: Some(target.into()),
-            tenant,
-            after_document_id: after,
-            limit,
+            target: Some(page.target.target.into()),
+            tenant: page.tenant,
+            after_document_id: page.after,
+            limit: page.limit,
+            consistency: v1::Consistency::from(page.consistency).into(),
+            min_seqno: page.target.min_seqno.0,
         };
         let request = timed(request, deadline);
         async move {
@@ -381,7 +391,8 @@ impl NodeClient for RemoteNodes {
                 })
             });
             let documents = listed.collect::<Result<_, WireError>>().map_err(wire_error)?;
-            Ok(DocumentPage { documents, more: reply.more })
+            let position = reply.position.map(CopyPosition::from).unwrap_or_default();
+            Ok(DocumentPage { position, documents, more: reply.more })
         }
         .boxed()
     }

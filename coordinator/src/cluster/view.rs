@@ -125,6 +125,11 @@ impl ClusterView {
         }
     }
 
+    /// Moves with every change from now on.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     /// Waits for any change, or the deadline.
     pub async fn wait_change(&self, deadline: Instant) {
         let mut changed = self.changed.subscribe();

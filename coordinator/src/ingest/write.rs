@@ -3,11 +3,15 @@
 //!
 //! Promises: an acknowledged operation is durable on every in-sync copy; a retried batch is applied once; operations on one
 //! document are applied in the order given. A failure tells how many operations were acknowledged.
+//!
+//! A failover or hand-off costs a write time, not success: a refusal brings the new register along and is retried at once; a call to
+//! a primary that the cluster state replaced meanwhile is not waited for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{DocumentKey, OperationId, ShardId};
@@ -20,7 +24,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::cache::RetrievalCache;
 use crate::cluster::client::{NodeClient, NodeError, NodeWrite, WriteAck};
-use crate::cluster::health::FailureMemory;
+use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::retrieve::session::Session;
 use crate::telemetry::Metrics;
@@ -29,9 +33,11 @@ use crate::telemetry::Metrics;
 const SHARDS_AT_ONCE: usize = 32;
 /// A primary silent for this long is asked again, by then perhaps another one; the operation id makes it safe.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause before a retry, doubled up to [`RETRY_PAUSE_MAX`]; a changed cluster state ends it early.
+/// First pause before a retry, doubled up to [`RETRY_PAUSE_MAX`]; chance shortens it by up to a half, so that writers that were
+/// refused together do not come back together. A newer register of the shard ends it early.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A hand-off takes well below a second, and the write waits for its end at most so long in vain.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Bytes an operation takes beside its texts and vectors.
 const OPERATION_OVERHEAD_BYTES: usize = 64;
 
@@ -60,11 +66,25 @@ pub struct WriteFailure {
     pub cause: String,
 }
 
+impl WriteFailure {
+    /// What the caller may do; empty where the kind says it all.
+    pub fn hint(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::NotEnoughCopies => {
+                "too few copies are in sync for the collection's min_in_sync: wait until a node is back, then send the same request again"
+            }
+            ErrorKind::StorageFull => "free disk space or add nodes, then send the same request again",
+            kind if kind.is_retryable() => "send the same request again: what was acknowledged is not written twice",
+            _ => "",
+        }
+    }
+}
+
 /// Writes to primaries. Shared by all requests.
 pub struct Writer {
     client: Arc<dyn NodeClient>,
     view: Arc<ClusterView>,
-    failures: Arc<FailureMemory>,
+    stats: Arc<NodeStats>,
     cache: Option<Arc<RetrievalCache>>,
     metrics: Arc<Metrics>,
 }
@@ -81,11 +101,11 @@ impl Writer {
     pub fn new(
         client: Arc<dyn NodeClient>,
         view: Arc<ClusterView>,
-        failures: Arc<FailureMemory>,
+        stats: Arc<NodeStats>,
         cache: Option<Arc<RetrievalCache>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { client, view, failures, cache, metrics }
+        Self { client, view, stats, cache, metrics }
     }
 
     /// Writes `operations`, each a put or a delete of one document.
@@ -150,8 +170,10 @@ impl Writer {
 
     async fn write_batch(&self, batch: &Batch, deadline: Instant) -> Result<WriteAck, NodeError> {
         let mut pause = RETRY_PAUSE;
+        let mut is_unknown = false;
         loop {
             let asked = Instant::now();
+            let known_version = register_version(&self.view.state(), batch.shard);
             let error = match self.try_write(batch, deadline).await {
                 Ok(ack) => {
                     if let Some(cache) = &self.cache {
@@ -161,6 +183,7 @@ impl Writer {
                 }
                 Err(error) => error,
             };
+            is_unknown |= may_be_applied(&error);
             if let Some(register) = &error.register {
                 self.view.learn(register);
             }
@@ -170,15 +193,19 @@ impl Writer {
             // A full disk stays full for longer than a request.
             let may_retry = error.kind.is_retryable() && error.kind != ErrorKind::StorageFull;
             if !may_retry || Instant::now() + pause >= deadline {
-                return Err(error);
+                return Err(if is_unknown { say_unknown(error) } else { error });
             }
             tracing::debug!(shard = %batch.shard, %error, "write is retried");
             self.metrics.retries.with_label_values(&["write"]).inc();
-            self.view.wait_change(Instant::now() + pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            let until = Instant::now() + pause.mul_f64(rand::random_range(0.5..=1.0));
+            let is_newer = |state: &ClusterState| register_version(state, batch.shard) > known_version;
+            if self.view.wait_for(until, is_newer).await.is_none() {
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
         }
     }
 
+    /// One attempt at the primary of now; given up when it keeps silent or another copy becomes the primary.
     async fn try_write(&self, batch: &Batch, deadline: Instant) -> Result<WriteAck, NodeError> {
         let state = self.view.state();
         let gone = || NodeError::new(ErrorKind::NotFound, "the collection was deleted");
@@ -192,24 +219,47 @@ impl Writer {
         };
         let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
         let call = self.client.write(node, write, attempt_deadline);
-        match tokio::time::timeout_at(attempt_deadline.into(), call).await {
-            Ok(Ok(ack)) => {
-                self.failures.note_success(node);
-                Ok(ack)
-            }
-            Ok(Err(error)) => {
-                if error.disconnected {
-                    self.failures.note_failure(node);
+        let replaced = self.view.wait_for(attempt_deadline, |state| {
+            state.shards.get(&batch.shard).is_none_or(|group| group.primary_copy().is_some_and(|now| now != copy))
+        });
+        tokio::select! {
+            biased;
+            outcome = call => {
+                match &outcome {
+                    Ok(_) => self.stats.note_success(node),
+                    Err(error) if error.disconnected => self.stats.note_failure(node),
+                    Err(_) => {}
                 }
-                Err(error)
+                outcome
             }
-            Err(_) => {
-                self.failures.note_failure(node);
-                let text = "no acknowledgement in time; the write may or may not have been applied";
-                Err(NodeError::new(ErrorKind::DeadlineExceeded, text))
+            replaced = replaced => match replaced {
+                Some(_) => {
+                    let text = format!("copy {copy} is not the primary any more, and has not answered");
+                    Err(NodeError::new(ErrorKind::DeadlineExceeded, text))
+                }
+                None => {
+                    self.stats.note_failure(node);
+                    let text = "no acknowledgement in time";
+                    Err(NodeError::new(ErrorKind::DeadlineExceeded, text))
+                }
             }
         }
     }
+}
+
+fn register_version(state: &ClusterState, shard: ShardId) -> u64 {
+    state.shards.get(&shard).map_or(0, |group| group.version)
+}
+
+/// Whether the write may have reached the primary's log although the attempt failed.
+fn may_be_applied(error: &NodeError) -> bool {
+    error.disconnected || matches!(error.kind, ErrorKind::DeadlineExceeded | ErrorKind::Cancelled)
+}
+
+/// A refusal after an attempt of unknown outcome does not tell that nothing was written.
+fn say_unknown(error: NodeError) -> NodeError {
+    let message = format!("{}; an earlier attempt may have been applied", error.message);
+    NodeError { message, ..error }
 }
 
 struct ShardOutcome {

@@ -6,11 +6,14 @@ use std::time::Instant;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{NodeId, ShardId};
 use cluster_config::limits;
+use cluster_config::search::{Consistency, CopyPosition};
+use cluster_config::seqno::SeqNo;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
+use super::gather::SILENCE;
 use super::merge::MergedHit;
-use super::plan::{Candidate, ShardPlan};
+use super::plan::ShardPlan;
 use crate::cluster::client::{CopyTarget, FetchTarget, Fetched, FetchedChunk, NodeClient, NodeError};
 
 /// Rows of one call: with the longest texts and metadata and the widest vectors, a reply stays below the message limit.
@@ -21,89 +24,105 @@ const _: () = assert!(
         < limits::GRPC_MESSAGE_BYTES_MAX
 );
 
-/// The chunks behind `hits`, keyed by shard and row, from the copy that found them where it still answers: rows are numbered
-/// alike on all copies of a shard.
-///
-/// A row that does not exist any more, or now holds another chunk, is missing from the result: it was deleted meanwhile.
-/// Errors: the last one of a shard none of whose copies answered.
-pub async fn fetch_hits(
-    client: &dyn NodeClient,
-    hits: &[MergedHit],
-    answered_by: &BTreeMap<ShardId, (NodeId, CopyTarget)>,
-    plan: &[ShardPlan],
-    with_vectors: bool,
-    deadline: Instant,
-) -> Result<HashMap<(ShardId, u64), FetchedChunk>, NodeError> {
-    let mut rows: BTreeMap<ShardId, BTreeSet<u64>> = BTreeMap::new();
-    for merged in hits {
-        rows.entry(merged.shard).or_default().insert(merged.hit.row);
-    }
-    let wanted = rows
-        .into_iter()
-        .map(|(shard, rows)| {
-            let rows = rows.into_iter().collect();
-            Wanted { candidates: candidates(shard, answered_by, plan), shard, rows, tried: 0 }
-        })
-        .collect();
-    let mut chunks = HashMap::new();
-    for chunk in fetch(client, wanted, with_vectors, deadline).await? {
-        chunks.insert((chunk.shard, chunk.row), chunk);
-    }
-    for merged in hits {
-        let place = (merged.shard, merged.hit.row);
-        let is_other = chunks.get(&place).is_some_and(|chunk: &FetchedChunk| {
-            chunk.key.document_id != merged.hit.document_id || chunk.ordinal != merged.hit.ordinal
-        });
-        if is_other {
-            chunks.remove(&place);
+/// Where and how to fetch the chunks behind hits.
+pub struct FetchHits<'a> {
+    /// The nodes.
+    pub client: &'a dyn NodeClient,
+    /// The copy that found each shard's hits: asked first.
+    pub answered_by: &'a BTreeMap<ShardId, (NodeId, CopyTarget)>,
+    /// Where it stood: another copy must have applied as much.
+    pub positions: &'a BTreeMap<ShardId, CopyPosition>,
+    /// The copies to ask where the first does not answer.
+    pub others: &'a (dyn Fn() -> Vec<ShardPlan> + Send + Sync),
+    /// Whether vectors are wanted.
+    pub with_vectors: bool,
+    /// Everything ends here.
+    pub deadline: Instant,
+}
+
+impl FetchHits<'_> {
+    /// The chunks behind `hits`, keyed by shard and row, from the copy that found them where it still answers: rows are numbered
+    /// alike on all copies of a shard.
+    ///
+    /// A row that does not exist any more, or now holds another chunk, is missing from the result: it was deleted meanwhile.
+    /// Errors: the last one of a shard none of whose copies answered.
+    pub async fn run(&self, hits: &[MergedHit]) -> Result<HashMap<(ShardId, u64), FetchedChunk>, NodeError> {
+        let mut rows: BTreeMap<ShardId, BTreeSet<u64>> = BTreeMap::new();
+        for merged in hits {
+            rows.entry(merged.shard).or_default().insert(merged.hit.row);
         }
+        let wanted = rows.into_iter().map(|(shard, rows)| {
+            let copies = self.answered_by.get(&shard).copied().into_iter().collect();
+            let min_seqno = self.positions.get(&shard).map_or(SeqNo::ZERO, |position| position.applied);
+            Wanted { copies, shard, rows: rows.into_iter().collect(), min_seqno, tried: 0 }
+        });
+        let mut chunks = HashMap::new();
+        for chunk in self.fetch(wanted.collect()).await? {
+            chunks.insert((chunk.shard, chunk.row), chunk);
+        }
+        for merged in hits {
+            let place = (merged.shard, merged.hit.row);
+            let is_other = chunks.get(&place).is_some_and(|chunk: &FetchedChunk| {
+                chunk.key.document_id != merged.hit.document_id || chunk.ordinal != merged.hit.ordinal
+            });
+            if is_other {
+                chunks.remove(&place);
+            }
+        }
+        Ok(chunks)
     }
-    Ok(chunks)
-}
 
-struct Wanted {
-    shard: ShardId,
-    rows: Vec<u64>,
-    candidates: Vec<Candidate>,
-    tried: usize,
-}
+    async fn fetch(&self, mut wanted: Vec<Wanted>) -> Result<Vec<FetchedChunk>, NodeError> {
+        let mut chunks = Vec::new();
+        while !wanted.is_empty() {
+            let failures = self.ask(&wanted, &mut chunks).await?;
+            wanted.retain_mut(|want| {
+                want.tried += 1;
+                failures.contains_key(&want.shard)
+            });
+            if let Some(error) = failures.values().find(|error| is_final(error))
+                && !wanted.is_empty()
+            {
+                return Err(error.clone());
+            }
+            if wanted.iter().any(|want| want.tried == 1) {
+                let plans = (self.others)();
+                wanted.iter_mut().filter(|want| want.tried == 1).for_each(|want| want.add_others(&plans));
+            }
+            if let Some(lost) = wanted.iter().find(|want| want.tried >= want.copies.len()) {
+                return Err(failures[&lost.shard].clone());
+            }
+        }
+        Ok(chunks)
+    }
 
-/// The copy that answered first, then the others in the plan's order.
-fn candidates(
-    shard: ShardId,
-    answered_by: &BTreeMap<ShardId, (NodeId, CopyTarget)>,
-    plan: &[ShardPlan],
-) -> Vec<Candidate> {
-    let first = answered_by.get(&shard).map(|(node, target)| Candidate { node: *node, target: *target });
-    let planned = plan.iter().filter(|plan| plan.shard == shard).flat_map(|plan| plan.candidates.iter().copied());
-    let mut candidates: Vec<Candidate> = first.into_iter().collect();
-    candidates.extend(planned.filter(|candidate| Some(*candidate) != first));
-    candidates
-}
-
-async fn fetch(
-    client: &dyn NodeClient,
-    mut wanted: Vec<Wanted>,
-    with_vectors: bool,
-    deadline: Instant,
-) -> Result<Vec<FetchedChunk>, NodeError> {
-    let mut chunks = Vec::new();
-    while !wanted.is_empty() {
+    /// One call per node to the next copy of each shard; gives the failures by shard.
+    async fn ask(
+        &self,
+        wanted: &[Wanted],
+        chunks: &mut Vec<FetchedChunk>,
+    ) -> Result<BTreeMap<ShardId, NodeError>, NodeError> {
+        // The copy that found the hits may have been cut off since: it is not waited for any longer than in a search.
+        let is_first = wanted.iter().all(|want| want.tried == 0);
+        let until = if is_first { self.deadline.min(Instant::now() + SILENCE) } else { self.deadline };
+        let late = if until < self.deadline { ErrorKind::Unavailable } else { ErrorKind::DeadlineExceeded };
         let mut calls: Vec<(NodeId, Vec<FetchTarget>)> = Vec::new();
-        for want in &wanted {
-            let Some(candidate) = want.candidates.get(want.tried) else {
+        for want in wanted {
+            let Some((node, target)) = want.copies.get(want.tried).copied() else {
                 let text = format!("shard {} has no copy that may answer", want.shard);
                 return Err(NodeError::new(ErrorKind::Unavailable, text));
             };
             for rows in want.rows.chunks(ROWS_PER_CALL_MAX) {
-                let target = FetchTarget { target: candidate.target, rows: rows.to_vec(), keys: Vec::new() };
+                let rows = rows.to_vec();
                 let has_room = |call: &&mut (NodeId, Vec<FetchTarget>)| {
                     let taken: usize = call.1.iter().map(|target| target.rows.len()).sum();
-                    call.0 == candidate.node && taken + rows.len() <= ROWS_PER_CALL_MAX
+                    call.0 == node && taken + rows.len() <= ROWS_PER_CALL_MAX
                 };
-                match calls.iter_mut().find(has_room) {
+                let found = calls.iter_mut().find(has_room);
+                let target = FetchTarget { target, rows, keys: Vec::new(), min_seqno: want.min_seqno };
+                match found {
                     Some((_, targets)) => targets.push(target),
-                    None => calls.push((candidate.node, vec![target])),
+                    None => calls.push((node, vec![target])),
                 }
             }
         }
@@ -111,38 +130,55 @@ async fn fetch(
             .into_iter()
             .map(|(node, targets)| {
                 let shards: Vec<ShardId> = targets.iter().map(|target| target.target.shard).collect();
-                let call = client.fetch(node, targets, with_vectors, deadline);
+                let call = self.client.fetch(node, targets, self.with_vectors, Consistency::Session, self.deadline);
                 async move {
-                    let reply = match tokio::time::timeout_at(deadline.into(), call).await {
+                    let reply = match tokio::time::timeout_at(until.into(), call).await {
                         Ok(reply) => reply,
-                        Err(_) => Err(NodeError::new(ErrorKind::DeadlineExceeded, "texts did not arrive in time")),
+                        Err(_) => Err(NodeError::new(late, "texts did not arrive in time")),
                     };
                     (shards, reply)
                 }
             })
             .collect();
-        let mut failures: BTreeMap<ShardId, NodeError> = BTreeMap::new();
+        let mut failures = BTreeMap::new();
         while let Some((shards, reply)) = replies.next().await {
             match reply {
-                Ok(Fetched { chunks: fetched, failures: failed }) => {
+                Ok(Fetched { chunks: fetched, failures: failed, .. }) => {
                     chunks.extend(fetched);
                     failures.extend(failed);
                 }
                 Err(error) => failures.extend(shards.into_iter().map(|shard| (shard, error.clone()))),
             }
         }
-        drop(replies);
-        wanted.retain_mut(|want| {
-            want.tried += 1;
-            failures.contains_key(&want.shard)
-        });
-        for want in &wanted {
-            let error = &failures[&want.shard];
-            let is_final = want.tried >= want.candidates.len() || error.kind.is_deterministic();
-            if is_final || Instant::now() >= deadline {
-                return Err(error.clone());
+        Ok(failures)
+    }
+}
+
+/// Whether no other copy will do better.
+fn is_final(error: &NodeError) -> bool {
+    error.kind == ErrorKind::DeadlineExceeded || (error.kind.is_deterministic() && error.kind != ErrorKind::TokenVoid)
+}
+
+struct Wanted {
+    shard: ShardId,
+    rows: Vec<u64>,
+    /// In the order of asking.
+    copies: Vec<(NodeId, CopyTarget)>,
+    min_seqno: SeqNo,
+    tried: usize,
+}
+
+impl Wanted {
+    fn add_others(&mut self, plans: &[ShardPlan]) {
+        let planned = plans.iter().filter(|plan| plan.shard == self.shard).flat_map(|plan| &plan.candidates);
+        for candidate in planned {
+            if self.copies.iter().all(|(node, _)| *node != candidate.node) {
+                self.copies.push((candidate.node, candidate.target));
             }
         }
+        // The only copy gets the rest of the time.
+        if let [only] = self.copies[..] {
+            self.copies.push(only);
+        }
     }
-    Ok(chunks)
 }

@@ -3,7 +3,9 @@
 //! [`Retriever::run`] is the part of the query's walk between the embedding and the prompt: plan, cache lookup, scatter, merge,
 //! fetch, fill. It promises a complete answer or an error that counts the shards; it knows nothing of HTTP or language models.
 
+pub mod documents;
 pub mod fetch;
+pub mod gather;
 pub mod merge;
 pub mod plan;
 pub mod scatter;
@@ -12,7 +14,6 @@ pub mod session;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster_config::collection::Collection;
@@ -22,23 +23,18 @@ use cluster_config::search::{Consistency, CopyPosition, ShardAnswer, ShardQuery}
 use half::f16;
 use serde::Serialize;
 
+use self::gather::Gathered;
 use self::merge::{MergedHit, answers_to, merge_top_k, sum_work};
-use self::plan::{PlanOptions, PreferCopy, ShardPlan, plan_read};
-use self::scatter::{CompanyBudget, Gathered, Scatter};
+use self::plan::{PlanOptions, PreferCopy, ShardPlan, drift_unchosen, plan_read};
+use self::scatter::Scatter;
 use self::session::Session;
 use crate::cache::key::CacheKey;
 use crate::cache::{CachedResult, RetrievalCache};
 use crate::cluster::client::NodeClient;
-use crate::cluster::health::FailureMemory;
+use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::error::{Error, Result};
 use crate::telemetry::Metrics;
-
-/// Rounds over all copies for an eventual read: the second learns from the registers that came with the errors of the first.
-const EVENTUAL_ROUNDS_MAX: u32 = 3;
-/// Pause between rounds, doubled up to [`ROUND_PAUSE_MAX`]; a changed cluster state ends it early.
-const ROUND_PAUSE: Duration = Duration::from_millis(20);
-const ROUND_PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// How many shards a result rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -93,6 +89,8 @@ impl Include {
 pub struct RetrievalOptions {
     /// How fresh.
     pub consistency: Consistency,
+    /// How long ago a copy that answers an eventual read may have heard from its primary.
+    pub max_staleness: Duration,
     /// Positions the caller has seen.
     pub session: Session,
     /// The copy to ask first.
@@ -171,34 +169,23 @@ pub struct RetrievedAll {
 pub struct Retriever {
     client: Arc<dyn NodeClient>,
     view: Arc<ClusterView>,
-    failures: Arc<FailureMemory>,
+    stats: Arc<NodeStats>,
     cache: Option<Arc<RetrievalCache>>,
     metrics: Arc<Metrics>,
-    max_staleness: Duration,
-    rotation: AtomicU64,
-    company: CompanyBudget,
+    zone: Option<String>,
 }
 
 impl Retriever {
-    /// `cache` is `None` where caching is switched off.
+    /// `cache` is `None` where caching is switched off; `zone` is where this coordinator stands, if it was told.
     pub fn new(
         client: Arc<dyn NodeClient>,
         view: Arc<ClusterView>,
-        failures: Arc<FailureMemory>,
+        stats: Arc<NodeStats>,
         cache: Option<Arc<RetrievalCache>>,
         metrics: Arc<Metrics>,
-        max_staleness: Duration,
+        zone: Option<String>,
     ) -> Self {
-        Self {
-            client,
-            view,
-            failures,
-            cache,
-            metrics,
-            max_staleness,
-            rotation: AtomicU64::new(0),
-            company: Default::default(),
-        }
+        Self { client, view, stats, cache, metrics, zone }
     }
 
     /// Answers `queries` over `collection`: plan > cache > scatter > merge > fetch > fill.
@@ -236,7 +223,8 @@ impl Retriever {
             session.observe(*shard, position);
         }
         let state = self.view.state();
-        session.retain(|shard| state.shards.contains_key(&shard));
+        // Shards of deleted collections only: one that is not known here yet may have been written through another coordinator.
+        session.retain(|shard| state.shards.contains_key(&shard) || shard.collection >= state.next_collection);
         Ok(RetrievedAll { results, session, timings })
     }
 
@@ -249,26 +237,18 @@ impl Retriever {
     ) -> (Vec<Option<Retrieved>>, Vec<crate::cache::single_flight::Flight>) {
         let mut results = vec![None; keys.len()];
         let mut flights = Vec::new();
-        let Some(cache) = &self.cache else { return (results, flights) };
+        // A strong read is confirmed by the copies each time.
+        let cache = self.cache.as_ref().filter(|_| options.consistency != Consistency::Strong);
+        let Some(cache) = cache else { return (results, flights) };
         // A batch is not made to wait for others: two batches in opposite order would wait for each other.
         let may_wait = keys.len() == 1;
         for (result, key) in results.iter_mut().zip(keys) {
-            let found =
-                cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options, self.max_staleness);
-            *result = found.await;
+            *result = cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options).await;
             if result.is_none() && may_wait {
                 match cache.flights.begin(key, options.deadline).await {
                     Some(flight) => flights.push(flight),
                     None => {
-                        let again = cache.look_up(
-                            self.client.as_ref(),
-                            &self.view,
-                            collection.id,
-                            key,
-                            options,
-                            self.max_staleness,
-                        );
-                        *result = again.await;
+                        *result = cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options).await;
                     }
                 }
             }
@@ -285,14 +265,14 @@ impl Retriever {
         timings: &mut RetrievalTimings,
     ) -> Result<Vec<Retrieved>> {
         let began = Instant::now();
-        let (gathered, plan) = self.gather(collection, Arc::clone(&queries), options).await;
+        let gathered = self.gather(collection, Arc::clone(&queries), options).await;
         timings.scatter_ms = millis(began.elapsed());
         for answered in gathered.answered.values() {
             timings.queued_ms = timings.queued_ms.max(answered.queued_us as f64 / 1000.0);
             timings.service_ms = timings.service_ms.max(answered.service_us as f64 / 1000.0);
         }
         let counts = count(&gathered);
-        self.metrics.shards_answered(&counts, gathered.retries);
+        self.metrics.shards_answered(&counts, gathered.retries, gathered.laps);
         check_coverage(&gathered, counts, options.min_coverage)?;
 
         let positions: BTreeMap<ShardId, CopyPosition> = gathered
@@ -320,9 +300,15 @@ impl Retriever {
         let began = Instant::now();
         let chunks = if options.include.needs_fetch() {
             let all: Vec<MergedHit> = merged.iter().flatten().cloned().collect();
-            let client = self.client.as_ref();
-            let with_vectors = options.include.vector;
-            Some(fetch::fetch_hits(client, &all, &answered_by, &plan, with_vectors, options.deadline).await?)
+            let read = fetch::FetchHits {
+                client: self.client.as_ref(),
+                answered_by: &answered_by,
+                positions: &positions,
+                others: &|| self.plan(collection, Consistency::Session, None, Instant::now()),
+                with_vectors: options.include.vector,
+                deadline: options.deadline,
+            };
+            Some(read.run(&all).await?)
         } else {
             None
         };
@@ -344,64 +330,42 @@ impl Retriever {
         Ok(results.collect())
     }
 
-    /// Asks all shards, in rounds: a shard whose every copy failed is planned again from the state as it is by then.
+    /// Asks all shards.
     async fn gather(
         &self,
         collection: &Collection,
         queries: Arc<Vec<ShardQuery>>,
         options: &RetrievalOptions,
-    ) -> (Gathered, Vec<ShardPlan>) {
-        let rotation = self.rotation.fetch_add(1, Ordering::Relaxed) % (1 << 32);
-        let mut total = Gathered::default();
-        let mut pause = ROUND_PAUSE;
-        let mut round = 0;
-        loop {
-            round += 1;
-            let plan_options = PlanOptions {
-                consistency: options.consistency,
-                prefer_copy: options.prefer_copy,
-                suspects: self.failures.suspects(),
-                rotation,
-            };
-            let plan = plan_read(&self.view.state(), collection.id, &plan_options);
-            let scatter = Scatter {
-                client: self.client.as_ref(),
-                failures: &self.failures,
-                company: &self.company,
-                queries: Arc::clone(&queries),
-                consistency: options.consistency,
-                session: &options.session,
-                max_staleness: self.max_staleness,
-                deadline: options.deadline,
-            };
-            let open = plan.iter().filter(|shard| !total.answered.contains_key(&shard.shard)).cloned().collect();
-            let gathered = scatter.run(open).await;
-            total.retries += gathered.retries;
-            total.answered.extend(gathered.answered);
-            total.failed = gathered.failed;
-            if !self.may_try_again(&total, options, round) {
-                return (total, plan);
-            }
-            self.metrics.retries.with_label_values(&["search_round"]).inc();
-            self.view.wait_change((Instant::now() + pause).min(options.deadline)).await;
-            pause = (pause * 2).min(ROUND_PAUSE_MAX);
-        }
+    ) -> Gathered {
+        let scatter = Scatter {
+            client: self.client.as_ref(),
+            view: &self.view,
+            stats: &self.stats,
+            queries,
+            consistency: options.consistency,
+            session: &options.session,
+            max_staleness: options.max_staleness,
+            deadline: options.deadline,
+        };
+        let plan = |now| self.plan(collection, options.consistency, options.prefer_copy, now);
+        scatter.run(&plan).await
     }
 
-    /// Whether another round may help; takes over registers that came with the errors.
-    fn may_try_again(&self, total: &Gathered, options: &RetrievalOptions, round: u32) -> bool {
-        let mut may = !total.failed.is_empty();
-        for failure in total.failed.values() {
-            if let Some(register) = &failure.error.register {
-                self.view.learn(register);
-            }
-            if matches!(failure.error.kind, ErrorKind::NotPrimary | ErrorKind::StaleTerm) {
-                self.view.request_refresh();
-            }
-            may &= failure.error.kind.is_retryable() && !failure.timed_out;
-        }
-        let rounds_left = options.consistency != Consistency::Eventual || round < EVENTUAL_ROUNDS_MAX;
-        may && rounds_left && Instant::now() + ROUND_PAUSE < options.deadline
+    /// The copies of each shard in the order of asking, by what is known now.
+    fn plan(
+        &self,
+        collection: &Collection,
+        consistency: Consistency,
+        prefer_copy: Option<PreferCopy>,
+        now: Instant,
+    ) -> Vec<ShardPlan> {
+        let state = self.view.state();
+        let options = PlanOptions { consistency, prefer_copy, zone: self.zone.as_deref(), random: rand::random(), now };
+        let mut board = self.stats.lock();
+        board.retain(&state);
+        let plans = plan_read(&state, collection.id, &options, &board);
+        drift_unchosen(&plans, &mut board, now);
+        plans
     }
 }
 

@@ -1,15 +1,25 @@
-//! Chooses, for each shard, the copies to ask and their order. Pure: state and options in, plan out.
+//! Chooses, for each shard, the copies to ask and their order. Pure: state, what was learned of the nodes, and a random number in;
+//! plan out.
 //!
-//! Knows nothing of connections beyond a list of suspects; a suspect or dead node is put last, never left out, because belief
-//! about liveness must not decide whether a shard can be read.
+//! Belief about liveness and health only orders the copies of a shard; no copy that may answer is left out by it. The first is the one
+//! of the best rank, with two refinements: a copy in the coordinator's own zone goes before one that is not much better, and of two
+//! equally good ones chance decides, so that coordinators do not all run to the same node.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
-use cluster_config::ids::{CollectionId, NodeId, ShardId};
+use cluster_config::ids::{CollectionId, Lineage, NodeId, ShardId};
 use cluster_config::search::Consistency;
+use cluster_config::shard_group::ShardGroup;
 
 use crate::cluster::client::CopyTarget;
+use crate::cluster::health::Standing;
+use crate::cluster::stats::Board;
+
+/// A rank up to so many times the best counts as equally good.
+const NEAR: f64 = 1.5;
 
 /// Which copy a caller wants asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,17 +32,19 @@ pub enum PreferCopy {
     Node(NodeId),
 }
 
-/// What the choice depends on besides the state.
-#[derive(Clone, Debug, Default)]
-pub struct PlanOptions {
-    /// Session and strong reads go to the primary only.
+/// What the choice depends on besides the state and the board.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanOptions<'a> {
+    /// Strong reads go to the primary only.
     pub consistency: Consistency,
     /// The caller's wish.
     pub prefer_copy: Option<PreferCopy>,
-    /// Nodes that just failed: tried last.
-    pub suspects: Vec<NodeId>,
-    /// Spreads equal choices: successive queries give successive numbers.
-    pub rotation: u64,
+    /// Where this coordinator stands.
+    pub zone: Option<&'a str>,
+    /// Decides between equally good copies.
+    pub random: u64,
+    /// For health.
+    pub now: Instant,
 }
 
 /// A copy that may answer.
@@ -42,125 +54,174 @@ pub struct Candidate {
     pub node: NodeId,
     /// How it is addressed.
     pub target: CopyTarget,
+    /// It orders the shard's writes, so it has applied whatever was acknowledged.
+    pub is_primary: bool,
+    /// Its node is believed alive and well: worth a hedge, not only a last resort.
+    pub is_sound: bool,
 }
 
-/// The copies of one shard, best first. Empty: the shard cannot be read now.
+/// The copies of one shard, best first. No candidates: the shard cannot be read now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardPlan {
     /// The shard.
     pub shard: ShardId,
+    /// The lineage its copies must have.
+    pub lineage: Lineage,
     /// In the order of trying.
     pub candidates: Vec<Candidate>,
+    /// It has no primary, and every copy that may answer is on a node believed dead: waiting will not help soon.
+    pub is_red: bool,
+}
+
+/// What orders two copies of a shard, best first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place {
+    /// Dead or ill.
+    tier: Tier,
+    is_unwanted: bool,
+    rank: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    /// The node's trial: one shard of a plan takes the risk.
+    Trial,
+    Sound,
+    Resting,
+    Ejected,
+    Dead,
+}
+
+impl Place {
+    fn order(&self, other: &Self) -> Ordering {
+        (self.tier, self.is_unwanted).cmp(&(other.tier, other.is_unwanted)).then(self.rank.total_cmp(&other.rank))
+    }
+
+    fn is_near(&self, best: &Self) -> bool {
+        (self.tier, self.is_unwanted) == (best.tier, best.is_unwanted) && self.rank <= best.rank * NEAR
+    }
 }
 
 /// Plans a read of all shards of a collection, in shard order.
-pub fn plan_read(state: &ClusterState, collection: CollectionId, options: &PlanOptions) -> Vec<ShardPlan> {
-    let mut plans: Vec<ShardPlan> = Vec::new();
-    for group in state.shards_of(collection) {
-        let primary = group.primary_copy();
-        let mut ranked: Vec<((bool, bool, bool, u64), Candidate)> = group
-            .readable()
-            .enumerate()
-            .filter(|(_, (copy, _))| options.consistency == Consistency::Eventual || Some(*copy) == primary)
-            .map(|(position, (copy, record))| {
-                let is_alive = state.nodes.get(&record.node).is_some_and(|node| node.liveness == Liveness::Alive);
-                let is_wanted = match options.prefer_copy {
-                    None => true,
-                    Some(PreferCopy::Primary) => Some(copy) == primary,
-                    Some(PreferCopy::Replica) => Some(copy) != primary,
-                    Some(PreferCopy::Node(node)) => record.node == node,
-                };
-                // Rotates by shard too, so that one query spreads over the nodes instead of hitting one with all shards.
-                let turn =
-                    (position as u64 + options.rotation + u64::from(group.shard.index)) % group.copies.len() as u64;
-                let candidate = Candidate { node: record.node, target: group.target(copy) };
-                ((!is_alive, options.suspects.contains(&record.node), !is_wanted, turn), candidate)
-            })
-            .collect();
-        ranked.sort_by_key(|(rank, candidate)| (*rank, candidate.target.copy));
-        let candidates = ranked.into_iter().map(|(_, candidate)| candidate).collect();
-        plans.push(ShardPlan { shard: group.shard, candidates });
+pub fn plan_read(
+    state: &ClusterState,
+    collection: CollectionId,
+    options: &PlanOptions<'_>,
+    board: &Board,
+) -> Vec<ShardPlan> {
+    let mut planned: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let plans = state.shards_of(collection).map(|group| {
+        let plan = plan_shard(state, group, options, board, &planned);
+        if let Some(first) = plan.candidates.first() {
+            *planned.entry(first.node).or_default() += 1;
+        }
+        plan
+    });
+    plans.collect()
+}
+
+/// Plans a read of one shard; `planned` counts the sub-requests that earlier shards of the same read give each node.
+pub fn plan_shard(
+    state: &ClusterState,
+    group: &ShardGroup,
+    options: &PlanOptions<'_>,
+    board: &Board,
+    planned: &BTreeMap<NodeId, u32>,
+) -> ShardPlan {
+    let primary = group.primary_copy();
+    let mut copies: Vec<(Place, Candidate)> = Vec::with_capacity(group.copies.len());
+    for (copy, record) in group.readable() {
+        if options.consistency == Consistency::Strong && Some(copy) != primary {
+            continue;
+        }
+        let is_alive = state.nodes.get(&record.node).is_some_and(|node| node.liveness == Liveness::Alive);
+        let already_planned = planned.get(&record.node).copied().unwrap_or(0);
+        let tier = match board.standing(record.node, options.now) {
+            _ if !is_alive => Tier::Dead,
+            Standing::Good => Tier::Sound,
+            Standing::Due if already_planned == 0 => Tier::Trial,
+            Standing::Resting => Tier::Resting,
+            Standing::Due | Standing::Ejected => Tier::Ejected,
+        };
+        let is_unwanted = match options.prefer_copy {
+            None => false,
+            Some(PreferCopy::Primary) => Some(copy) != primary,
+            Some(PreferCopy::Replica) => Some(copy) == primary,
+            Some(PreferCopy::Node(node)) => record.node != node,
+        };
+        let place = Place { tier, is_unwanted, rank: board.rank(record.node, already_planned) };
+        let candidate = Candidate {
+            node: record.node,
+            target: group.target(copy),
+            is_primary: Some(copy) == primary,
+            is_sound: tier == Tier::Sound,
+        };
+        copies.push((place, candidate));
     }
-    plans
+    copies.sort_by(|(left, left_copy), (right, right_copy)| {
+        left.order(right).then(left_copy.target.copy.cmp(&right_copy.target.copy))
+    });
+    let is_here = |candidate: &Candidate| {
+        options.zone.is_some() && state.nodes.get(&candidate.node).map(|node| node.zone.as_str()) == options.zone
+    };
+    let coin = options.random.rotate_right(group.shard.index) & 1 == 1;
+    choose_first(&mut copies, is_here, coin);
+    let is_red = primary.is_none() && copies.iter().all(|(place, _)| place.tier == Tier::Dead);
+    let mut candidates: Vec<Candidate> = copies.into_iter().map(|(_, candidate)| candidate).collect();
+    if options.consistency == Consistency::Session {
+        put_primary_second(&mut candidates);
+    }
+    ShardPlan { shard: group.shard, lineage: group.lineage, candidates, is_red }
+}
+
+/// Among the copies that are as good as the best: those of this zone first, and chance between the two best of them.
+fn choose_first(copies: &mut [(Place, Candidate)], is_here: impl Fn(&Candidate) -> bool, coin: bool) {
+    let Some((best, _)) = copies.first().copied() else { return };
+    let near = copies.iter().take_while(|(place, _)| place.is_near(&best)).count();
+    let near = &mut copies[..near];
+    near.sort_by_key(|(_, candidate)| !is_here(candidate));
+    let zone_of_first = is_here(&near[0].1);
+    let equals = near.iter().take_while(|(_, candidate)| is_here(candidate) == zone_of_first).count();
+    if equals >= 2 && coin {
+        near.swap(0, 1);
+    }
+}
+
+/// The primary has applied whatever it acknowledged: where the first copy lags behind a token, it is the one to ask.
+fn put_primary_second(candidates: &mut [Candidate]) {
+    let place = candidates.iter().position(|candidate| candidate.is_primary && candidate.is_sound);
+    if let Some(place) = place
+        && place > 1
+    {
+        candidates[1..=place].rotate_right(1);
+    }
+}
+
+/// Lets what is known of nodes that the plan asks nothing move toward a node that was preferred to them.
+pub fn drift_unchosen(plans: &[ShardPlan], board: &mut Board, now: Instant) {
+    let mut winner_of: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    for plan in plans {
+        let Some((winner, losers)) = plan.candidates.split_first() else { continue };
+        for loser in losers.iter().filter(|loser| loser.is_sound) {
+            winner_of.entry(loser.node).or_insert(winner.node);
+        }
+    }
+    for winner in plans.iter().filter_map(|plan| plan.candidates.first()) {
+        winner_of.remove(&winner.node);
+    }
+    for (loser, winner) in winner_of {
+        board.drift(loser, winner, now);
+    }
 }
 
 /// Groups targets by node: one call per node.
-pub fn by_node(candidates: impl IntoIterator<Item = Candidate>) -> BTreeMap<NodeId, Vec<CopyTarget>> {
-    let mut targets: BTreeMap<NodeId, Vec<CopyTarget>> = BTreeMap::new();
-    for candidate in candidates {
-        targets.entry(candidate.node).or_default().push(candidate.target);
+pub fn by_node(targets: impl IntoIterator<Item = (NodeId, CopyTarget)>) -> BTreeMap<NodeId, Vec<CopyTarget>> {
+    let mut grouped: BTreeMap<NodeId, Vec<CopyTarget>> = BTreeMap::new();
+    for (node, target) in targets {
+        grouped.entry(node).or_default().push(target);
     }
-    targets
+    grouped
 }
 
 #[cfg(test)]
-mod tests {
-    use cluster_config::ids::CopyId;
-    use cluster_config::shard_group::CopyPhase;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::cluster::twin::test_state;
-
-    fn nodes(plan: &ShardPlan) -> Vec<u64> {
-        plan.candidates.iter().map(|candidate| candidate.node.0).collect()
-    }
-
-    #[test]
-    fn the_wish_goes_first_but_no_copy_is_left_out() {
-        let (state, collection) = test_state(3, 4, 2);
-        for (prefer, expect_primary_first) in [(PreferCopy::Primary, true), (PreferCopy::Replica, false)] {
-            let options = PlanOptions { prefer_copy: Some(prefer), ..PlanOptions::default() };
-            for plan in plan_read(&state, collection, &options) {
-                let primary = state.shards[&plan.shard].primary_copy();
-                assert_eq!(plan.candidates.len(), 2);
-                assert_eq!(Some(plan.candidates[0].target.copy) == primary, expect_primary_first);
-            }
-        }
-    }
-
-    #[test]
-    fn session_reads_ask_the_primary_only() {
-        let (state, collection) = test_state(3, 4, 2);
-        let options = PlanOptions { consistency: Consistency::Session, ..PlanOptions::default() };
-        for plan in plan_read(&state, collection, &options) {
-            let primary = state.shards[&plan.shard].primary_copy().expect("has a primary");
-            assert_eq!(plan.candidates.iter().map(|c| c.target.copy).collect::<Vec<CopyId>>(), vec![primary]);
-        }
-    }
-
-    #[test]
-    fn a_copy_that_is_catching_up_is_not_asked() {
-        let (mut state, collection) = test_state(3, 1, 2);
-        let group = state.shards.values_mut().next().expect("one shard");
-        let replica = *group.in_sync.iter().find(|copy| Some(**copy) != group.primary_copy()).expect("a replica");
-        group.in_sync.remove(&replica);
-        group.copies.get_mut(&replica).expect("exists").phase = CopyPhase::CatchingUp;
-        assert_eq!(plan_read(&state, collection, &PlanOptions::default())[0].candidates.len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn dead_nodes_come_last_and_suspects_before_them(
-            dead in proptest::collection::btree_set(1u64..=5, 0..5),
-            suspects in proptest::collection::btree_set(1u64..=5, 0..5),
-            rotation in any::<u64>(),
-        ) {
-            let (mut state, collection) = test_state(5, 8, 3);
-            for (id, node) in &mut state.nodes {
-                node.liveness = if dead.contains(&id.0) { Liveness::Dead } else { Liveness::Alive };
-            }
-            // Wrapping is the caller's business; the planner takes any number that does not overflow by small additions.
-            let rotation = rotation / 2;
-            let options = PlanOptions {
-                suspects: suspects.iter().map(|id| NodeId(*id)).collect(), rotation, ..PlanOptions::default()
-            };
-            for plan in plan_read(&state, collection, &options) {
-                let rank = |node: &u64| (dead.contains(node), suspects.contains(node));
-                let ranks: Vec<_> = nodes(&plan).iter().map(rank).collect();
-                prop_assert_eq!(plan.candidates.len(), 3);
-                prop_assert!(ranks.is_sorted(), "{:?}", ranks);
-            }
-        }
-    }
-}
+mod tests;

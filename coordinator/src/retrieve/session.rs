@@ -27,7 +27,8 @@ pub struct InvalidSession;
 impl Session {
     /// Reads what [`Session::to_string`] wrote.
     pub fn parse(text: &str) -> Result<Self, InvalidSession> {
-        let body = text.strip_prefix(PREFIX).ok_or(InvalidSession)?;
+        let body =
+            text.strip_prefix(PREFIX).filter(|_| text.len() <= limits::SESSION_BYTES_MAX).ok_or(InvalidSession)?;
         let mut session = Self::default();
         for part in body.split(',').filter(|part| !part.is_empty()) {
             let mut fields = part.split(':');
@@ -58,6 +59,13 @@ impl Session {
     /// Raises by where a copy stood when it answered.
     pub fn observe(&mut self, shard: ShardId, position: &CopyPosition) {
         self.raise(shard, position.lineage, position.applied);
+    }
+
+    /// Raises every shard to where `other` stands.
+    pub fn merge(&mut self, other: &Session) {
+        for (shard, token) in &other.tokens {
+            self.raise(*shard, token.lineage, token.seqno);
+        }
     }
 
     /// The token of one shard.
@@ -120,5 +128,9 @@ mod tests {
             assert_eq!(Session::parse(bad), Err(InvalidSession), "{bad}");
         }
         assert_eq!(Session::parse("s1."), Ok(Session::default()));
+        let long = format!("s1.{}", "1/0:0:1,".repeat(limits::SESSION_BYTES_MAX / 8));
+        assert_eq!(Session::parse(&long), Err(InvalidSession));
+        let longest = ShardId { collection: CollectionId(u64::MAX), index: u32::MAX };
+        assert!(format!("{longest}:{}:{},", u64::MAX, u64::MAX).len() <= 75, "the limit's arithmetic");
     }
 }

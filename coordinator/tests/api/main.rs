@@ -2,9 +2,11 @@
 
 mod cache;
 mod collections;
+mod consistency;
 mod documents;
 mod faults;
 mod jobs;
+mod operators;
 mod query;
 mod refusals;
 mod search;

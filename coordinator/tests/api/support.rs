@@ -89,6 +89,7 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         cache: setup.caching.then_some(CacheOptions { memory_bytes: 1 << 20, ttl: Duration::from_secs(3600) }),
         default_timeout: Duration::from_secs(10),
         max_staleness: setup.max_staleness,
+        zone: None,
         workers: setup.workers,
     }
 }

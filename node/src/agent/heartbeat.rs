@@ -25,6 +25,7 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
         tokio::select! {
             _ = tick.tick() => {}
             () = agent.inner.nudge.notified() => {}
+            () = agent.inner.metadata.peers().newly_refused() => {}
         }
         let incarnation = *agent.inner.incarnation.borrow();
         if incarnation == Incarnation(0) {
@@ -64,6 +65,7 @@ async fn send(
         state_version: metadata.state().borrow().version,
         refused_peers: report.refused_peers.into_iter().map(|peer| peer.0).collect(),
         disk_stalled: report.is_disk_stalled,
+        deleted_copies: report.deleted.into_iter().map(|copy| copy.0).collect(),
     };
     if voter == peers.self_node() {
         return metadata.hear(message).ok_or_else(|| "this node does not vote, the configuration says it does".into());
@@ -75,7 +77,10 @@ async fn send(
         tokio::time::timeout(HEARTBEAT_TIMEOUT, async { MetadataServiceClient::new(channel).heartbeat(request).await });
     match answered.await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(status.message().to_owned()),
+        Ok(Err(status)) => {
+            peers.note_failure(voter, &status);
+            Err(status.message().to_owned())
+        }
         Err(_) => Err("timed out".into()),
     }
 }

@@ -35,8 +35,11 @@ pub type CopiesOnDisk = Arc<dyn Fn() -> io::Result<BTreeSet<CopyId>> + Send + Sy
 /// What a heartbeat tells of the process.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Its open copies. A copy is listed only once it is durable on disk: that is what makes it count.
+    /// Its copies: the open ones, and those found corrupt. An open copy is listed only once it is durable on disk: that is what makes
+    /// it count.
     pub copies: Vec<v1::CopyReport>,
+    /// Retired copies whose files are gone.
+    pub deleted: Vec<CopyId>,
     /// Peers whose port refused a connection within the last second.
     pub refused_peers: Vec<NodeId>,
     /// Its log could not be synced for longer than the node timeout.

@@ -29,6 +29,7 @@ impl RegisterClient for Agent {
                     propose_request::Change::Add(v1::AddInSync { copy_id: copy.0, incarnation: incarnation.0 })
                 }
                 Change::Remove(copy) => propose_request::Change::Remove(copy.0),
+                Change::HandOff(copy) => propose_request::Change::HandOff(copy.0),
                 Change::FailSelf => propose_request::Change::FailSelf(true),
             };
             let request = v1::ProposeRequest {

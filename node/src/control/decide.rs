@@ -14,7 +14,8 @@ use cluster_config::seqno::PrimaryTerm;
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, PrimaryGrant, ShardGroup};
 
 use super::observe::{CopySeen, NodeSeen, Observed};
-use crate::metadata::command::{Command, PlannedCopy, Reconfiguration};
+use super::repair::decide_repairs;
+use crate::metadata::command::{Command, Reconfiguration};
 
 /// How long things may take, milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,9 @@ pub struct Patience {
     pub first_grant_ms: u64,
     /// How long a node may be dead before its copies are built elsewhere: longer than a restart.
     pub replace_after_ms: u64,
+    /// How long ago a corrupt copy must first have been heard of before it is replaced: a disk that corrupts whatever is put on it
+    /// must not be fed at the speed of heartbeats.
+    pub replace_corrupt_after_ms: u64,
 }
 
 /// Entries behind its primary at which a read replica starts to serve, and ten times which it stops to.
@@ -55,8 +59,8 @@ pub fn decide(view: &View<'_>) -> Vec<Command> {
         .collect();
     let parts = decide_reconfigurations(view, &dying);
     if parts.is_empty() {
-        // Copies are placed in quiet times only: a register that is about to change would refuse them.
-        commands.extend(decide_replacements(view));
+        // Copies come and go in quiet times only: a register that is about to change would refuse them.
+        commands.extend(decide_repairs(view));
     } else {
         commands.push(Command::Reconfigure(parts));
     }
@@ -81,9 +85,9 @@ fn decide_deaths(view: &View<'_>) -> BTreeSet<NodeId> {
 }
 
 /// Looks at one shard's copies with the deaths just decided taken in.
-struct Eyes<'a> {
-    view: &'a View<'a>,
-    dying: &'a BTreeSet<NodeId>,
+pub(super) struct Eyes<'a> {
+    pub(super) view: &'a View<'a>,
+    pub(super) dying: &'a BTreeSet<NodeId>,
 }
 
 impl Eyes<'_> {
@@ -100,7 +104,12 @@ impl Eyes<'_> {
 
     /// The copy as reported by the present life of its node: it is open there.
     fn copy(&self, copy: CopyId, record: &CopyRecord) -> Option<&CopySeen> {
-        self.node(record.node)?.copies.get(&copy)
+        self.node(record.node)?.copies.get(&copy).filter(|seen| !seen.is_corrupt)
+    }
+
+    /// The copy, if the present life of its node found it damaged or gone.
+    pub(super) fn corrupt(&self, copy: CopyId, record: &CopyRecord) -> Option<&CopySeen> {
+        self.node(record.node)?.copies.get(&copy).filter(|seen| seen.is_corrupt)
     }
 
     /// The report of a copy that could be primary now.
@@ -110,13 +119,14 @@ impl Eyes<'_> {
     }
 
     /// Whether the primary holds its grant in the present life of its process and can write.
-    fn primary_holds(&self, group: &ShardGroup) -> bool {
+    pub(super) fn primary_holds(&self, group: &ShardGroup) -> bool {
         let Some((grant, record)) = group.primary.and_then(|grant| Some((grant, group.copies.get(&grant.copy)?)))
         else {
             return false;
         };
         let is_sick = self.node(record.node).is_some_and(|seen| {
-            seen.is_disk_stalled || seen.copies.get(&grant.copy).is_some_and(|copy| copy.is_poisoned)
+            let broken = |copy: &CopySeen| copy.is_poisoned || copy.is_corrupt;
+            seen.is_disk_stalled || seen.copies.get(&grant.copy).is_some_and(broken)
         });
         self.is_alive(record.node) && self.view.state.is_alive_in(record.node, grant.incarnation) && !is_sick
     }
@@ -173,20 +183,24 @@ fn decide_shard(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64
     if let Some(primary) = primary {
         let is_lost = |copy: &CopyId| {
             let record = group.copies.get(copy);
-            let is_dead = record.is_none_or(|record| !eyes.is_alive(record.node));
+            let is_gone =
+                record.is_none_or(|record| !eyes.is_alive(record.node) || eyes.corrupt(*copy, record).is_some());
             let was_sick = Some(*copy) == group.primary_copy() && part.grant.is_some();
-            *copy != primary && (is_dead || was_sick)
+            *copy != primary && (is_gone || was_sick)
         };
         part.drop = group.in_sync.iter().copied().filter(is_lost).collect();
     }
     part
 }
 
-/// The first primary of a shard that never had one: the first placed copy, because placement spread those over the nodes; another
-/// one if that takes too long.
+/// The first primary of a shard that never had one: the first placed copy on a node that is not draining, because placement spread
+/// those over the nodes; another one if that takes too long.
 fn first_primary(eyes: &Eyes<'_>, group: &ShardGroup) -> Option<CopyId> {
+    let state = eyes.view.state;
     let voters = || group.copies.iter().filter(|(_, record)| record.role == CopyRole::Voter);
-    let preferred = voters().find(|(_, record)| eyes.is_alive(record.node)).map(|(copy, _)| *copy);
+    let alive = || voters().filter(|(_, record)| eyes.is_alive(record.node));
+    let stays = |(_, record): &(&CopyId, &CopyRecord)| !state.is_draining(record.node);
+    let preferred = alive().find(stays).or_else(|| alive().next()).map(|(copy, _)| *copy);
     let waited = |seen: &CopySeen| eyes.view.now_ms.saturating_sub(seen.first_ms) >= eyes.view.patience.first_grant_ms;
     voters()
         .filter(|(copy, record)| eyes.fit(**copy, record).is_some_and(|seen| Some(**copy) == preferred || waited(seen)))
@@ -201,7 +215,8 @@ fn next_primary(eyes: &Eyes<'_>, group: &ShardGroup, load: &BTreeMap<NodeId, u64
         let record = group.copies.get(copy)?;
         let seen = eyes.fit(*copy, record)?;
         let node_primaries = load.get(&record.node).copied().unwrap_or(0);
-        Some(PrimaryCandidate { copy: *copy, is_live: true, last: seen.last, node_primaries })
+        let is_draining = eyes.view.state.is_draining(record.node);
+        Some(PrimaryCandidate { copy: *copy, is_live: true, is_draining, last: seen.last, node_primaries })
     });
     choose_primary(group, candidates)
 }
@@ -233,74 +248,6 @@ fn decide_phases(eyes: &Eyes<'_>, group: &ShardGroup) -> Vec<(CopyId, CopyPhase)
             Some((*copy, to))
         })
         .collect()
-}
-
-/// Copies that were lost with their disk, or whose node stays dead, are built anew elsewhere, and then forgotten.
-fn decide_replacements(view: &View<'_>) -> Vec<Command> {
-    let dying = BTreeSet::new();
-    let eyes = Eyes { view, dying: &dying };
-    let mut copies_on: BTreeMap<NodeId, usize> = BTreeMap::new();
-    let mut being_built = 0;
-    for record in view.state.shards.values().flat_map(|group| group.copies.values()) {
-        *copies_on.entry(record.node).or_default() += 1;
-        being_built += usize::from(record.phase == CopyPhase::New);
-    }
-    let mut commands = Vec::new();
-    // Shards that hang on one copy first.
-    let mut groups: Vec<&ShardGroup> = view.state.shards.values().filter(|group| eyes.primary_holds(group)).collect();
-    groups.sort_by_key(|group| (group.in_sync.len(), group.shard));
-    for group in groups {
-        let Some(collection) = view.state.collections.get(&group.shard.collection) else { continue };
-        for role in [CopyRole::Voter, CopyRole::ReadReplica] {
-            let wanted = match role {
-                CopyRole::Voter => collection.spec.copies,
-                CopyRole::ReadReplica => collection.spec.read_replicas,
-            } as usize;
-            let of_role = || group.copies.iter().filter(|(_, record)| record.role == role);
-            let kept = of_role().filter(|(_, record)| !is_gone(view, record.node)).count();
-            if kept < wanted {
-                if being_built + commands.len() >= limits::REPLACEMENTS_MAX {
-                    break;
-                }
-                if let Some(node) = place(view, group, &copies_on) {
-                    *copies_on.entry(node).or_default() += 1;
-                    let copy = PlannedCopy { node, role };
-                    commands.push(Command::AddCopy { shard: group.shard, expect_version: group.version, copy });
-                    break;
-                }
-            } else if let Some((copy, _)) = of_role().find(|(copy, record)| {
-                let is_whole = group.in_sync.len() >= collection.spec.copies as usize || role == CopyRole::ReadReplica;
-                is_gone(view, record.node) && !group.in_sync.contains(copy) && is_whole
-            }) {
-                commands.push(Command::RetireCopy { shard: group.shard, expect_version: group.version, copy: *copy });
-                break;
-            }
-        }
-    }
-    commands
-}
-
-/// Whether a node has been dead for longer than a restart takes.
-fn is_gone(view: &View<'_>, node: NodeId) -> bool {
-    let Some(record) = view.state.nodes.get(&node) else { return true };
-    let dead_since = view.observed.node(node, record.incarnation).and_then(|seen| seen.dead_since_ms);
-    record.liveness == Liveness::Dead
-        && dead_since.is_some_and(|since| view.now_ms.saturating_sub(since) >= view.patience.replace_after_ms)
-}
-
-/// Where one more copy of the shard goes: a zone without one if there is any, then the node with the fewest copies for its weight.
-fn place(view: &View<'_>, group: &ShardGroup, copies_on: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
-    let taken: BTreeSet<NodeId> = group.copies.values().map(|record| record.node).collect();
-    let zones: BTreeSet<&str> =
-        taken.iter().filter_map(|node| view.state.nodes.get(node)).map(|node| node.zone.as_str()).collect();
-    view.state
-        .placeable()
-        .filter(|node| !taken.contains(&node.id))
-        .min_by_key(|node| {
-            let copies = copies_on.get(&node.id).copied().unwrap_or(0) as u64;
-            (zones.contains(node.zone.as_str()), copies * 10_000 / u64::from(node.weight.max(1)), node.id)
-        })
-        .map(|node| node.id)
 }
 
 #[cfg(test)]

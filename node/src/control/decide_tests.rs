@@ -8,7 +8,11 @@ use proto::v1;
 use super::super::observe::{Heartbeat, INDEX_STATE_POISONED};
 use super::*;
 
-const PATIENCE: Patience = Patience { node_timeout_ms: 3000, first_grant_ms: 2000, replace_after_ms: 300_000 };
+#[path = "decide_tests/repair.rs"]
+mod repair;
+
+const PATIENCE: Patience =
+    Patience { node_timeout_ms: 3000, first_grant_ms: 2000, replace_after_ms: 300_000, replace_corrupt_after_ms: 5000 };
 
 /// A cluster with three data nodes, heard at time 0 by a leader that leads since then.
 struct Scene {
@@ -48,6 +52,10 @@ impl Scene {
             lifecycle: NodeLifecycle::Active,
         };
         self.state.nodes.insert(record.id, record);
+    }
+
+    fn drain(&mut self, node: u64) {
+        self.state.nodes.get_mut(&NodeId(node)).expect("put").lifecycle = NodeLifecycle::Draining;
     }
 
     /// A shard whose copies `(copy, node)` are in sync or not, with the primary and the incarnation it was granted to.
@@ -234,6 +242,31 @@ fn the_longest_log_wins_then_the_least_loaded_node() {
 }
 
 #[test]
+fn a_draining_node_is_granted_the_role_only_if_nobody_else_is_left() {
+    let mut scene = Scene::new();
+    scene.shard(0, &[(1, 1), (2, 2), (3, 3)], &[1, 2, 3], None);
+    scene.drain(2);
+    scene.hear(1, 1, &[], 0);
+    scene.hear(2, 1, &[(2, 99)], 0);
+    scene.hear(3, 1, &[(3, 5)], 0);
+    assert_eq!(scene.part(10), Some((Some((3, 1)), vec![], vec![])), "every in-sync copy holds what was acknowledged");
+    scene.drain(3);
+    scene.drain(1);
+    assert_eq!(scene.part(20), Some((Some((2, 1)), vec![], vec![])), "a shard without a primary helps nobody");
+}
+
+#[test]
+fn the_first_primary_is_not_on_a_draining_node() {
+    let mut scene = Scene::new();
+    scene.fresh(0, &[(1, 1), (2, 2)]);
+    scene.drain(1);
+    scene.hear(1, 1, &[(1, 0)], 0);
+    scene.hear(2, 1, &[(2, 0)], 0);
+    let phases = vec![(1, CopyPhase::CatchingUp), (2, CopyPhase::CatchingUp)];
+    assert_eq!(scene.part(10), Some((Some((2, 1)), vec![], phases)));
+}
+
+#[test]
 fn without_a_candidate_the_register_stays_as_it_is() {
     let mut scene = Scene::new();
     scene.shard(0, &[(1, 1), (2, 2)], &[1], Some((1, 1)));
@@ -328,40 +361,4 @@ fn a_read_replica_serves_while_it_keeps_up() {
         let phases = scene.part(10).map(|(_, _, phases)| phases);
         assert_eq!(phases, expected.map(|to| vec![(2, to)]), "{phase:?} at {applied}");
     }
-}
-
-#[test]
-fn a_copy_lost_with_its_disk_is_built_anew() {
-    let mut scene = Scene::new();
-    scene.shard(0, &[(1, 1)], &[1], Some((1, 1)));
-    scene.shard(1, &[(2, 3), (3, 1)], &[2, 3], Some((2, 1)));
-    scene.hear(1, 1, &[(1, 9), (3, 9)], 0);
-    scene.hear(2, 1, &[], 0);
-    scene.hear(3, 1, &[(2, 9)], 0);
-    let copy = PlannedCopy { node: NodeId(2), role: CopyRole::Voter };
-    assert_eq!(scene.decide(10), [Command::AddCopy { shard: shard(0), expect_version: 7, copy }]);
-}
-
-#[test]
-fn copies_of_a_node_that_stays_dead_move_and_are_then_forgotten() {
-    let mut scene = Scene::new();
-    scene.node(2, 1, Liveness::Dead);
-    scene.shard(0, &[(1, 1), (2, 2)], &[1], Some((1, 1)));
-    let all = |scene: &mut Scene, now_ms| {
-        scene.hear(1, 1, &[(1, 9)], now_ms);
-        scene.hear(3, 1, &[(3, 9)], now_ms);
-    };
-    all(&mut scene, 1000);
-    assert_eq!(scene.decide(1000), []);
-    all(&mut scene, 300_999);
-    assert_eq!(scene.decide(300_999), [], "it may be a restart");
-    all(&mut scene, 301_000);
-    let copy = PlannedCopy { node: NodeId(3), role: CopyRole::Voter };
-    assert_eq!(scene.decide(301_000), [Command::AddCopy { shard: shard(0), expect_version: 7, copy }]);
-
-    scene.shard(0, &[(1, 1), (2, 2), (3, 3)], &[1], Some((1, 1)));
-    assert_eq!(scene.decide(301_000), [], "the new one is not in sync yet");
-    scene.shard(0, &[(1, 1), (2, 2), (3, 3)], &[1, 3], Some((1, 1)));
-    let retire = Command::RetireCopy { shard: shard(0), expect_version: 7, copy: CopyId(2) };
-    assert_eq!(scene.decide(301_000), [retire]);
 }

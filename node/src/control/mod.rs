@@ -2,4 +2,6 @@
 
 pub mod decide;
 pub mod observe;
+pub(crate) mod outlook;
+mod repair;
 pub(crate) mod run;

@@ -3,7 +3,7 @@
 //!
 //! Times are milliseconds since an arbitrary start of this process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
@@ -21,6 +21,8 @@ pub struct CopySeen {
     pub global_checkpoint: SeqNo,
     /// Its disk failed; it serves nothing until reopened.
     pub is_poisoned: bool,
+    /// It is not open: what its disk holds is damaged or gone. The positions say nothing.
+    pub is_corrupt: bool,
     /// When this life of its process first reported it.
     pub first_ms: u64,
     /// The whole report, for `Status`.
@@ -36,8 +38,10 @@ pub struct NodeSeen {
     pub heard_ms: u64,
     /// Its log could not be synced for longer than the node timeout.
     pub is_disk_stalled: bool,
-    /// Its open copies.
+    /// Its copies, open or [`CopySeen::is_corrupt`].
     pub copies: BTreeMap<CopyId, CopySeen>,
+    /// Retired copies whose files are gone.
+    pub deleted: BTreeSet<CopyId>,
     /// Last time a peer reported that its port refuses connections.
     pub suspected_ms: Option<u64>,
     /// This process found its port refusing twice, and heard nothing since.
@@ -53,8 +57,10 @@ pub struct Heartbeat {
     pub node: NodeId,
     /// Its life.
     pub incarnation: Incarnation,
-    /// Its open copies.
+    /// Its copies, open or corrupt.
     pub copies: Vec<v1::CopyReport>,
+    /// Retired copies whose files are gone.
+    pub deleted: BTreeSet<CopyId>,
     /// Peers whose port refused it.
     pub refused_peers: Vec<NodeId>,
     /// See [`NodeSeen::is_disk_stalled`].
@@ -69,6 +75,8 @@ pub struct Observed {
 
 /// `index_state` of a copy whose disk failed.
 pub const INDEX_STATE_POISONED: &str = "poisoned";
+/// `index_state` of a copy that cannot be opened because its files are damaged or gone.
+pub const INDEX_STATE_CORRUPT: &str = "corrupt";
 
 impl Observed {
     /// The node in exactly that life, if it was heard of.
@@ -93,6 +101,7 @@ impl Observed {
         let former = std::mem::take(&mut seen.copies);
         seen.heard_ms = now_ms;
         seen.is_disk_stalled = heartbeat.is_disk_stalled;
+        seen.deleted = heartbeat.deleted;
         seen.is_refused = false;
         seen.suspected_ms = None;
         for report in heartbeat.copies {
@@ -103,6 +112,7 @@ impl Observed {
                 applied: SeqNo(report.applied),
                 global_checkpoint: SeqNo(report.global_checkpoint),
                 is_poisoned: report.index_state == INDEX_STATE_POISONED,
+                is_corrupt: report.index_state == INDEX_STATE_CORRUPT,
                 first_ms,
                 report,
             };

@@ -29,6 +29,8 @@ const PROBE_AFTER_HEARTBEATS: u32 = 2;
 const FIRST_GRANT: Duration = Duration::from_secs(2);
 /// How long a node may be dead before its copies are built elsewhere.
 const REPLACE_AFTER: Duration = Duration::from_secs(300);
+/// How old a corrupt copy must be to be replaced.
+const REPLACE_CORRUPT_AFTER: Duration = Duration::from_secs(5);
 /// A command that takes longer is left to the next round.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -75,6 +77,7 @@ fn patience(timing: &TimingConfig) -> Patience {
         node_timeout_ms: millis(timing.node_timeout),
         first_grant_ms: millis(FIRST_GRANT),
         replace_after_ms: millis(REPLACE_AFTER),
+        replace_corrupt_after_ms: millis(REPLACE_CORRUPT_AFTER),
     }
 }
 

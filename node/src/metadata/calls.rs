@@ -31,12 +31,12 @@ impl From<proto::convert::WireError> for NotHere {
     }
 }
 
-fn refused(kind: ErrorKind, message: impl Into<String>) -> NotHere {
+pub(super) fn refused(kind: ErrorKind, message: impl Into<String>) -> NotHere {
     NotHere::Failed(RemoteError::new(kind, message).into())
 }
 
 /// A response that no command of the call gives.
-fn unexpected(response: Response) -> NotHere {
+pub(super) fn unexpected(response: Response) -> NotHere {
     match response {
         Response::Refused { kind, message } => refused(kind, message),
         other => refused(ErrorKind::Internal, format!("unexpected response {other:?}")),
@@ -60,6 +60,7 @@ macro_rules! leader_call {
         }
     };
 }
+pub(super) use leader_call;
 
 impl Metadata {
     leader_call!(
@@ -88,7 +89,7 @@ impl Metadata {
         status(StatusRequest) -> StatusReply by status_here at AdminServiceClient
     );
 
-    fn shown(&self) -> Arc<ClusterState> {
+    pub(super) fn shown(&self) -> Arc<ClusterState> {
         self.state().borrow().clone()
     }
 

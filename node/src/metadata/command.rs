@@ -1,12 +1,14 @@
 //! What the metadata group can be asked to do. Commands are logged, so variants and fields are only ever appended, and each
 //! names the feature level a cluster must have reached before it may be logged.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use cluster_config::cluster_state::NodeLifecycle;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Incarnation, NodeId, ShardId};
-use cluster_config::seqno::PrimaryTerm;
+use cluster_config::seqno::{LogPosition, PrimaryTerm};
 use cluster_config::shard_group::{CopyPhase, CopyRole, PrimaryGrant, ShardGroup};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +61,54 @@ pub enum Command {
         /// The copy.
         copy: CopyId,
     },
+    /// Puts a new copy in the place of one that is of no use any more, as [`Command::RetireCopy`] and [`Command::AddCopy`] would.
+    ReplaceCopy {
+        /// The shard.
+        shard: ShardId,
+        /// Compare-and-set.
+        expect_version: u64,
+        /// The useless copy.
+        copy: CopyId,
+    },
+    /// Retired copies whose files are gone.
+    ForgetRetired(Vec<CopyId>),
+    /// An operator has a node give its primaries away, or takes that back.
+    SetLifecycle {
+        /// The node.
+        node: NodeId,
+        /// What it is to do.
+        lifecycle: NodeLifecycle,
+    },
+    /// An operator makes a read replica a voter.
+    PromoteReplica {
+        /// The shard.
+        shard: ShardId,
+        /// Compare-and-set.
+        expect_version: u64,
+        /// The read replica.
+        copy: CopyId,
+    },
+    /// An operator accepts the loss of data.
+    ForcePromote(ForcePromote),
+}
+
+/// Begins a new lineage of a shard with one copy. What only other copies hold is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForcePromote {
+    /// The shard.
+    pub shard: ShardId,
+    /// Compare-and-set: the register that the operator decided on.
+    pub expect_version: u64,
+    /// The copy everything is recovered from, and the life of its process that the role is granted to.
+    pub grant: PrimaryGrant,
+    /// For the audit: when, by the leader's clock.
+    pub at_unix_ms: u64,
+    /// For the audit: who.
+    pub by: String,
+    /// For the audit: where the copies' logs ended, as far as the leader has seen.
+    pub last_seen: BTreeMap<CopyId, LogPosition>,
+    /// For the audit: a member of the in-sync set lived.
+    pub overrode_live: bool,
 }
 
 /// Who registers.
@@ -192,7 +242,12 @@ impl Command {
             | Command::Propose(_)
             | Command::Reconfigure(_)
             | Command::AddCopy { .. }
-            | Command::RetireCopy { .. } => 1,
+            | Command::RetireCopy { .. }
+            | Command::ReplaceCopy { .. }
+            | Command::ForgetRetired(_)
+            | Command::SetLifecycle { .. }
+            | Command::PromoteReplica { .. }
+            | Command::ForcePromote(_) => 1,
         }
     }
 }
@@ -210,6 +265,13 @@ impl fmt::Display for Command {
             Command::Reconfigure(parts) => write!(f, "reconfigure {} shards", parts.len()),
             Command::AddCopy { shard, copy, .. } => write!(f, "shard {shard}: add a copy on node {}", copy.node),
             Command::RetireCopy { shard, copy, .. } => write!(f, "shard {shard}: retire copy {copy}"),
+            Command::ReplaceCopy { shard, copy, .. } => write!(f, "shard {shard}: replace copy {copy}"),
+            Command::ForgetRetired(copies) => write!(f, "forget {} retired copies", copies.len()),
+            Command::SetLifecycle { node, lifecycle } => write!(f, "node {node} becomes {lifecycle:?}"),
+            Command::PromoteReplica { shard, copy, .. } => write!(f, "shard {shard}: read replica {copy} votes"),
+            Command::ForcePromote(forced) => {
+                write!(f, "shard {}: copy {} is promoted by force", forced.shard, forced.grant.copy)
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ const SNAPSHOT_EVERY_ENTRIES: u64 = 5000;
 const ENTRIES_KEPT: u64 = 1000;
 /// Time for a snapshot to be sent and installed.
 const SNAPSHOT_TIMEOUT_MS: u64 = 60_000;
+/// How long a leader that stops waits for another voter to lead.
+const LEAD_TRANSFER: Duration = Duration::from_secs(1);
 /// Between two attempts to found the group.
 const FOUND_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -250,6 +252,25 @@ impl Metadata {
             .await
             .map_err(|error| failed(&error))?;
         Ok(covered)
+    }
+
+    /// Hands the lead to the voter that was heard last, if this process leads, so that nobody waits for an election when it stops. Waits
+    /// at most [`LEAD_TRANSFER`]; an election is what is left then.
+    pub async fn hand_lead_over(&self) {
+        let Some(raft) = self.raft() else { return };
+        let metrics = raft.metrics().borrow_watched().clone();
+        let heard = metrics.heartbeat.filter(|_| metrics.state == ServerState::Leader).unwrap_or_default();
+        let others = heard.into_iter().filter(|(voter, _)| *voter != metrics.id);
+        let Some((to, _)) = others.max_by_key(|(_, at)| at.map(|at| *at)) else { return };
+        if raft.trigger().transfer_leader(to).await.is_err() {
+            return;
+        }
+        let led =
+            |metrics: &openraft::RaftMetrics<TypeConfig>| metrics.current_leader.is_some_and(|id| id != metrics.id);
+        match raft.wait(Some(LEAD_TRANSFER)).metrics(led, "another voter leads").await {
+            Ok(_) => tracing::info!(%to, "the lead of the metadata group is handed over"),
+            Err(error) => tracing::info!(%to, %error, "nobody took the lead of the metadata group over"),
+        }
     }
 
     /// Resolves when [`Metadata::close`] is called, so that watch streams do not outlive the process' service.

@@ -12,6 +12,7 @@ pub mod forward;
 pub mod group;
 pub mod log_store;
 mod network;
+mod operator_calls;
 mod place;
 pub mod raft_service;
 pub mod service;

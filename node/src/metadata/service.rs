@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{Incarnation, NodeId};
+use cluster_config::ids::{CopyId, Incarnation, NodeId};
 use futures::{Stream, StreamExt};
 use proto::convert::status::RemoteError;
 use proto::v1;
@@ -109,6 +109,7 @@ impl Metadata {
             node,
             incarnation,
             copies: message.copies,
+            deleted: message.deleted_copies.into_iter().map(CopyId).collect(),
             refused_peers: message.refused_peers.into_iter().map(NodeId).collect(),
             is_disk_stalled: message.disk_stalled,
         };

@@ -24,7 +24,7 @@ type Db = DBWithThreadMode<MultiThreaded>;
 const CF_LOG: &str = "log";
 /// Column family of everything the log needs beside its entries.
 const CF_META: &str = "meta";
-/// Column family of the state machine, one record per node, collection, shard and retired copy.
+/// Column family of the state machine, one record per node, collection, shard, retired copy and forced recovery.
 const CF_STATE: &str = "state";
 
 /// Keys of [`CF_META`].
@@ -36,6 +36,7 @@ pub(crate) const KEY_SNAPSHOT: &[u8] = b"snapshot";
 
 /// First bytes of the keys of [`CF_STATE`]. Never reused.
 const TAG_APPLIED: u8 = b'a';
+const TAG_AUDIT: u8 = b'u';
 const TAG_COLLECTION: u8 = b'c';
 const TAG_REGISTRATION: u8 = b'g';
 const TAG_HEAD: u8 = b'h';
@@ -218,6 +219,7 @@ impl Store {
                 Some(&TAG_COLLECTION) => insert(&mut cluster.collections, &value)?,
                 Some(&TAG_SHARD) => insert(&mut cluster.shards, &value)?,
                 Some(&TAG_RETIRED) => insert(&mut cluster.retired, &value)?,
+                Some(&TAG_AUDIT) => insert(&mut cluster.audit, &value)?,
                 Some(&TAG_REGISTRATION) => insert(&mut state.registrations, &value)?,
                 Some(&TAG_APPLIED) => {}
                 other => {
@@ -245,6 +247,7 @@ impl Store {
             })?;
             self.put_changes(batch, TAG_SHARD, &from.shards, &to.shards, shard_key)?;
             self.put_changes(batch, TAG_RETIRED, &from.retired, &to.retired, |id| id.0.to_be_bytes().to_vec())?;
+            self.put_changes(batch, TAG_AUDIT, &from.audit, &to.audit, |number| number.to_be_bytes().to_vec())?;
             batch.put_cf(&self.family(CF_STATE), [TAG_HEAD], encode(&Head::of(to))?);
         }
         self.put_changes(batch, TAG_REGISTRATION, &old.registrations, &new.registrations, |id| {

@@ -4,38 +4,40 @@
 //! share the next one, and applying is a job of its own. At a time a copy has at most one persist, one apply and one lookup job, and
 //! one message under way to each peer. Nothing here decides anything about the protocol.
 
+mod jobs;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_config::ids::{Incarnation, OperationId};
-use cluster_config::limits::{APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, COPY_MAILBOX_MAX};
+use cluster_config::ids::Incarnation;
+use cluster_config::limits::COPY_MAILBOX_MAX;
 use cluster_config::operation::Operation;
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use cluster_config::shard_group::ShardGroup;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+
+use self::jobs::{Apply, Done, Housekeeping, Lookups, Persist};
 
 use super::core::{Core, CoreOptions, Timing};
 use super::error::ReplicationError;
 use super::handle::{CopyHandle, Identity, Message, Status};
-use super::messages::{Action, Append, AppendResult, Event, ProposalOutcome, RequestId, SendAppend, WriteAck};
+use super::messages::{Action, AppendResult, Event, RequestId, WriteAck};
 use super::open::open;
 use super::pool::{Lane, StoragePool};
 use super::recent::Recent;
-use super::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError};
-use super::transport::{RegisterClient, ReplicationTransport, TransportError};
+use super::retention::Retention;
+use super::storage::{CopyStorage, StorageError};
+use super::transport::{RegisterClient, ReplicationTransport};
 use proto::convert::operation::encode_payload;
 
 /// How often the core is told the time; fine enough for the shortest pause it keeps.
 const TICK: Duration = Duration::from_millis(100);
 /// Messages taken from the mailbox before finished jobs are looked at again.
 const MESSAGES_PER_TURN: usize = 64;
-/// A link and a disk that move less than this count as broken. Without it the largest entry could never reach a copy that takes longer for
-/// it than the timeout for small ones.
-const SLOWEST_BYTES_PER_SECOND: f64 = 2.0 * 1024.0 * 1024.0;
 /// A usual [`CopyOptions::drain_timeout`].
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -47,6 +49,8 @@ pub struct CopyOptions {
     pub incarnation: Incarnation,
     /// Timeouts.
     pub timing: Timing,
+    /// How much of the log is kept.
+    pub retention: Retention,
     /// Where the disk's calls run.
     pub pool: StoragePool,
     /// To the other copies.
@@ -75,6 +79,7 @@ impl CopyHandle {
         let core = Core::new(CoreOptions {
             incarnation: options.incarnation,
             timing: options.timing,
+            retention: options.retention,
             stored,
             term_starts: opened.term_starts,
             unapplied: opened.unapplied,
@@ -95,46 +100,18 @@ impl CopyHandle {
             next_request: 0,
             writes: HashMap::new(),
             appends: HashMap::new(),
+            reads: HashMap::new(),
+            hand_offs: HashMap::new(),
             persist: Persist::default(),
             lookups: Lookups::default(),
             apply: Apply { is_running: false, target: stored.applied.seqno },
+            housekeeping: Housekeeping::new(stored.floor, started),
             disk: JoinSet::new(),
             network: JoinSet::new(),
         };
         tokio::spawn(task.run(messages, learned, closing.clone()));
         Ok(Self { identity, mailbox, group: Arc::new(group), status, closing })
     }
-}
-
-/// What a finished job has to tell.
-enum Done {
-    Persisted { write_id: u64, result: Result<(), StorageError> },
-    LookedUp { term: PrimaryTerm, result: Result<Vec<(OperationId, Option<SeqNo>)>, StorageError> },
-    Applied(Result<SeqNo, StorageError>),
-    Read { send: SendAppend, result: Result<Vec<EncodedEntry>, StorageError> },
-    Replied { send: SendAppend, result: Result<AppendResult, TransportError> },
-    Proposed { id: u64, result: Result<ProposalOutcome, TransportError> },
-    RegisterRead(Result<ShardGroup, TransportError>),
-}
-
-/// Writes that wait for the fsync under way; they share the next one.
-#[derive(Default)]
-struct Persist {
-    is_running: bool,
-    queued: Option<(u64, LogWrite)>,
-}
-
-/// Operation ids to look up, all of one term.
-#[derive(Default)]
-struct Lookups {
-    is_running: bool,
-    queued: Vec<OperationId>,
-    term: PrimaryTerm,
-}
-
-struct Apply {
-    is_running: bool,
-    target: SeqNo,
 }
 
 struct CopyTask {
@@ -147,9 +124,12 @@ struct CopyTask {
     next_request: u64,
     writes: HashMap<RequestId, oneshot::Sender<Result<WriteAck, ReplicationError>>>,
     appends: HashMap<RequestId, oneshot::Sender<AppendResult>>,
+    reads: HashMap<RequestId, oneshot::Sender<Result<SeqNo, ReplicationError>>>,
+    hand_offs: HashMap<RequestId, oneshot::Sender<Result<(), ReplicationError>>>,
     persist: Persist,
     lookups: Lookups,
     apply: Apply,
+    housekeeping: Housekeeping,
     /// Jobs that use the storage: waited for before the copy counts as closed.
     disk: JoinSet<Done>,
     /// Jobs that may be dropped at any time.
@@ -181,7 +161,10 @@ impl CopyTask {
                         self.step(Event::Reconfigured(group));
                     }
                 }
-                _ = ticks.tick() => self.step(Event::Tick(self.started.elapsed().as_millis() as u64)),
+                _ = ticks.tick() => {
+                    self.step(Event::Tick(self.started.elapsed().as_millis() as u64));
+                    self.start_housekeeping();
+                }
                 () = closing.cancelled(), if drain_until.is_none() => drain_until = Some(Instant::now() + self.options.drain_timeout),
             }
             self.recent.evict(self.core.local_checkpoint(), self.core.needed_by_nobody());
@@ -192,6 +175,7 @@ impl CopyTask {
         self.network.abort_all();
         // What the disk began it finishes, so that whoever closes the storage next finds it idle.
         while self.disk.join_next().await.is_some() {}
+        self.keep_last_floor().await;
     }
 
     fn take(&mut self, first: Message, messages: &mut mpsc::Receiver<Message>, is_closing: bool) {
@@ -215,6 +199,15 @@ impl CopyTask {
                     // The asker may have gone.
                     let _ = reply.send(term);
                 }
+                Message::StrongRead { reply } => {
+                    self.reads.insert(request, reply);
+                    self.step(Event::StrongRead { request });
+                }
+                Message::HandOff { to, patience_ms, reply } => {
+                    self.hand_offs.insert(request, reply);
+                    self.step(Event::HandOff { request, to, patience_ms });
+                }
+                Message::PinLog { from, for_ms } => self.step(Event::PinLog { from, for_ms }),
             }
             taken += 1;
             next = if taken < MESSAGES_PER_TURN { messages.try_recv().ok() } else { None };
@@ -280,22 +273,33 @@ impl CopyTask {
                 let error = ReplicationError::from_refusal(refusal, register);
                 self.answer_write(request, Err(error));
             }
-            Action::Propose(proposal) => {
-                tracing::info!(shard = %self.identity.shard, copy = %self.identity.copy, change = ?proposal.change, "asks metadata");
-                let (register, id, patience) = (Arc::clone(&self.options.register), proposal.id, self.patience());
-                self.network.spawn(async move {
-                    let result = timeout(patience, register.propose(proposal)).await;
-                    Done::Proposed { id, result: result.unwrap_or_else(|_| Err(no_answer(patience))) }
-                });
+            Action::Propose(proposal) => self.propose(proposal),
+            Action::ReadRegister => self.read_register(),
+            Action::Purge(up_to) => {
+                self.housekeeping.purge = Some(up_to);
+                self.start_housekeeping();
             }
-            Action::ReadRegister => {
-                let (register, shard, patience) =
-                    (Arc::clone(&self.options.register), self.identity.shard, self.patience());
-                self.network.spawn(async move {
-                    let result = timeout(patience, register.read_register(shard)).await;
-                    Done::RegisterRead(result.unwrap_or_else(|_| Err(no_answer(patience))))
-                });
+            Action::SendConfirm(send) => self.send_confirm(send),
+            Action::ServeRead { request, seqno } => self.answer_read(request, Ok(seqno)),
+            Action::RefuseRead { request, refusal } => {
+                let register = self.core.group().map(|group| &**group);
+                self.answer_read(request, Err(ReplicationError::from_read_refusal(refusal, register)));
             }
+            Action::EndHandOff { request, result } => {
+                let register = self.core.group().map(|group| &**group);
+                let result = result.map_err(|refusal| ReplicationError::from_hand_off_refusal(refusal, register));
+                if let Some(reply) = self.hand_offs.remove(&request) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(result);
+                }
+            }
+        }
+    }
+
+    fn answer_read(&mut self, request: RequestId, answer: Result<SeqNo, ReplicationError>) {
+        if let Some(reply) = self.reads.remove(&request) {
+            // A reader whose deadline passed has gone.
+            let _ = reply.send(answer);
         }
     }
 
@@ -303,143 +307,6 @@ impl CopyTask {
         if let Some(reply) = self.writes.remove(&request) {
             // A writer whose deadline passed has gone; it knows that the outcome is unknown.
             let _ = reply.send(answer);
-        }
-    }
-
-    /// Longest wait for any answer from outside: by then W9 gives the copy up anyway.
-    fn patience(&self) -> Duration {
-        Duration::from_millis(self.options.timing.ack_timeout_ms)
-    }
-
-    fn start_persist(&mut self) {
-        if self.persist.is_running || self.core.poisoned().is_some() {
-            return;
-        }
-        let Some((write_id, write)) = self.persist.queued.take() else { return };
-        self.persist.is_running = true;
-        let (pool, storage) = (self.options.pool.clone(), Arc::clone(&self.options.storage));
-        self.disk.spawn(async move {
-            Done::Persisted { write_id, result: pool.run(Lane::Log, move || storage.persist(write)).await }
-        });
-    }
-
-    fn start_lookups(&mut self) {
-        if self.lookups.is_running || self.lookups.queued.is_empty() {
-            return;
-        }
-        self.lookups.is_running = true;
-        let (ids, term) = (std::mem::take(&mut self.lookups.queued), self.lookups.term);
-        let (pool, storage) = (self.options.pool.clone(), Arc::clone(&self.options.storage));
-        self.disk.spawn(async move {
-            let look_up = move || ids.into_iter().map(|id| Ok((id, storage.find_operation(id)?))).collect();
-            Done::LookedUp { term, result: pool.run(Lane::Log, look_up).await }
-        });
-    }
-
-    fn start_apply(&mut self) {
-        let (from, target) = (self.core.applied().next(), self.apply.target);
-        if self.apply.is_running || from > target || self.core.poisoned().is_some() {
-            return;
-        }
-        self.apply.is_running = true;
-        let cached = self.recent.slice(from, target);
-        let (pool, storage) = (self.options.pool.clone(), Arc::clone(&self.options.storage));
-        let apply = move || {
-            let mut entries = match cached {
-                Some(entries) => entries,
-                None => read_from(&*storage, from)?,
-            };
-            entries.retain(|entry| entry.seqno <= target);
-            storage.apply(&entries)?;
-            Ok(entries.last().map_or(from, |entry| entry.seqno))
-        };
-        self.disk.spawn(async move { Done::Applied(pool.run(Lane::Apply, apply).await) });
-    }
-
-    fn send_append(&mut self, send: SendAppend) {
-        let from = send.prev.seqno.next();
-        if from > send.up_to {
-            return self.transmit(send, Vec::new());
-        }
-        if let Some(entries) = self.recent.slice(from, send.up_to) {
-            return self.transmit(send, entries);
-        }
-        let (pool, storage) = (self.options.pool.clone(), Arc::clone(&self.options.storage));
-        self.disk.spawn(async move {
-            Done::Read { send, result: pool.run(Lane::Log, move || read_from(&*storage, from)).await }
-        });
-    }
-
-    /// Sends entries that were taken from the log of this very term.
-    fn transmit(&mut self, send: SendAppend, mut entries: Vec<EncodedEntry>) {
-        entries.retain(|entry| entry.seqno <= send.up_to);
-        let append = Append {
-            shard: self.identity.shard,
-            to_copy: send.to,
-            from_copy: self.identity.copy,
-            lineage: self.identity.lineage,
-            term: send.term,
-            cfg_version: send.cfg_version,
-            prev: send.prev,
-            entries,
-            global_checkpoint: send.global_checkpoint,
-        };
-        let bytes: usize = append.entries.iter().map(|entry| entry.payload.len()).sum();
-        let patience = self.patience() + Duration::from_secs_f64(bytes as f64 / SLOWEST_BYTES_PER_SECOND);
-        let transport = Arc::clone(&self.options.transport);
-        self.network.spawn(async move {
-            let result = timeout(patience, transport.append(send.node, append)).await;
-            Done::Replied { send, result: result.unwrap_or_else(|_| Err(no_answer(patience))) }
-        });
-    }
-
-    fn finish(&mut self, done: Result<Done, JoinError>) {
-        let done = match done {
-            Ok(done) => done,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return,
-        };
-        match done {
-            Done::Persisted { write_id, result } => {
-                self.persist.is_running = false;
-                self.step(result.map_or_else(Event::StorageFailed, |()| Event::Persisted(write_id)));
-                self.start_persist();
-            }
-            Done::LookedUp { term, result } => {
-                self.lookups.is_running = false;
-                match result {
-                    Ok(found) => found.into_iter().for_each(|(operation_id, seqno)| {
-                        self.step(Event::OperationLookedUp { operation_id, term, seqno });
-                    }),
-                    Err(error) => self.step(Event::StorageFailed(error)),
-                }
-                self.start_lookups();
-            }
-            Done::Applied(result) => {
-                self.apply.is_running = false;
-                self.step(result.map_or_else(Event::StorageFailed, Event::Applied));
-                self.start_apply();
-            }
-            Done::Read { send, result } => match result {
-                // The log may have been cut since, if the role was lost.
-                Ok(_) if !self.core.is_primary_in(send.term) => {}
-                Ok(entries) => self.transmit(send, entries),
-                Err(error) => self.step(Event::StorageFailed(error)),
-            },
-            Done::Replied { send, result } => self.step(match result {
-                Ok(result) => Event::AppendReplied { append_id: send.append_id, result },
-                Err(error) => {
-                    tracing::debug!(shard = %self.identity.shard, to = %send.node, %error, "append failed");
-                    Event::AppendFailed { to: send.to, append_id: send.append_id }
-                }
-            }),
-            Done::Proposed { id, result } => {
-                if let Ok(ProposalOutcome { accepted: false, reason, .. }) = &result {
-                    tracing::info!(shard = %self.identity.shard, reason, "metadata refused");
-                }
-                self.step(Event::ProposalAnswered { id, outcome: result.ok() });
-            }
-            Done::RegisterRead(result) => self.step(Event::RegisterRead(result.ok().map(Arc::new))),
         }
     }
 
@@ -464,18 +331,7 @@ fn status_of(core: &Core, started: Instant) -> Status {
         heard: core.heard_ms().map(|heard_ms| started + Duration::from_millis(heard_ms)),
         poisoned: core.poisoned().map(ToString::to_string),
         needing_snapshot: core.needing_snapshot(),
+        needs_snapshot: core.needs_snapshot(),
+        pinned: core.pinned(),
     }
-}
-
-/// Entries that must be there, as many as one message may carry.
-fn read_from(storage: &dyn CopyStorage, from: SeqNo) -> Result<Vec<EncodedEntry>, StorageError> {
-    let entries = storage.read(from, APPEND_ENTRIES_MAX, APPEND_BYTES_MAX)?;
-    match entries.first() {
-        Some(first) if first.seqno == from => Ok(entries),
-        _ => Err(StorageError::Corrupt(format!("durable entry {from} is missing"))),
-    }
-}
-
-fn no_answer(patience: Duration) -> TransportError {
-    TransportError(format!("nothing within {} ms", patience.as_millis()))
 }

@@ -5,23 +5,27 @@
 //! entries: it knows where each term of its log begins, which is all that the rules ask for.
 
 #[cfg(test)]
-use std::hash::{Hash, Hasher};
+pub(super) mod fingerprint;
+mod inspect;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster_config::ids::{CopyId, Incarnation, Lineage, OperationId, ShardId};
-use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
+use cluster_config::limits::LOG_PIN_MAX;
+use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{PrimaryGrant, ShardGroup};
 
 use super::follower::{Diverged, Follower};
 use super::log_view::LogView;
 use super::messages::{
-    Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId,
-    WriteRefusal,
+    Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, HandOffRefusal, Proposal,
+    ProposalOutcome, ReadRefusal, RequestId, WriteRefusal,
 };
 use super::mutant::{Mutant, breaks};
 use super::primary::Primary;
 use super::proposer::Proposer;
+use super::retention::{LogSizes, Pins, Retention};
 use super::storage::{LogWrite, StorageError, StoredState};
 
 /// How long the core waits for what. Timeouts decide when something is tried, never whether it is safe.
@@ -51,6 +55,8 @@ pub struct CoreOptions {
     pub incarnation: Incarnation,
     /// Timeouts.
     pub timing: Timing,
+    /// How much of the log is kept.
+    pub retention: Retention,
     /// What the disk holds.
     pub stored: StoredState,
     /// Where each term of the log after `purged` begins, ascending.
@@ -91,8 +97,11 @@ pub(super) struct Local {
     pub(super) now_ms: u64,
     group: Option<Arc<ShardGroup>>,
     pub(super) log: LogView,
+    pub(super) sizes: LogSizes,
+    pub(super) pins: Pins,
     proposer: Proposer,
-    pub(super) next_append_id: u64,
+    /// Appends and rounds of strong reads, over all terms of this life.
+    pub(super) next_message_id: u64,
     pub(super) actions: Vec<Action>,
 }
 
@@ -100,6 +109,7 @@ impl Core {
     /// A copy as it is after opening: a follower, whatever it was before (W1).
     pub fn new(options: CoreOptions) -> Self {
         let stored = &options.stored;
+        let (purged, last) = (stored.purged.seqno, stored.last.seqno);
         let local = Local {
             copy: stored.copy,
             shard: stored.shard,
@@ -109,8 +119,10 @@ impl Core {
             now_ms: 0,
             group: None,
             log: LogView::new(stored, options.term_starts, &options.unapplied),
+            sizes: LogSizes::new(options.retention, purged, last, stored.log_bytes),
+            pins: Pins::default(),
             proposer: Proposer::default(),
-            next_append_id: 1,
+            next_message_id: 1,
             actions: Vec::new(),
         };
         Self { local, role: Role::Follower(Follower::default()), barrier_payload: options.barrier_payload }
@@ -164,6 +176,33 @@ impl Core {
                     self.learn(group);
                 }
             }
+            Event::StrongRead { request } => match &mut self.role {
+                Role::Primary(primary) => primary.on_strong_read(&mut self.local, request),
+                _ => self.local.actions.push(Action::RefuseRead { request, refusal: ReadRefusal::NotPrimary }),
+            },
+            Event::ConfirmReplied { round, copy, term } => {
+                if let Role::Primary(primary) = &mut self.role
+                    && let Some(term) = primary.on_confirm(&self.local, round, copy, term)
+                {
+                    self.step_down(term);
+                }
+            }
+            Event::ConfirmFailed { round, copy } => {
+                if let Role::Primary(primary) = &mut self.role {
+                    primary.on_confirm_failed(&self.local, round, copy);
+                }
+            }
+            Event::HandOff { request, to, patience_ms } => match &mut self.role {
+                Role::Primary(primary) => primary.on_hand_off(&mut self.local, request, to, patience_ms),
+                _ => {
+                    let result = Err(HandOffRefusal::NotPrimary);
+                    self.local.actions.push(Action::EndHandOff { request, result });
+                }
+            },
+            Event::PinLog { from, for_ms } => {
+                let for_ms = for_ms.min(LOG_PIN_MAX.as_millis() as u64);
+                self.local.pins.set(from, self.local.now_ms + for_ms);
+            }
         }
         if let Role::Primary(primary) = &mut self.role {
             primary.advance(&mut self.local);
@@ -180,6 +219,8 @@ impl Core {
             Role::Primary(primary) => primary.on_tick(&mut self.local),
             Role::Follower(_) | Role::Poisoned(_) => self.give_up_unusable_grant(),
         }
+        self.local.pins.expire(self.local.now_ms);
+        self.purge();
     }
 
     /// A register is learned. Older ones are ignored; versions only grow.
@@ -206,7 +247,7 @@ impl Core {
                     || breaks(Mutant::ResumeAfterRestart)
                     || breaks(Mutant::ResumeAfterReopening);
                 if is_granted && is_new {
-                    self.step_down(current_term);
+                    self.end_primary(false);
                     self.become_primary(group);
                 } else {
                     self.step_down(group.primary_term);
@@ -224,17 +265,21 @@ impl Core {
 
     /// Ends the primary role, if held, and adopts `term` if it is higher. The log's tail stays (W6).
     fn step_down(&mut self, term: PrimaryTerm) {
+        self.end_primary(true);
+        if term > self.local.log.current_term() {
+            let cut = self.local.log.committed().next();
+            let truncate_from = (breaks(Mutant::TruncateOnNewTerm) && cut <= self.local.log.last()).then_some(cut);
+            self.local.persist(LogWrite { term: Some(term), truncate_from, ..LogWrite::default() });
+        }
+    }
+
+    /// `left`: the role is somebody else's, or nobody's, now.
+    fn end_primary(&mut self, left: bool) {
         if matches!(self.role, Role::Primary(_))
             && let Role::Primary(primary) =
                 std::mem::replace(&mut self.role, Role::Follower(Follower::heard_at(self.local.now_ms)))
         {
-            primary.end(&mut self.local);
-        }
-        if term > self.local.log.current_term() {
-            let cut = self.local.log.committed().next();
-            let truncate_from =
-                (breaks(Mutant::TruncateOnNewTerm) && cut <= self.local.log.last()).then_some(cut);
-            self.local.persist(LogWrite { term: Some(term), truncate_from, ..LogWrite::default() });
+            primary.end(&mut self.local, left);
         }
     }
 
@@ -289,7 +334,7 @@ impl Core {
         let refusal =
             if matches!(error, StorageError::Corrupt(_)) { AppendRefusal::Corrupt } else { AppendRefusal::Busy };
         match std::mem::replace(&mut self.role, Role::Poisoned(error)) {
-            Role::Primary(primary) => primary.end(&mut self.local),
+            Role::Primary(primary) => primary.end(&mut self.local, false),
             Role::Follower(follower) => follower.end(&mut self.local, refusal),
             Role::Poisoned(_) => {}
         }
@@ -302,6 +347,20 @@ impl Core {
         let Some(group) = self.local.group.clone() else { return };
         if self.local.is_granted(&group) && !self.is_primary() {
             self.local.propose(&group, Change::FailSelf);
+        }
+    }
+
+    /// Lets go of the part of the log that nobody needs.
+    fn purge(&mut self) {
+        let up_to = match &self.role {
+            Role::Primary(primary) => primary.purgeable(&self.local),
+            Role::Follower(follower) => follower.purgeable(&self.local),
+            Role::Poisoned(_) => None,
+        };
+        if let Some(up_to) = up_to {
+            self.local.log.purge(up_to);
+            self.local.sizes.purged(up_to);
+            self.local.actions.push(Action::Purge(up_to));
         }
     }
 
@@ -320,6 +379,7 @@ impl Local {
     /// Records a change of the log and sends it to the disk.
     pub(super) fn persist(&mut self, write: LogWrite) -> u64 {
         let write_id = self.log.record(&write);
+        self.sizes.record(&write, self.now_ms);
         self.actions.push(Action::Persist { write_id, write });
         write_id
     }
@@ -327,8 +387,8 @@ impl Local {
     /// Answers a primary. Only a durable term is told.
     pub(super) fn reply(&mut self, request: RequestId, outcome: AppendOutcome) {
         let (copy, incarnation) = (self.copy, self.incarnation);
-        let result =
-            AppendResult { copy, incarnation, term: self.log.durable_term(), applied: self.log.applied(), outcome };
+        let (term, applied, pinned) = (self.log.durable_term(), self.log.applied(), self.pins.lowest());
+        let result = AppendResult { copy, incarnation, term, applied, pinned, outcome };
         self.actions.push(Action::ReplyAppend { request, result });
     }
 
@@ -349,158 +409,15 @@ impl Local {
         true
     }
 
+    /// Whether no proposal is under way, nor one whose outcome must be read from the register first (W11).
+    pub(super) fn register_is_known(&self) -> bool {
+        self.proposer.is_idle()
+    }
+
     fn is_granted(&self, group: &ShardGroup) -> bool {
         let own = PrimaryGrant { copy: self.copy, incarnation: self.incarnation };
         let is_own = group.primary == Some(own)
             || breaks(Mutant::ResumeAfterRestart) && group.primary_copy() == Some(self.copy);
         is_own && group.lineage == self.lineage
     }
-}
-
-/// What others may know of a copy.
-impl Core {
-    /// The copy.
-    pub fn copy(&self) -> CopyId {
-        self.local.copy
-    }
-
-    /// Whether it orders writes now.
-    pub fn is_primary(&self) -> bool {
-        matches!(self.role, Role::Primary(_))
-    }
-
-    /// Whether it is primary in exactly this term: what a message under way must still hold to be sent.
-    pub fn is_primary_in(&self, term: PrimaryTerm) -> bool {
-        matches!(&self.role, Role::Primary(primary) if primary.term() == term)
-    }
-
-    /// Why it is of no use any more.
-    pub fn poisoned(&self) -> Option<&StorageError> {
-        match &self.role {
-            Role::Poisoned(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    /// The register as last learned.
-    pub fn group(&self) -> Option<&Arc<ShardGroup>> {
-        self.local.group.as_ref()
-    }
-
-    /// The term it follows, as far as it survives a crash: the answer to a strong read's `Confirm`.
-    pub fn confirmed_term(&self) -> PrimaryTerm {
-        self.local.log.durable_term()
-    }
-
-    /// End of its log.
-    pub fn last(&self) -> LogPosition {
-        self.local.log.last_position()
-    }
-
-    /// Durable up to here.
-    pub fn local_checkpoint(&self) -> SeqNo {
-        self.local.log.durable()
-    }
-
-    /// Committed and durable up to here.
-    pub fn global_checkpoint(&self) -> SeqNo {
-        self.local.log.global_checkpoint()
-    }
-
-    /// Applied up to here.
-    pub fn applied(&self) -> SeqNo {
-        self.local.log.applied()
-    }
-
-    /// When a follower last heard a checkpoint, in the milliseconds of [`Event::Tick`]; `None` if never.
-    pub fn heard_ms(&self) -> Option<u64> {
-        match &self.role {
-            Role::Follower(follower) => follower.heard_ms(),
-            Role::Primary(_) | Role::Poisoned(_) => None,
-        }
-    }
-
-    /// Writes that are not answered yet.
-    pub fn writes_waiting(&self) -> usize {
-        match &self.role {
-            Role::Primary(primary) => primary.writes_waiting(),
-            _ => 0,
-        }
-    }
-
-    /// On the primary: copies that lack entries which are purged here.
-    pub fn needing_snapshot(&self) -> Vec<CopyId> {
-        match &self.role {
-            Role::Primary(primary) => primary.needing_snapshot(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Entries up to here are needed by nobody: applied, and on every other copy if this one is primary.
-    pub fn needed_by_nobody(&self) -> SeqNo {
-        let applied = self.local.log.applied();
-        match &self.role {
-            Role::Primary(primary) => primary.held_by_all().map_or(applied, |held| held.min(applied)),
-            _ => applied,
-        }
-    }
-
-    /// Checks the invariants; the text names the broken one.
-    pub fn check(&self) -> Result<(), String> {
-        self.local.log.check()?;
-        match &self.role {
-            Role::Primary(primary) => primary.check(&self.local),
-            Role::Follower(_) | Role::Poisoned(_) => Ok(()),
-        }
-    }
-}
-
-/// What tells two states of the model apart. A field that can influence a later step must be taken in, times as ages and ids as
-/// what they stand for, so that histories that lead to the same future meet.
-#[cfg(test)]
-impl Core {
-    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
-        let Self { local, role, barrier_payload: _ } = self;
-        let Local {
-            copy,
-            shard: _,
-            lineage: _,
-            incarnation,
-            timing: _,
-            now_ms,
-            group,
-            log,
-            proposer,
-            next_append_id: _,
-            actions: _,
-        } = local;
-        (copy, incarnation, group.as_ref().map(|group| group.version)).hash(hasher);
-        log.fingerprint(hasher);
-        proposer.fingerprint(*now_ms, hasher);
-        std::mem::discriminant(role).hash(hasher);
-        match role {
-            Role::Follower(follower) => follower.fingerprint(local, hasher),
-            Role::Primary(primary) => primary.fingerprint(local, hasher),
-            Role::Poisoned(error) => matches!(error, StorageError::Corrupt(_)).hash(hasher),
-        }
-    }
-
-    /// What an answer to a message still means: nothing, or that it counts, or that it is awaited.
-    pub(super) fn standing_of_append(&self, to: CopyId, append_id: u64) -> u8 {
-        match &self.role {
-            Role::Primary(primary) => primary.standing_of_append(to, append_id),
-            _ => 0,
-        }
-    }
-
-    /// Whether the decision on this proposal is awaited.
-    pub(super) fn awaits_proposal(&self, id: u64) -> bool {
-        self.local.proposer.awaits(id)
-    }
-}
-
-/// How long ago something was, as far as anyone asks.
-#[cfg(test)]
-pub(super) fn age(now_ms: u64, then_ms: u64, limit_ms: u64) -> u64 {
-    now_ms.saturating_sub(then_ms).min(limit_ms)
 }

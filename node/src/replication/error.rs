@@ -4,7 +4,7 @@ use cluster_config::error::ErrorKind;
 use cluster_config::limits;
 use cluster_config::shard_group::ShardGroup;
 
-use super::messages::WriteRefusal;
+use super::messages::{HandOffRefusal, ReadRefusal, WriteRefusal};
 use super::storage::StorageError;
 
 /// Errors of [`super::CopyHandle`].
@@ -24,12 +24,18 @@ pub enum ReplicationError {
         /// Fewest with which writes are taken.
         min_in_sync: u32,
     },
-    /// Too many writes wait at this copy. Nothing was written.
-    #[error("too many writes wait at this shard")]
+    /// Too many calls wait at this copy. Nothing was written.
+    #[error("too many calls wait at this shard")]
     Overloaded,
+    /// The role was not passed on. The copy goes on as primary unless the text says otherwise.
+    #[error("the primary role was not handed off: {0}")]
+    NotHandedOff(&'static str),
+    /// As [`Self::NotHandedOff`], in the words of the metadata group.
+    #[error("the metadata group refused the hand-off: {0}")]
+    HandOffRefused(String),
     /// The copy lost its role, closed, or its disk failed while the write was under way. Its outcome is unknown; a retry with the
     /// same operation id is safe.
-    #[error("the write was interrupted, its outcome is unknown")]
+    #[error("the call was interrupted, its outcome is unknown")]
     Interrupted,
     /// The deadline passed. The outcome of a write is unknown; a retry with the same operation id is safe.
     #[error("the deadline passed")]
@@ -59,6 +65,7 @@ impl ReplicationError {
             Self::NotEnoughCopies { .. } => ErrorKind::NotEnoughCopies,
             Self::Overloaded => ErrorKind::Overloaded,
             Self::Interrupted | Self::Unavailable => ErrorKind::Unavailable,
+            Self::NotHandedOff(_) | Self::HandOffRefused(_) => ErrorKind::Conflict,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::Empty => ErrorKind::InvalidArgument,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
@@ -74,6 +81,24 @@ impl ReplicationError {
             WriteRefusal::NotEnoughCopies { in_sync, min_in_sync } => Self::NotEnoughCopies { in_sync, min_in_sync },
             WriteRefusal::Overloaded => Self::Overloaded,
             WriteRefusal::Interrupted => Self::Interrupted,
+        }
+    }
+    pub(super) fn from_read_refusal(refusal: ReadRefusal, register: Option<&ShardGroup>) -> Self {
+        match refusal {
+            ReadRefusal::NotPrimary => Self::NotPrimary { register: register.cloned().map(Box::new) },
+            ReadRefusal::Overloaded => Self::Overloaded,
+        }
+    }
+
+    pub(super) fn from_hand_off_refusal(refusal: HandOffRefusal, register: Option<&ShardGroup>) -> Self {
+        match refusal {
+            HandOffRefusal::NotPrimary => Self::NotPrimary { register: register.cloned().map(Box::new) },
+            HandOffRefusal::UnderWay => Self::NotHandedOff("it is being handed off already"),
+            HandOffRefusal::NotInSync => Self::NotHandedOff("the other copy is not in sync"),
+            HandOffRefusal::TimedOut => Self::NotHandedOff("the copies did not come to rest in time"),
+            HandOffRefusal::Refused(reason) => Self::HandOffRefused(reason),
+            HandOffRefusal::Undecided => Self::NotHandedOff("the metadata group did not answer and may still decide"),
+            HandOffRefusal::Interrupted => Self::Interrupted,
         }
     }
 }

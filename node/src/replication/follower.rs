@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 
 use cluster_config::limits::APPENDS_WAITING_MAX;
-use cluster_config::seqno::{PrimaryTerm, SeqNo};
+use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 
 use super::core::Local;
 use super::messages::{Append, AppendOutcome, AppendRefusal, RequestId};
@@ -18,6 +18,10 @@ pub(super) struct Follower {
     waiting: VecDeque<Waiting>,
     /// When a checkpoint was last heard from a primary whose log this one agrees with.
     heard_ms: Option<u64>,
+    /// The first entry that the primary can still send, as far as told.
+    log_start: SeqNo,
+    /// The primary can no longer send what this copy lacks.
+    needs_snapshot: bool,
 }
 
 /// An answer that is true once the write is durable.
@@ -52,8 +56,13 @@ impl Follower {
         }
         let outcome = match accept(local, &append, &mut write)? {
             Accepted::Match(seqno) => AppendOutcome::Match(seqno),
-            Accepted::Mismatch(refusal) => AppendOutcome::Refused(refusal),
+            Accepted::Mismatch(hint) if hint.seqno.next() < append.log_start => {
+                AppendOutcome::Refused(AppendRefusal::NeedsSnapshot)
+            }
+            Accepted::Mismatch(hint) => AppendOutcome::Refused(AppendRefusal::Mismatch { hint }),
         };
+        self.needs_snapshot = outcome == AppendOutcome::Refused(AppendRefusal::NeedsSnapshot);
+        self.log_start = append.log_start;
         let write_id = if write.is_empty() { local.log.last_write() } else { local.persist(write) };
         if let AppendOutcome::Match(seqno) = outcome {
             // Capped by this message: what lies beyond may still be another primary's leftover.
@@ -83,6 +92,17 @@ impl Follower {
         }
     }
 
+    /// What the primary has purged this copy may purge too, once it has applied it.
+    pub(super) fn purgeable(&self, local: &Local) -> Option<SeqNo> {
+        let up_to = SeqNo(self.log_start.0.saturating_sub(1));
+        let is_pinned = local.pins.lowest().is_some_and(|from| from <= up_to);
+        (local.log.purged().seqno < up_to && up_to <= local.log.applied() && !is_pinned).then_some(up_to)
+    }
+
+    pub(super) fn needs_snapshot(&self) -> bool {
+        self.needs_snapshot
+    }
+
     pub(super) fn heard_ms(&self) -> Option<u64> {
         self.heard_ms
     }
@@ -90,7 +110,8 @@ impl Follower {
 
 enum Accepted {
     Match(SeqNo),
-    Mismatch(AppendRefusal),
+    /// Where both logs may agree.
+    Mismatch(LogPosition),
 }
 
 /// Compares the message with the log and fills in what must change.
@@ -98,7 +119,7 @@ fn accept(local: &Local, append: &Append, write: &mut LogWrite) -> Result<Accept
     let log = &local.log;
     let (prev, purged) = (append.prev, log.purged().seqno);
     if prev.seqno > log.last() {
-        return Ok(Accepted::Mismatch(AppendRefusal::Mismatch { hint: log.last_position() }));
+        return Ok(Accepted::Mismatch(log.last_position()));
     }
     // What is purged was committed, so it agrees with every later primary.
     if prev.seqno >= purged && log.term_at(prev.seqno) != Some(prev.term) && !breaks(Mutant::NoPrevCheck) {
@@ -106,7 +127,7 @@ fn accept(local: &Local, append: &Append, write: &mut LogWrite) -> Result<Accept
             return Err(Diverged(format!("entry {} is committed here, but the primary has another", prev.seqno)));
         }
         let hint = log.last_position_within(SeqNo(prev.seqno.0 - 1), prev.term);
-        return Ok(Accepted::Mismatch(AppendRefusal::Mismatch { hint }));
+        return Ok(Accepted::Mismatch(hint));
     }
     let is_kept = |seqno: SeqNo| seqno <= purged || breaks(Mutant::KeepConflictingTail) && seqno <= log.last();
     let is_new = |seqno: SeqNo, term: PrimaryTerm| !is_kept(seqno) && log.term_at(seqno) != Some(term);
@@ -137,7 +158,8 @@ fn is_well_formed(append: &Append) -> bool {
 #[cfg(test)]
 impl Follower {
     pub(super) fn fingerprint(&self, local: &Local, hasher: &mut impl Hasher) {
-        let Self { waiting, heard_ms: _ } = self;
+        let Self { waiting, heard_ms: _, log_start, needs_snapshot } = self;
+        (log_start, needs_snapshot).hash(hasher);
         for Waiting { write_id, request, term, outcome } in waiting {
             (local.log.last_write() - write_id, request, term, outcome).hash(hasher);
         }

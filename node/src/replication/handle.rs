@@ -1,6 +1,7 @@
 //! What the rest of the node holds of a copy: writes and reads its position, and feeds it messages and registers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cluster_config::ids::{CopyId, Incarnation, Lineage, OperationId, ShardId};
 use cluster_config::limits;
@@ -15,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::error::ReplicationError;
 use super::messages::{Append, AppendOutcome, AppendRefusal, AppendResult, WriteAck};
 use proto::convert::operation::encode_payload;
+
+/// Longest that a hand-off outlives its deadline: metadata was asked just before, and a question asked is waited for (W11).
+const HAND_OFF_DECISION: Duration = Duration::from_secs(10);
 
 /// One copy, open. Cheap to clone; all clones are the same copy.
 #[derive(Clone, Debug)]
@@ -50,6 +54,18 @@ pub(super) enum Message {
     Confirm {
         reply: oneshot::Sender<PrimaryTerm>,
     },
+    StrongRead {
+        reply: oneshot::Sender<Result<SeqNo, ReplicationError>>,
+    },
+    HandOff {
+        to: CopyId,
+        patience_ms: u64,
+        reply: oneshot::Sender<Result<(), ReplicationError>>,
+    },
+    PinLog {
+        from: SeqNo,
+        for_ms: u64,
+    },
 }
 
 /// What the copy's task tells its handles after each step.
@@ -65,6 +81,8 @@ pub(super) struct Status {
     pub(super) heard: Option<Instant>,
     pub(super) poisoned: Option<String>,
     pub(super) needing_snapshot: Vec<CopyId>,
+    pub(super) needs_snapshot: bool,
+    pub(super) pinned: Option<SeqNo>,
 }
 
 /// An acknowledged write.
@@ -101,6 +119,12 @@ pub struct ReplicationReport {
     pub poisoned: Option<String>,
     /// On a primary: copies that the log cannot help any more.
     pub needing_snapshot: Vec<CopyId>,
+    /// This copy's log cannot be continued from its primary's, as far as the primary was last heard. A copy may be replaced by a snapshot
+    /// only if this still holds **after** [`CopyHandle::close`]: only then has it acknowledged nothing since. The replacement keeps the
+    /// highest term that this copy adopted.
+    pub needs_snapshot: bool,
+    /// The log is kept from here on for snapshots on their way; on a primary, to any copy.
+    pub pinned: Option<SeqNo>,
 }
 
 impl CopyHandle {
@@ -126,12 +150,7 @@ impl CopyHandle {
             return Err(ReplicationError::TooLarge { bytes: payload.len() });
         }
         let (reply, answer) = oneshot::channel();
-        self.mailbox.try_send(Message::Write { operation_id, payload, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ReplicationError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => ReplicationError::Unavailable,
-        })?;
-        let answer = timeout_at(deadline, answer).await.map_err(|_| ReplicationError::DeadlineExceeded)?;
-        let ack = answer.unwrap_or(Err(ReplicationError::Interrupted))?;
+        let ack = self.ask(Message::Write { operation_id, payload, reply }, answer, deadline).await?;
         Ok(WriteOutcome {
             position: self.position(),
             seqno: ack.seqno,
@@ -164,6 +183,50 @@ impl CopyHandle {
         let current = answer.await.unwrap_or_default();
         tracing::trace!(shard = %self.identity.shard, asked = %term, %current, "term confirmed");
         current
+    }
+
+    /// Makes a linearizable read of this shard possible: when it returns, every write that was acknowledged before the call is applied
+    /// here, and the copy may be read. Many calls share one round of questions to the other copies.
+    /// Errors: `NotPrimary`, `Overloaded`, `DeadlineExceeded`, `Unavailable`.
+    pub async fn strong_read(&self, deadline: Instant) -> Result<SeqNo, ReplicationError> {
+        if !self.is_primary() {
+            return Err(self.not_primary());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.ask(Message::StrongRead { reply }, answer, deadline).await
+    }
+
+    /// Passes the primary role to another in-sync copy in good order: new writes wait, those under way finish, then metadata is asked.
+    /// `Ok`: the role has left this copy, to `to` unless a failover came first. After an error the copy goes on as primary, if it was one,
+    /// and takes the writes that waited. A write waits for a second at most, then is `Overloaded`.
+    /// Errors: `NotPrimary`, `Conflict` (another hand-off, `to` is not in sync, not in time, refused), `DeadlineExceeded`, `Unavailable`.
+    ///
+    /// Cancel: dropping the future does not end the hand-off; the deadline does.
+    pub async fn hand_off(&self, to: CopyId, deadline: Instant) -> Result<(), ReplicationError> {
+        let (reply, answer) = oneshot::channel();
+        let patience_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+        self.ask(Message::HandOff { to, patience_ms, reply }, answer, deadline + HAND_OFF_DECISION).await
+    }
+
+    /// Keeps the log from an entry on, here and at the primary, while a snapshot that ends before it is on its way: to this copy, or from
+    /// it. To be asked again well before `duration`, at most [`limits::LOG_PIN_MAX`], is over. Lost when the copy closes.
+    pub async fn pin_log(&self, from: SeqNo, duration: Duration) -> Result<(), ReplicationError> {
+        let pin = Message::PinLog { from, for_ms: duration.as_millis() as u64 };
+        self.mailbox.send(pin).await.map_err(|_| ReplicationError::Unavailable)
+    }
+
+    async fn ask<T>(
+        &self,
+        message: Message,
+        answer: oneshot::Receiver<Result<T, ReplicationError>>,
+        deadline: Instant,
+    ) -> Result<T, ReplicationError> {
+        self.mailbox.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ReplicationError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => ReplicationError::Unavailable,
+        })?;
+        let answer = timeout_at(deadline, answer).await.map_err(|_| ReplicationError::DeadlineExceeded)?;
+        answer.unwrap_or(Err(ReplicationError::Interrupted))
     }
 
     /// Where the copy stands. `generation` is not known here and is 0; staleness is `u64::MAX` until a primary was heard.
@@ -221,6 +284,8 @@ impl CopyHandle {
             applied: status.applied,
             poisoned: status.poisoned,
             needing_snapshot: status.needing_snapshot,
+            needs_snapshot: status.needs_snapshot,
+            pinned: status.pinned,
         }
     }
 
@@ -245,6 +310,7 @@ impl CopyHandle {
             incarnation: self.identity.incarnation,
             term: status.term,
             applied: status.applied,
+            pinned: None,
             outcome: AppendOutcome::Refused(AppendRefusal::Busy),
         }
     }

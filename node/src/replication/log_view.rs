@@ -182,6 +182,18 @@ impl LogView {
         self.unapplied.truncate(cut);
     }
 
+    /// Lets go of the entries up to `up_to`, which are applied.
+    pub(super) fn purge(&mut self, up_to: SeqNo) {
+        let (Some(term), next) = (self.term_at(up_to), self.term_at(up_to.next())) else { return };
+        self.purged = LogPosition { term, seqno: up_to };
+        self.runs.retain(|(first, _)| *first > up_to);
+        if let Some(next) = next
+            && self.runs.first().is_none_or(|(first, _)| *first > up_to.next())
+        {
+            self.runs.insert(0, (up_to.next(), next));
+        }
+    }
+
     /// Id of the newest write handed to the disk.
     pub(super) fn last_write(&self) -> u64 {
         self.last_write

@@ -30,6 +30,9 @@ pub struct Append {
     pub entries: Vec<EncodedEntry>,
     /// The primary's global checkpoint; may lie beyond the entries carried.
     pub global_checkpoint: SeqNo,
+    /// The first entry that the primary can still send. A copy that lacks an earlier one needs a snapshot; one that does not may purge
+    /// as far, so that it could serve the same laggards as primary.
+    pub log_start: SeqNo,
 }
 
 /// The answer to an [`Append`].
@@ -43,6 +46,8 @@ pub struct AppendResult {
     pub term: PrimaryTerm,
     /// Applied up to here.
     pub applied: SeqNo,
+    /// The log is wanted from here on: a snapshot that ends before it is being fetched (see [`Event::PinLog`]).
+    pub pinned: Option<SeqNo>,
     /// What became of the entries.
     pub outcome: AppendOutcome,
 }
@@ -74,8 +79,23 @@ pub enum AppendRefusal {
     Corrupt,
     /// Not now: the disk is full or failed, or the message was damaged on the way.
     Busy,
-    /// The log before `prev` is purged; only a snapshot helps.
+    /// The copy lacks entries before `log_start`; only a snapshot helps.
     NeedsSnapshot,
+}
+
+/// A primary's question to another copy, for a strong read: which term does it follow?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirm {
+    /// The shard.
+    pub shard: ShardId,
+    /// The copy that is meant.
+    pub to_copy: CopyId,
+    /// Copies of another lineage refuse.
+    pub lineage: Lineage,
+    /// Version of the register the primary acts on.
+    pub cfg_version: u64,
+    /// The primary's term.
+    pub term: PrimaryTerm,
 }
 
 /// A primary's request to change the register, compare-and-set on `expect_version`, `by_copy` and `term`.
@@ -108,6 +128,8 @@ pub enum Change {
     /// A failed or lagging copy leaves it (W9). The version must grow even if the copy is not in the set: that is how an
     /// `Add` of unknown outcome is ruled out.
     Remove(CopyId),
+    /// The role passes to an in-sync copy, under the next term; the primary stays in sync.
+    HandOff(CopyId),
     /// The primary cannot go on.
     FailSelf,
 }
@@ -123,7 +145,7 @@ pub struct ProposalOutcome {
     pub register: ShardGroup,
 }
 
-/// Names a call that waits for an answer: a client's write or a primary's append. Chosen by the caller of the core.
+/// Names a call that waits for an answer: a write, a strong read, a hand-off, or a primary's append. Chosen by the caller of the core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
@@ -188,6 +210,43 @@ pub enum Event {
     },
     /// Answer to [`Action::ReadRegister`]; `None` if the metadata group did not answer.
     RegisterRead(Option<Arc<ShardGroup>>),
+    /// A client wants to read what no acknowledged write is missing from. Answered with [`Action::ServeRead`] or [`Action::RefuseRead`].
+    StrongRead {
+        /// Chosen by the caller.
+        request: RequestId,
+    },
+    /// Answer to [`Action::SendConfirm`]; may come late or twice.
+    ConfirmReplied {
+        /// As sent.
+        round: u64,
+        /// Who answers.
+        copy: CopyId,
+        /// The term that the copy follows, as far as it survives a crash; 0 if it follows none any more.
+        term: PrimaryTerm,
+    },
+    /// No answer to [`Action::SendConfirm`].
+    ConfirmFailed {
+        /// As sent.
+        round: u64,
+        /// Who was asked.
+        copy: CopyId,
+    },
+    /// The role is to pass to another copy, in good order. Answered with [`Action::EndHandOff`].
+    HandOff {
+        /// Chosen by the caller.
+        request: RequestId,
+        /// The next primary.
+        to: CopyId,
+        /// Given up if the copies have not come to rest by then.
+        patience_ms: u64,
+    },
+    /// The log is to be kept from an entry on, here and at the primary, while a snapshot that ends before it is on its way.
+    PinLog {
+        /// First entry to keep.
+        from: SeqNo,
+        /// How long, unless asked again.
+        for_ms: u64,
+    },
 }
 
 /// What the core wants done. Order matters only where an id says so.
@@ -236,6 +295,46 @@ pub enum Action {
     Propose(Proposal),
     /// Read the register through the metadata leader (W11). Answered with [`Event::RegisterRead`].
     ReadRegister,
+    /// Let go of the log up to here. The core already holds the entries to be gone; there is no answer.
+    Purge(SeqNo),
+    /// Ask a copy for its term. Answered with [`Event::ConfirmReplied`] or [`Event::ConfirmFailed`].
+    SendConfirm(SendConfirm),
+    /// The copy may serve the read now.
+    ServeRead {
+        /// Which.
+        request: RequestId,
+        /// Every write acknowledged before the read began stands at or before this position, and it is applied.
+        seqno: SeqNo,
+    },
+    /// The read cannot be served here.
+    RefuseRead {
+        /// Which.
+        request: RequestId,
+        /// Why.
+        refusal: ReadRefusal,
+    },
+    /// The hand-off is over.
+    EndHandOff {
+        /// Which.
+        request: RequestId,
+        /// Whether this copy passed the role on.
+        result: Result<(), HandOffRefusal>,
+    },
+}
+
+/// One question of a round of strong reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendConfirm {
+    /// To be given back.
+    pub round: u64,
+    /// The copy.
+    pub to: CopyId,
+    /// Where it lives.
+    pub node: NodeId,
+    /// The primary's term.
+    pub term: PrimaryTerm,
+    /// Version of the register the primary acts on.
+    pub cfg_version: u64,
 }
 
 /// One message for a copy, without its entries: whoever sends it takes them from memory or disk, from `prev.seqno + 1` to at most
@@ -258,6 +357,8 @@ pub struct SendAppend {
     pub up_to: SeqNo,
     /// The global checkpoint.
     pub global_checkpoint: SeqNo,
+    /// The first entry that can still be sent.
+    pub log_start: SeqNo,
 }
 
 /// An acknowledged write.
@@ -286,5 +387,33 @@ pub enum WriteRefusal {
     /// Too many writes, or too many bytes, wait already. The write was not taken.
     Overloaded,
     /// The role was lost, or the disk failed, while the write was under way: its outcome is unknown.
+    Interrupted,
+}
+
+/// Why a strong read is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadRefusal {
+    /// This copy does not order writes, or lost the role before the read was confirmed.
+    NotPrimary,
+    /// Too many reads wait already.
+    Overloaded,
+}
+
+/// Why a copy keeps the role, or lost it otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandOffRefusal {
+    /// This copy does not order writes.
+    NotPrimary,
+    /// The role is being handed off already.
+    UnderWay,
+    /// The other copy is not in sync, or no longer.
+    NotInSync,
+    /// The copies did not come to rest in time.
+    TimedOut,
+    /// Metadata refused.
+    Refused(String),
+    /// Metadata did not answer. It may still decide.
+    Undecided,
+    /// The role was lost, or the disk failed, before anything was asked.
     Interrupted,
 }

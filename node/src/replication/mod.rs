@@ -8,6 +8,7 @@ pub mod copy;
 pub mod core;
 pub mod error;
 mod follower;
+mod hand_off;
 mod handle;
 mod log_view;
 pub mod messages;
@@ -19,9 +20,11 @@ pub mod pool;
 mod primary;
 mod proposer;
 mod recent;
+mod retention;
 pub mod storage;
 #[cfg(test)]
 mod stories;
+mod strong_reads;
 mod tracker;
 pub mod transport;
 
@@ -29,6 +32,9 @@ pub use self::copy::{CopyOptions, DRAIN_TIMEOUT};
 pub use self::core::Timing;
 pub use self::error::ReplicationError;
 pub use self::handle::{CopyHandle, ReplicationReport, WriteOutcome};
-pub use self::messages::{Append, AppendOutcome, AppendRefusal, AppendResult, Change, Proposal, ProposalOutcome};
+pub use self::messages::{
+    Append, AppendOutcome, AppendRefusal, AppendResult, Change, Confirm, Proposal, ProposalOutcome,
+};
 pub use self::pool::StoragePool;
+pub use self::retention::Retention;
 pub use self::transport::{RegisterClient, ReplicationTransport, TransportError};

@@ -29,6 +29,12 @@ pub(super) enum Mutant {
     ApplyUncommitted,
     /// M10: a copy is proposed before the primary's own barrier is committed.
     AddBeforeBarrier,
+    /// M11: a strong read asks nobody.
+    ReadUnconfirmed,
+    /// M12: a strong read is served before the primary's own barrier is committed.
+    ReadBeforeBarrier,
+    /// M13: a strong read asks the in-sync set only, not the copies on their way into it.
+    ReadWithoutTracked,
     /// A write counts as durable when it is handed to the disk.
     AckBeforeFsync,
     /// A follower answers before the disk does.

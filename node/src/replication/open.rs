@@ -24,6 +24,12 @@ pub fn open(storage: &dyn CopyStorage) -> Result<Opened, StorageError> {
     if !marks.is_sorted() {
         return Err(StorageError::Corrupt(format!("purged, applied, last are out of order: {marks:?}")));
     }
+    if stored.last.seqno < stored.floor {
+        let (last, floor) = (stored.last.seqno, stored.floor);
+        return Err(StorageError::Corrupt(format!(
+            "the log ends at {last}, but entries up to {floor} were committed here"
+        )));
+    }
     let term_starts = find_term_starts(storage, stored.purged, stored.last)?;
     let mut unapplied = Vec::new();
     let mut from = stored.applied.seqno.next();

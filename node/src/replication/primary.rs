@@ -1,4 +1,4 @@
-//! A copy that orders the writes of one term: W2 to W5 and W8 to W10.
+//! A copy that orders the writes of one term: W2 to W5 and W8 to W10. Its strong reads and hand-offs are in files of their own.
 
 use std::collections::{BTreeMap, VecDeque};
 #[cfg(test)]
@@ -7,17 +7,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster_config::ids::{CopyId, OperationId};
-use cluster_config::limits::{WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
+use cluster_config::limits::{HAND_OFF_HOLD, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_MAX};
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use cluster_config::shard_group::ShardGroup;
 
 use super::core::Local;
+use super::hand_off::{HandOff, HeldWrite, Phase};
 use super::messages::{
-    Action, AppendOutcome, AppendRefusal, AppendResult, Change, ProposalOutcome, RequestId, SendAppend, WriteAck,
-    WriteRefusal,
+    Action, AppendOutcome, AppendRefusal, AppendResult, Change, HandOffRefusal, ProposalOutcome, RequestId, SendAppend,
+    WriteAck, WriteRefusal,
 };
 use super::mutant::{Mutant, breaks};
+use super::retention::{Needs, decide_purge};
 use super::storage::{EncodedEntry, LogWrite};
+use super::strong_reads::{Asking, StrongReads};
 use super::tracker::{Tracker, UnresolvedAdd};
 
 /// The role, for one term. It ends with the first sign of another grant; what it did not finish is of unknown outcome.
@@ -37,11 +40,13 @@ pub(super) struct Primary {
     waiters: BTreeMap<SeqNo, Vec<Waiter>>,
     /// Writes whose operation id is being looked up; retries that arrive meanwhile join.
     lookups: BTreeMap<OperationId, Vec<Lookup>>,
-    /// Calls waiting in `waiters` and `lookups`.
+    /// Calls waiting in `waiters` and `lookups`, or held by a hand-off.
     waiting: usize,
-    /// Payload bytes in `lookups` and in entries that are not applied yet.
+    /// Payload bytes in `lookups`, held by a hand-off, and in entries that are not applied yet.
     bytes: usize,
     entry_bytes: VecDeque<(SeqNo, usize)>,
+    reads: StrongReads,
+    hand_off: Option<HandOff>,
 }
 
 #[derive(Clone, Debug)]
@@ -70,13 +75,15 @@ impl Primary {
             group,
             barrier,
             granted_write,
-            first_append: local.next_append_id,
+            first_append: local.next_message_id,
             tracker,
             waiters: BTreeMap::new(),
             lookups: BTreeMap::new(),
             waiting: 0,
             bytes: 0,
             entry_bytes: VecDeque::new(),
+            reads: StrongReads::default(),
+            hand_off: None,
         }
     }
 
@@ -143,8 +150,13 @@ impl Primary {
         }
     }
 
-    /// Appends a new operation, unless too few copies are in sync (W10).
+    /// Appends a new operation, unless too few copies are in sync (W10) or the role is about to pass.
     fn admit(&mut self, local: &mut Local, operation_id: OperationId, request: RequestId, payload: Bytes) {
+        if let Some(hand_off) = &mut self.hand_off {
+            self.waiting += 1;
+            self.bytes += payload.len();
+            return hand_off.hold(request, operation_id, payload, local.now_ms);
+        }
         let (in_sync, min_in_sync) = (self.group.in_sync.len(), self.group.min_in_sync);
         if in_sync < min_in_sync as usize {
             let refusal = WriteRefusal::NotEnoughCopies { in_sync, min_in_sync };
@@ -194,6 +206,13 @@ impl Primary {
         }
         let peer = self.tracker.peers.get_mut(&result.copy)?;
         let is_awaited = peer.outstanding == Some(append_id);
+        let is_of_core = !matches!(
+            result.outcome,
+            AppendOutcome::Refused(AppendRefusal::Busy | AppendRefusal::UnknownCopy | AppendRefusal::Lineage)
+        );
+        if is_of_core {
+            peer.pinned = result.pinned;
+        }
         if let AppendOutcome::Match(seqno) = result.outcome {
             // True whenever it was said: a copy that follows this term never drops what it matched.
             peer.on_match(seqno.min(local.log.last()));
@@ -216,11 +235,14 @@ impl Primary {
                 peer.on_mismatch(hint, &local.log);
             }
             AppendRefusal::Corrupt | AppendRefusal::Lineage => peer.broken = true,
-            AppendRefusal::NeedsSnapshot => peer.needs_snapshot = true,
+            AppendRefusal::NeedsSnapshot => {
+                peer.heard_ms = local.now_ms;
+                peer.on_needs_snapshot();
+            }
             // Not heard as far as W9 is concerned: it is given the usual time, then removed.
             AppendRefusal::Busy | AppendRefusal::UnknownCopy | AppendRefusal::StaleTerm => {}
         }
-        if !matches!(refusal, AppendRefusal::Mismatch { .. }) {
+        if !matches!(refusal, AppendRefusal::Mismatch { .. } | AppendRefusal::NeedsSnapshot) {
             peer.on_failure(local.now_ms + local.timing.retry_ms);
         }
         None
@@ -236,15 +258,77 @@ impl Primary {
         }
     }
 
-    /// What time brings: who is behind, and what to ask of metadata (W8, W9).
+    /// A read that no acknowledged write may be missing from.
+    pub(super) fn on_strong_read(&mut self, local: &mut Local, request: RequestId) {
+        self.reads.add(local, request);
+    }
+
+    /// What a copy answered to a strong read's question. Returns the higher term, if there is one: the role ends.
+    pub(super) fn on_confirm(
+        &mut self,
+        local: &Local,
+        round: u64,
+        copy: CopyId,
+        term: PrimaryTerm,
+    ) -> Option<PrimaryTerm> {
+        self.reads.on_reply(round, copy, term, self.term, local.now_ms + local.timing.retry_ms)
+    }
+
+    /// No answer came.
+    pub(super) fn on_confirm_failed(&mut self, local: &Local, round: u64, copy: CopyId) {
+        self.reads.on_failure(round, copy, local.now_ms + local.timing.retry_ms);
+    }
+
+    /// The role is to pass to `to`.
+    pub(super) fn on_hand_off(&mut self, local: &mut Local, request: RequestId, to: CopyId, patience_ms: u64) {
+        let refusal = if self.hand_off.is_some() {
+            HandOffRefusal::UnderWay
+        } else if !self.tracker.is_in_sync_peer(to) {
+            HandOffRefusal::NotInSync
+        } else {
+            self.hand_off = Some(HandOff::begin(request, to, local.now_ms + patience_ms));
+            return;
+        };
+        local.actions.push(Action::EndHandOff { request, result: Err(refusal) });
+    }
+
+    /// What time brings: who is behind, and which writes have waited for a hand-off for too long.
     pub(super) fn on_tick(&mut self, local: &mut Local) {
         self.tracker.observe(local.log.last(), local.now_ms, local.timing.ack_timeout_ms);
+        let late =
+            self.hand_off.as_mut().map(|under_way| under_way.on_tick(local.now_ms, HAND_OFF_HOLD.as_millis() as u64));
+        for write in late.unwrap_or_default() {
+            self.release(&write);
+            local.actions.push(Action::RefuseWrite { request: write.request, refusal: WriteRefusal::Overloaded });
+        }
+    }
+
+    fn release(&mut self, write: &HeldWrite) {
+        self.waiting -= 1;
+        self.bytes -= write.payload.len();
+    }
+
+    /// The last entry to let go of now, if it is worth a write.
+    pub(super) fn purgeable(&self, local: &Local) -> Option<SeqNo> {
+        let needs = Needs { applied: local.log.applied(), pinned: self.pinned(local), ..self.tracker.log_needs() };
+        decide_purge(&local.sizes, &needs, local.now_ms)
+    }
+
+    /// First entry that follows a snapshot on its way to, or from, any copy.
+    pub(super) fn pinned(&self, local: &Local) -> Option<SeqNo> {
+        self.tracker.pinned(local.now_ms).into_iter().chain(local.pins.lowest()).min()
     }
 
     fn propose(&mut self, local: &mut Local) {
         if let Some(copy) = self.tracker.to_remove(local.now_ms, local.timing.ack_timeout_ms) {
             if local.propose(&self.group, Change::Remove(copy)) && breaks(Mutant::LeaveBeforeConsent) {
                 self.tracker.in_sync.remove(&copy);
+            }
+        } else if let Some(hand_off) = &mut self.hand_off {
+            let (to, last) = (hand_off.to, local.log.last());
+            let is_at_rest = local.log.applied() == last && self.tracker.matched(to) == Some(last);
+            if hand_off.phase == Phase::Draining && is_at_rest && local.propose(&self.group, Change::HandOff(to)) {
+                hand_off.phase = Phase::Asked { expect_version: self.group.version };
             }
         } else if let Some((copy, incarnation)) = self.tracker.ready_to_add(local.log.global_checkpoint(), self.barrier)
             && local.propose(&self.group, Change::Add { copy, incarnation })
@@ -257,6 +341,9 @@ impl Primary {
 
     /// A proposal was decided, or its outcome is unknown. A register that came with the decision is learned separately.
     pub(super) fn on_proposal(&mut self, change: Change, outcome: Option<&ProposalOutcome>) {
+        if let (Change::HandOff(_), Some(hand_off)) = (change, &mut self.hand_off) {
+            hand_off.on_answer(outcome);
+        }
         let Change::Add { copy, .. } = change else { return };
         let Some(peer) = self.tracker.peers.get_mut(&copy) else { return };
         match outcome {
@@ -269,7 +356,7 @@ impl Primary {
         }
     }
 
-    /// Moves everything that can move: the checkpoint, then proposals, then messages.
+    /// Moves everything that can move: the checkpoint, then proposals, then reads, then messages.
     pub(super) fn advance(&mut self, local: &mut Local) {
         // Nothing counts before the grant is durable: after a crash this copy would follow an older primary again, whose stream could
         // cut what it had committed alone.
@@ -281,7 +368,33 @@ impl Primary {
         if !is_granted && !breaks(Mutant::SendBeforeGrantDurable) {
             return;
         }
+        self.resume_if_not_handed_off(local);
         self.propose(local);
+        if !self.reads.is_idle() {
+            let asking = Asking { term: self.term, cfg_version: self.group.version, barrier: self.barrier };
+            self.reads.advance(local, asking, &self.tracker.ack_members());
+        }
+        self.send(local);
+    }
+
+    /// A hand-off that came to nothing ends, and the writes that waited are taken.
+    fn resume_if_not_handed_off(&mut self, local: &mut Local) {
+        let Some(hand_off) = &mut self.hand_off else { return };
+        hand_off.observe(&self.group, local.register_is_known());
+        let Some(hand_off) = self.hand_off.take_if(|hand_off| matches!(hand_off.phase, Phase::Failed(_))) else {
+            return;
+        };
+        if let Phase::Failed(refusal) = &hand_off.phase {
+            let result = Err(refusal.clone());
+            local.actions.push(Action::EndHandOff { request: hand_off.request, result });
+        }
+        for write in hand_off.into_held() {
+            self.release(&write);
+            self.on_write(local, write.request, write.operation_id, write.payload);
+        }
+    }
+
+    fn send(&mut self, local: &mut Local) {
         let (last, checkpoint) = (local.log.last(), local.log.global_checkpoint());
         for (copy, peer) in &mut self.tracker.peers {
             let beat_is_due = local.now_ms.saturating_sub(peer.sent_ms) >= local.timing.heartbeat_ms;
@@ -299,11 +412,11 @@ impl Primary {
                 _ => local.log.last_position(),
             };
             let up_to = if peer.probing { prev.seqno } else { last };
-            peer.outstanding = Some(local.next_append_id);
+            peer.outstanding = Some(local.next_message_id);
             peer.sent_ms = local.now_ms;
             peer.sent_checkpoint = checkpoint;
             local.actions.push(Action::SendAppend(SendAppend {
-                append_id: local.next_append_id,
+                append_id: local.next_message_id,
                 to: *copy,
                 node: peer.node(),
                 term: self.term,
@@ -311,16 +424,27 @@ impl Primary {
                 prev,
                 up_to,
                 global_checkpoint: checkpoint,
+                log_start: local.log.purged().seqno.next(),
             }));
-            local.next_append_id += 1;
+            local.next_message_id += 1;
         }
     }
 
-    /// The role ends. What was appended is of unknown outcome; what was only being looked up was not taken.
-    pub(super) fn end(self, local: &mut Local) {
+    /// The role ends: it has left this copy (`left`), was granted anew, or the disk failed. What was appended is of unknown outcome; what
+    /// was only being looked up, or waited, was not taken.
+    pub(super) fn end(self, local: &mut Local, left: bool) {
+        self.reads.end(local);
+        let mut held = VecDeque::new();
+        if let Some(hand_off) = self.hand_off {
+            let request = hand_off.request;
+            local.actions.push(Action::EndHandOff { request, result: hand_off.result_at_end(left) });
+            held = hand_off.into_held();
+        }
+        let held = held.into_iter().map(|write| (write.request, WriteRefusal::NotPrimary));
         let appended = self.waiters.into_values().flatten().map(|waiter| (waiter.request, WriteRefusal::Interrupted));
         let looked_up = self.lookups.into_values().flatten().map(|lookup| (lookup.request, WriteRefusal::NotPrimary));
-        let refused = appended.chain(looked_up).map(|(request, refusal)| Action::RefuseWrite { request, refusal });
+        let refused =
+            appended.chain(looked_up).chain(held).map(|(request, refusal)| Action::RefuseWrite { request, refusal });
         local.actions.extend(refused);
     }
 
@@ -344,8 +468,10 @@ impl Primary {
         if self.term != local.log.current_term() || self.barrier > local.log.last() {
             return Err(format!("primary of term {} in term {}", self.term, local.log.current_term()));
         }
-        let waiting =
-            self.waiters.values().map(Vec::len).sum::<usize>() + self.lookups.values().map(Vec::len).sum::<usize>();
+        self.reads.check()?;
+        let waiting = self.waiters.values().map(Vec::len).sum::<usize>()
+            + self.lookups.values().map(Vec::len).sum::<usize>()
+            + self.hand_off.as_ref().map_or(0, HandOff::held);
         if waiting != self.waiting {
             return Err(format!("{waiting} writes wait, {} counted", self.waiting));
         }
@@ -370,7 +496,11 @@ impl Primary {
             waiting: _,
             bytes: _,
             entry_bytes: _,
+            reads,
+            hand_off,
         } = self;
+        reads.fingerprint(local.now_ms, hasher);
+        hand_off.as_ref().map(|hand_off| hand_off.fingerprint(local.now_ms)).hash(hasher);
         let grant_is_durable = local.log.is_persisted(*granted_write);
         (term, group.version, barrier, grant_is_durable).hash(hasher);
         (!grant_is_durable).then(|| local.log.last_write() - granted_write).hash(hasher);
@@ -383,6 +513,10 @@ impl Primary {
             (operation, lookups.len()).hash(hasher);
             lookups.iter().for_each(|lookup| lookup.request.hash(hasher));
         }
+    }
+
+    pub(super) fn awaits_round(&self, round: u64) -> bool {
+        self.reads.awaits(round)
     }
 
     pub(super) fn standing_of_append(&self, to: CopyId, append_id: u64) -> u8 {

@@ -30,7 +30,12 @@ enum State {
 impl Proposer {
     /// Whether a proposal may be made now.
     pub(super) fn is_free(&self, now_ms: u64) -> bool {
-        matches!(self.state, State::Idle) && now_ms >= self.not_before_ms
+        self.is_idle() && now_ms >= self.not_before_ms
+    }
+
+    /// Whether nothing is asked or being read.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
     }
 
     /// Takes the slot.

@@ -1,7 +1,7 @@
 //! What replication needs of a copy's disk. Implemented by `shard::Shard`, and by a simulated disk in the tests.
 //!
-//! Every call blocks and runs on a storage pool, never on the reactor. `persist` has one caller at a time, and so has `apply`;
-//! the two run **beside each other** (a slow `apply`, such as one that extends the index, must not hold up the log), and `read`,
+//! Every call blocks and runs on a storage pool, never on the reactor. `persist` has one caller at a time, and so have `apply` and `purge`;
+//! they run **beside each other** (a slow `apply`, such as one that extends the index, must not hold up the log), and `read`,
 //! `term_at` and `find_operation` run beside both. An error of any call poisons the copy until it is reopened: after a failed
 //! fsync nobody knows what the disk holds.
 
@@ -27,6 +27,10 @@ pub struct StoredState {
     pub last: LogPosition,
     /// Applied up to here.
     pub applied: LogPosition,
+    /// Committed up to here, as last remembered by [`CopyStorage::keep_floor`]. A log that ends before it has lost what was acknowledged.
+    pub floor: SeqNo,
+    /// Bytes that the log takes on disk, about.
+    pub log_bytes: u64,
 }
 
 /// One durable change of the log: the term is adopted, the tail is cut, the entries are appended, in this order and all or nothing.
@@ -79,6 +83,15 @@ pub trait CopyStorage: Send + Sync + 'static {
     /// Applies committed entries that continue at `applied + 1`. Entries at or below `applied` are skipped, so that a replay after
     /// a crash is harmless. Not synced: the log is the redo.
     fn apply(&self, entries: &[EncodedEntry]) -> Result<(), StorageError>;
+
+    /// Lets go of the entries up to `up_to`, all or nothing. What was applied up to there is durable before its redo is gone: after any
+    /// crash the copy is found with `purged <= applied`. Runs beside all other calls. Refused beyond `applied`; nothing happens if
+    /// the entries are gone already. The window of operation ids is not part of the log and stays.
+    fn purge(&self, up_to: SeqNo) -> Result<(), StorageError>;
+
+    /// Remembers that entries up to `floor` are committed and durable here. Must not be kept where the log is: what cuts the log short
+    /// must not take this with it. Not synced; an older value found after a crash is as true.
+    fn keep_floor(&self, floor: SeqNo) -> Result<(), StorageError>;
 }
 
 /// Why the disk failed a copy.

@@ -16,6 +16,7 @@ use super::core::{Core, CoreOptions, Timing};
 use super::messages::{
     Action, Append, AppendOutcome, AppendRefusal, AppendResult, Event, ProposalOutcome, RequestId, WriteRefusal,
 };
+use super::retention::Retention;
 use super::storage::{EncodedEntry, StorageError, StoredState};
 
 const SHARD: ShardId = ShardId { collection: CollectionId(1), index: 0 };
@@ -107,7 +108,8 @@ fn numbers(text: &str) -> [u64; 3] {
     numbers
 }
 
-/// `open copy= term= log= applied= incarnation= purged=`
+/// `open copy= term= log= applied= incarnation= purged= keep=`; `keep` is the size of the log in bytes that always stays, and of which 64
+/// times as much waits for others. An entry without payload counts as 48 bytes.
 fn open(words: &Words<'_>) -> Core {
     let log = words.entries("log");
     let purged = words.position("purged");
@@ -122,9 +124,12 @@ fn open(words: &Words<'_>) -> Core {
     }
     let unapplied =
         log.iter().filter(|entry| entry.seqno > applied).map(|entry| (entry.seqno, entry.operation_id)).collect();
+    let keep = words.get("keep");
+    let small = Retention { bytes_min: keep, bytes_max: 64 * keep, ..Retention::default() };
     Core::new(CoreOptions {
         incarnation: Incarnation(words.get("incarnation").max(1)),
         timing: Timing::default(),
+        retention: if keep > 0 { small } else { Retention::default() },
         stored: StoredState {
             copy: CopyId(words.get("copy").max(1)),
             shard: SHARD,
@@ -133,6 +138,8 @@ fn open(words: &Words<'_>) -> Core {
             purged,
             last,
             applied: LogPosition { term: term_of(applied), seqno: applied },
+            floor: SeqNo::ZERO,
+            log_bytes: 48 * log.len() as u64,
         },
         term_starts,
         unapplied,
@@ -144,7 +151,8 @@ fn result(words: &Words<'_>, core: &Core, outcome: AppendOutcome) -> Event {
     let term = if words.named.contains_key("term") { PrimaryTerm(words.get("term")) } else { core.confirmed_term() };
     let incarnation = Incarnation(words.get("incarnation").max(1));
     let copy = CopyId(words.number(0));
-    let result = AppendResult { copy, incarnation, term, applied: SeqNo(0), outcome };
+    let pinned = words.named.contains_key("pinned").then(|| SeqNo(words.get("pinned")));
+    let result = AppendResult { copy, incarnation, term, applied: SeqNo(0), pinned, outcome };
     Event::AppendReplied { append_id: words.number(1), result }
 }
 
@@ -175,6 +183,7 @@ fn event(command: &str, words: &Words<'_>, core: &Core) -> Event {
                 prev: words.position("prev"),
                 entries: words.entries("entries"),
                 global_checkpoint: SeqNo(words.get("checkpoint")),
+                log_start: SeqNo(words.get("log_start")),
             },
         },
         "match" => result(words, core, AppendOutcome::Match(SeqNo(words.number(2)))),
@@ -182,6 +191,7 @@ fn event(command: &str, words: &Words<'_>, core: &Core) -> Event {
         "stale" => refused(AppendRefusal::StaleTerm),
         "busy" => refused(AppendRefusal::Busy),
         "corrupt" => refused(AppendRefusal::Corrupt),
+        "lacks" => refused(AppendRefusal::NeedsSnapshot),
         "no-answer" => Event::AppendFailed { to: CopyId(words.number(0)), append_id: words.number(1) },
         "persisted" => Event::Persisted(words.number(0)),
         "applied" => Event::Applied(SeqNo(words.number(0))),
@@ -194,6 +204,19 @@ fn event(command: &str, words: &Words<'_>, core: &Core) -> Event {
         "undecided" => Event::ProposalAnswered { id: words.number(0), outcome: None },
         "read" if words.bare.first() == Some(&"nothing") => Event::RegisterRead(None),
         "read" => Event::RegisterRead(Some(Arc::new(words.group()))),
+        "strong-read" => Event::StrongRead { request: RequestId(words.number(0)) },
+        "confirmed" => Event::ConfirmReplied {
+            round: words.number(1),
+            copy: CopyId(words.number(0)),
+            term: PrimaryTerm(words.get("term")),
+        },
+        "unconfirmed" => Event::ConfirmFailed { round: words.number(1), copy: CopyId(words.number(0)) },
+        "hand-off" => Event::HandOff {
+            request: RequestId(words.number(0)),
+            to: CopyId(words.get("to")),
+            patience_ms: words.get("patience"),
+        },
+        "pin" => Event::PinLog { from: SeqNo(words.number(0)), for_ms: words.get("for") },
         other => panic!("unknown command {other:?}"),
     }
 }
@@ -215,22 +238,21 @@ fn told(action: &Action) -> String {
             }
             line
         }
-        Action::SendAppend(send) => format!(
-            "send to {} #{} term={} prev={} up_to={} checkpoint={}",
-            send.to,
-            send.append_id,
-            send.term,
-            at(send.prev),
-            send.up_to,
-            send.global_checkpoint
-        ),
+        Action::SendAppend(send) => {
+            let (to, id, term, prev) = (send.to, send.append_id, send.term, at(send.prev));
+            let (up_to, checkpoint) = (send.up_to, send.global_checkpoint);
+            let start =
+                if send.log_start == SeqNo(1) { String::new() } else { format!(" log_start={}", send.log_start) };
+            format!("send to {to} #{id} term={term} prev={prev} up_to={up_to} checkpoint={checkpoint}{start}")
+        }
         Action::ReplyAppend { request, result } => {
             let outcome = match result.outcome {
                 AppendOutcome::Match(seqno) => format!("match {seqno}"),
                 AppendOutcome::Refused(AppendRefusal::Mismatch { hint }) => format!("mismatch hint={}", at(hint)),
                 AppendOutcome::Refused(refusal) => format!("{refusal:?}"),
             };
-            format!("reply {} term={} {outcome}", request.0, result.term)
+            let pinned = result.pinned.map_or(String::new(), |from| format!(" pinned={from}"));
+            format!("reply {} term={} {outcome}{pinned}", request.0, result.term)
         }
         Action::ApplyUpTo(seqno) => format!("apply up to {seqno}"),
         Action::FindOperation { operation_id, term } => format!("look up operation={} term={term}", operation_id.0),
@@ -251,6 +273,12 @@ fn told(action: &Action) -> String {
             )
         }
         Action::ReadRegister => "read register".into(),
+        Action::Purge(up_to) => format!("purge up to {up_to}"),
+        Action::SendConfirm(send) => format!("ask {} whether it follows term={} #{}", send.to, send.term, send.round),
+        Action::ServeRead { request, seqno } => format!("serve read {} at {seqno}", request.0),
+        Action::RefuseRead { request, refusal } => format!("refuse read {}: {refusal:?}", request.0),
+        Action::EndHandOff { request, result: Ok(()) } => format!("hand-off {}: done", request.0),
+        Action::EndHandOff { request, result: Err(refusal) } => format!("hand-off {}: {refusal:?}", request.0),
     }
 }
 
@@ -260,8 +288,9 @@ fn state(core: &Core) -> String {
         None if core.is_primary() => "primary",
         None => "follower",
     };
+    let lacks = if core.needs_snapshot() { " needs_snapshot" } else { "" };
     format!(
-        "{role} term={} last={} local={} global={} applied={} needing_snapshot={:?}",
+        "{role} term={} last={} local={} global={} applied={} needing_snapshot={:?}{lacks}",
         core.confirmed_term(),
         at(core.last()),
         core.local_checkpoint(),

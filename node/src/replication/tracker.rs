@@ -9,14 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
-use cluster_config::limits::TRACKING_LAG_ENTRIES_MAX;
+use cluster_config::limits::{LOG_PIN_MAX, TRACKING_LAG_ENTRIES_MAX};
 use cluster_config::seqno::{LogPosition, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, ShardGroup};
 
 #[cfg(test)]
-use super::core::{Timing, age};
+use super::core::Timing;
+#[cfg(test)]
+use super::core::fingerprint::age;
 use super::log_view::LogView;
 use super::mutant::{Mutant, breaks};
+use super::retention::Needs;
 
 /// One other copy as its primary sees it, in this term.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub(super) struct Peer {
     pub(super) broken: bool,
     /// Our log no longer holds what it lacks.
     pub(super) needs_snapshot: bool,
+    /// It fetches a snapshot that ends before this entry.
+    pub(super) pinned: Option<SeqNo>,
 }
 
 /// A proposal to add a copy whose end is not known (W4: the copy must stay in the ack set meanwhile).
@@ -88,6 +93,41 @@ impl Tracker {
                 peer.tracked = false;
             }
         }
+    }
+
+    /// Whether the copy is in sync, and not this one.
+    pub(super) fn is_in_sync_peer(&self, copy: CopyId) -> bool {
+        copy != self.own && self.in_sync.contains(&copy)
+    }
+
+    /// How far a copy is known to hold our log.
+    pub(super) fn matched(&self, copy: CopyId) -> Option<SeqNo> {
+        self.peers.get(&copy).and_then(|peer| peer.matched)
+    }
+
+    /// Members of the ack set other than this copy, with their nodes. Every in-sync copy exists, or the register would be broken.
+    pub(super) fn ack_members(&self) -> BTreeMap<CopyId, NodeId> {
+        let is_tracked = |peer: &Peer| peer.tracked && !breaks(Mutant::ReadWithoutTracked);
+        let counts = |copy: &CopyId, peer: &Peer| is_tracked(peer) || self.in_sync.contains(copy);
+        self.peers.iter().filter(|(copy, peer)| counts(copy, peer)).map(|(copy, peer)| (*copy, peer.node())).collect()
+    }
+
+    /// Who still needs the log, as far as the other copies go.
+    pub(super) fn log_needs(&self) -> Needs {
+        let can_be_helped =
+            |copy: &CopyId, peer: &Peer| !peer.tracked && !self.in_sync.contains(copy) && !peer.needs_snapshot;
+        let lagging = self.peers.iter().filter(|(copy, peer)| can_be_helped(copy, peer));
+        Needs {
+            ack_set: self.ack_peers().map(Option::unwrap_or_default).min(),
+            lagging: lagging.map(|(_, peer)| peer.matched.unwrap_or_default()).min(),
+            ..Needs::default()
+        }
+    }
+
+    /// The lowest pin of a copy that was heard lately.
+    pub(super) fn pinned(&self, now_ms: u64) -> Option<SeqNo> {
+        let is_valid = |peer: &&Peer| peer.is_heard(now_ms, LOG_PIN_MAX.as_millis() as u64);
+        self.peers.values().filter(is_valid).filter_map(|peer| peer.pinned).min()
     }
 
     /// Members of the ack set other than this copy. A member that is unknown counts as having nothing.
@@ -186,6 +226,7 @@ impl Peer {
             behind: None,
             broken: false,
             needs_snapshot: false,
+            pinned: None,
         }
     }
 
@@ -222,6 +263,12 @@ impl Peer {
         self.broken = false;
     }
 
+    /// It lacks what is purged here. A copy that lacks it has acknowledged nothing.
+    pub(super) fn on_needs_snapshot(&mut self) {
+        self.matched = None;
+        self.needs_snapshot = true;
+    }
+
     /// Its log ends, or differs, before what we sent: go back to where both may agree.
     pub(super) fn on_mismatch(&mut self, hint: LogPosition, log: &LogView) {
         let agreed = log.last_position_within(hint.seqno, hint.term);
@@ -254,13 +301,14 @@ impl Tracker {
                 behind,
                 broken,
                 needs_snapshot,
+                pinned,
             } = peer;
             (copy, next, matched, tracked, incarnation, outstanding.is_some()).hash(hasher);
             add.map(|add| (add.expect_version, add.unknown)).hash(hasher);
             let late_ms = timing.ack_timeout_ms + 1;
             (age(now_ms, *sent_ms, timing.heartbeat_ms), age(now_ms, *heard_ms, late_ms)).hash(hasher);
             behind.map(|(target, since)| (target, age(now_ms, since, late_ms))).hash(hasher);
-            (sent_checkpoint, not_before_ms.saturating_sub(now_ms), probing, broken, needs_snapshot).hash(hasher);
+            (sent_checkpoint, not_before_ms.saturating_sub(now_ms), probing, broken, needs_snapshot, pinned).hash(hasher);
         }
     }
 }

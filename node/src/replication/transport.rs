@@ -1,10 +1,11 @@
 //! How a copy reaches the others and the metadata group: two small traits, implemented over gRPC and, in tests, in memory.
 
 use cluster_config::ids::{NodeId, ShardId};
+use cluster_config::seqno::PrimaryTerm;
 use cluster_config::shard_group::ShardGroup;
 use futures::future::BoxFuture;
 
-use super::messages::{Append, AppendResult, Proposal, ProposalOutcome};
+use super::messages::{Append, AppendResult, Confirm, Proposal, ProposalOutcome};
 
 /// Why a message brought no answer. Whether it arrived is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,9 @@ pub trait ReplicationTransport: Send + Sync + 'static {
     /// the transport's own must be longer. A copy that the node knows of but
     /// has not opened yet is an error, not `UnknownCopy`.
     fn append(&self, to: NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>>;
+
+    /// Asks a copy which term it follows, for a strong read. The caller bounds the wait.
+    fn confirm(&self, to: NodeId, confirm: Confirm) -> BoxFuture<'_, Result<PrimaryTerm, TransportError>>;
 }
 
 /// Asks the metadata group about one shard's register.

@@ -35,38 +35,56 @@ impl AdminEndpoint {
     }
 }
 
+/// A call that the metadata leader answers.
+macro_rules! forward {
+    ($self:ident, $request:ident, $call:ident) => {{
+        let route = Route::of($request.metadata());
+        let message = $request.into_inner();
+        $self.check(message.envelope.as_ref())?;
+        let reply = $self.metadata.$call(message, route).await;
+        reply.map(Response::new).map_err(|error| $self.metadata.refusal(error))
+    }};
+}
+
 #[tonic::async_trait]
 impl AdminService for AdminEndpoint {
     async fn create_collection(
         &self,
         request: Request<v1::CreateCollectionRequest>,
     ) -> Result<Response<v1::CollectionReply>, Status> {
-        let route = Route::of(request.metadata());
-        let message = request.into_inner();
-        self.check(message.envelope.as_ref())?;
-        let reply =
-            self.metadata.create_collection(message, route).await.map_err(|error| self.metadata.refusal(error))?;
-        Ok(Response::new(reply))
+        forward!(self, request, create_collection)
     }
 
     async fn delete_collection(
         &self,
         request: Request<v1::DeleteCollectionRequest>,
     ) -> Result<Response<v1::DeleteCollectionReply>, Status> {
-        let route = Route::of(request.metadata());
-        let message = request.into_inner();
-        self.check(message.envelope.as_ref())?;
-        let reply =
-            self.metadata.delete_collection(message, route).await.map_err(|error| self.metadata.refusal(error))?;
-        Ok(Response::new(reply))
+        forward!(self, request, delete_collection)
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        let route = Route::of(request.metadata());
-        let message = request.into_inner();
-        self.check(message.envelope.as_ref())?;
-        let reply = self.metadata.status(message, route).await.map_err(|error| self.metadata.refusal(error))?;
-        Ok(Response::new(reply))
+        forward!(self, request, status)
+    }
+
+    async fn set_lifecycle(
+        &self,
+        request: Request<v1::SetLifecycleRequest>,
+    ) -> Result<Response<v1::SetLifecycleReply>, Status> {
+        forward!(self, request, set_lifecycle)
+    }
+
+    async fn promote_replica(
+        &self,
+        request: Request<v1::PromoteReplicaRequest>,
+    ) -> Result<Response<v1::PromoteReplicaReply>, Status> {
+        forward!(self, request, promote_replica)
+    }
+
+    async fn force_promote(
+        &self,
+        request: Request<v1::ForcePromoteRequest>,
+    ) -> Result<Response<v1::ForcePromoteReply>, Status> {
+        forward!(self, request, force_promote)
     }
 
     /// The primary's digest is taken first; the other copies answer once they have applied as much, so that without writes in

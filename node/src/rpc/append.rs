@@ -30,6 +30,7 @@ pub(super) fn append_to_wire(envelope: v1::Envelope, append: Append) -> v1::Appe
         prev: Some(append.prev.into()),
         entries: append.entries.into_iter().map(v1::LogEntry::from).collect(),
         global_checkpoint: append.global_checkpoint.0,
+        log_start: append.log_start.0,
     }
 }
 
@@ -47,6 +48,7 @@ pub(super) fn append_from_wire(wire: v1::AppendRequest) -> Result<Append, Error>
         prev: wire.prev.unwrap_or_default().into(),
         entries: entries.map_err(|error| Error::new(ErrorKind::Corrupt, error.to_string()))?,
         global_checkpoint: SeqNo(wire.global_checkpoint),
+        log_start: SeqNo(wire.log_start),
     })
 }
 
@@ -72,6 +74,7 @@ pub(super) fn result_to_wire(result: AppendResult, position: CopyPosition) -> v1
         position: Some(position.into()),
         term: result.term.0,
         incarnation: result.incarnation.0,
+        pinned: result.pinned.map_or(0, |from| from.0),
         outcome: Some(outcome),
     }
 }
@@ -97,6 +100,7 @@ pub(super) fn result_from_wire(node: NodeId, wire: v1::AppendReply) -> Result<Ap
         incarnation: Incarnation(wire.incarnation),
         term: PrimaryTerm(wire.term),
         applied: position.applied,
+        pinned: Some(SeqNo(wire.pinned)).filter(|from| *from != SeqNo::ZERO),
         outcome,
     })
 }

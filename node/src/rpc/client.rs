@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::ids::{Incarnation, NodeId};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use proto::v1;
+use tokio::sync::Notify;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// A peer that answers the connect slower than this is treated as absent.
@@ -19,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Without a pong for this long the connection and its calls fail.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a refused connection counts as news. The metadata leader makes sure for itself.
+const REFUSAL_LASTS: Duration = Duration::from_secs(1);
 
 /// What a channel carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +33,8 @@ pub enum Lane {
     Replication,
     /// Reads.
     Query,
+    /// Snapshots.
+    Transfer,
 }
 
 /// Why a peer cannot be called.
@@ -58,6 +64,8 @@ struct Inner {
     self_node: NodeId,
     dial_overrides: BTreeMap<NodeId, String>,
     book: RwLock<Book>,
+    refused: Mutex<BTreeMap<NodeId, Instant>>,
+    newly_refused: Notify,
 }
 
 #[derive(Default)]
@@ -77,7 +85,16 @@ impl Peers {
         seeds: BTreeMap<NodeId, String>,
     ) -> Self {
         let book = RwLock::new(Book { addresses: seeds, ..Book::default() });
-        Self { inner: Arc::new(Inner { cluster_id: cluster_id.into(), self_node, dial_overrides, book }) }
+        Self {
+            inner: Arc::new(Inner {
+                cluster_id: cluster_id.into(),
+                self_node,
+                dial_overrides,
+                book,
+                refused: Mutex::default(),
+                newly_refused: Notify::new(),
+            }),
+        }
     }
 
     /// Takes the addresses of the cluster state; a changed address drops the old channels.
@@ -136,6 +153,30 @@ impl Peers {
         Ok(book.channels.entry((node, lane)).or_insert_with(|| endpoint.connect_lazy()).clone())
     }
 
+    /// Takes in that a call to `node` failed. Only a refused connection is remembered: it says that nobody listens there.
+    pub fn note_failure(&self, node: NodeId, status: &Status) {
+        if !is_refused(status) {
+            return;
+        }
+        let now = Instant::now();
+        let before = self.inner.refused.lock().insert(node, now);
+        if before.is_none_or(|before| now - before > REFUSAL_LASTS) {
+            self.inner.newly_refused.notify_waiters();
+        }
+    }
+
+    /// Peers whose port refused a connection within the last second.
+    pub fn refused_lately(&self) -> Vec<NodeId> {
+        let mut refused = self.inner.refused.lock();
+        refused.retain(|_, at| at.elapsed() <= REFUSAL_LASTS);
+        refused.keys().copied().collect()
+    }
+
+    /// Returns when a peer begins to refuse.
+    pub async fn newly_refused(&self) {
+        self.inner.newly_refused.notified().await;
+    }
+
     /// The envelope of a message to `to`.
     pub fn envelope(&self, to: NodeId) -> v1::Envelope {
         v1::Envelope {
@@ -162,9 +203,42 @@ impl Peers {
     }
 }
 
+/// Whether the failure's innermost cause is a refused connection.
+fn is_refused(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
+    use proto::v1::metadata_service_client::MetadataServiceClient;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_refused_connection_is_remembered_and_other_failures_are_not() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = free.local_addr().expect("bound").to_string();
+        drop(free);
+        let peers = Peers::new("c", NodeId(1), BTreeMap::new(), BTreeMap::from([(NodeId(2), address)]));
+        let told = peers.clone();
+        let news = tokio::spawn(async move { told.newly_refused().await });
+        tokio::task::yield_now().await;
+        peers.note_failure(NodeId(3), &Status::unavailable("busy"));
+        assert!(peers.refused_lately().is_empty());
+        let channel = peers.channel(NodeId(2), Lane::Control).expect("known");
+        let failed = MetadataServiceClient::new(channel).watch(v1::WatchRequest::default()).await.expect_err("nobody");
+        peers.note_failure(NodeId(2), &failed);
+        assert_eq!(peers.refused_lately(), [NodeId(2)], "{failed:?}");
+        news.await.expect("told");
+    }
 
     fn peers() -> Peers {
         Peers::new(

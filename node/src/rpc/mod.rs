@@ -7,3 +7,4 @@ pub mod deadline;
 pub mod replication_service;
 pub mod search_service;
 pub mod server;
+pub mod transfer_service;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
+use cluster_config::ids::NodeId;
 use cluster_config::operation::Operation;
 use cluster_config::search::CopyPosition;
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
@@ -20,9 +21,12 @@ use super::append::{append_from_wire, append_to_wire, result_from_wire, result_t
 use super::client::{Lane, Peers};
 use super::deadline::{deadline_of, with_timeout};
 use crate::copies::{Copies, Copy};
+use crate::disk::DiskWatch;
 use crate::error::Error;
 use crate::pool::Pool;
-use crate::replication::{Append, AppendOutcome, AppendRefusal, AppendResult, ReplicationTransport, TransportError};
+use crate::replication::{
+    Append, AppendOutcome, AppendRefusal, AppendResult, Confirm, ReplicationTransport, TransportError,
+};
 use crate::shard::validate_operations;
 use crate::telemetry::Metrics;
 
@@ -35,6 +39,8 @@ pub struct ReplicationServer {
     pub copies: Arc<Copies>,
     /// Where digests are computed.
     pub pool: Pool,
+    /// Refuses client writes while the disk is full.
+    pub disk: Arc<DiskWatch>,
     /// Counted here.
     pub metrics: Arc<Metrics>,
 }
@@ -56,6 +62,7 @@ impl ReplicationServer {
         let operations: Vec<Operation> = each("operations", request.operations)?;
         validate_operations(&copy.spec, &operations)
             .map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()).with_hint(error.hint.clone()))?;
+        self.disk.admit(&operations)?;
         let count = operations.len() as u64;
         let outcome = copy.handle.write(id, operations, deadline.into()).await?;
         self.metrics.operations.inc_by(count);
@@ -92,6 +99,7 @@ impl ReplicationService for ReplicationServer {
                     incarnation: self.peers.incarnation(),
                     term: PrimaryTerm(0),
                     applied: SeqNo::ZERO,
+                    pinned: None,
                     outcome: AppendOutcome::Refused(AppendRefusal::Lineage),
                 };
                 return Ok(Response::new(result_to_wire(result, CopyPosition::default())));
@@ -136,7 +144,7 @@ impl ReplicationService for ReplicationServer {
     }
 }
 
-/// Sends appends to other copies over the replication lane.
+/// Carries what a primary says to other copies.
 pub struct GrpcTransport {
     peers: Peers,
     timeout: std::time::Duration,
@@ -150,11 +158,7 @@ impl GrpcTransport {
 }
 
 impl ReplicationTransport for GrpcTransport {
-    fn append(
-        &self,
-        node: cluster_config::ids::NodeId,
-        append: Append,
-    ) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
+    fn append(&self, node: NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
         let (peers, timeout) = (self.peers.clone(), self.timeout);
         Box::pin(async move {
             let call = async {
@@ -163,8 +167,28 @@ impl ReplicationTransport for GrpcTransport {
                     .max_decoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(cluster_config::limits::GRPC_MESSAGE_BYTES_MAX);
                 let request = with_timeout(append_to_wire(peers.envelope(node), append), timeout);
-                let reply = client.append(request).await.map_err(Error::from)?;
+                let reply = client.append(request).await.map_err(|status| {
+                    peers.note_failure(node, &status);
+                    Error::from(status)
+                })?;
                 result_from_wire(node, reply.into_inner())
+            };
+            call.await.map_err(|error: Error| TransportError(error.to_string()))
+        })
+    }
+
+    /// On the lane of reads: a strong read must not wait behind log entries.
+    fn confirm(&self, node: NodeId, confirm: Confirm) -> BoxFuture<'_, Result<PrimaryTerm, TransportError>> {
+        let (peers, timeout) = (self.peers.clone(), self.timeout);
+        Box::pin(async move {
+            let Confirm { shard, to_copy: copy, lineage, cfg_version, term } = confirm;
+            let target = CopyTarget { shard, copy, lineage, cfg_version };
+            let call = async {
+                let mut client = ReplicationServiceClient::new(peers.channel(node, Lane::Query)?);
+                let envelope = Some(peers.envelope(node));
+                let request = v1::ConfirmRequest { envelope, target: Some(target.into()), term: term.0 };
+                let reply = client.confirm(with_timeout(request, timeout)).await.map_err(Error::from)?;
+                Ok(PrimaryTerm(reply.into_inner().current_term))
             };
             call.await.map_err(|error: Error| TransportError(error.to_string()))
         })

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::DocumentKey;
 use cluster_config::limits;
-use cluster_config::search::{Consistency, NodeSearch, ShardAnswer, ShardQuery, ShardTarget};
+use cluster_config::search::{Consistency, CopyPosition, NodeSearch, ShardAnswer, ShardQuery, ShardTarget};
+use cluster_config::seqno::SeqNo;
 use cluster_config::shard_group::CopyTarget;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use proto::convert::ids::copy_target;
-use proto::convert::search::ShardReply;
+use proto::convert::search::{ShardReply, fetch_consistency};
 use proto::convert::{each, to_wire};
 use proto::v1;
 use proto::v1::search_service_server::SearchService;
@@ -97,12 +98,13 @@ impl SearchServer {
 
     async fn read<T: Send + 'static>(
         &self,
-        target: &CopyTarget,
-        deadline: Instant,
+        target: ShardTarget,
+        read: Read,
         job: impl FnOnce(&Copy) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let copy = self.copies.find(target)?;
-        let timed = tokio::time::timeout_at(deadline.into(), self.pool.run(move || job(&copy))).await;
+        let copy = self.copies.find(&target.target)?;
+        read.admit(&copy, target).await?;
+        let timed = tokio::time::timeout_at(read.deadline.into(), self.pool.run(move || job(&copy))).await;
         timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))??
     }
 
@@ -110,22 +112,23 @@ impl SearchServer {
         &self,
         target: v1::FetchTarget,
         with_vectors: bool,
-        deadline: Instant,
-    ) -> Result<Vec<v1::FetchedChunk>, Error> {
+        read: Read,
+    ) -> Result<(CopyPosition, Vec<v1::FetchedChunk>), Error> {
         let copy = copy_target("target", target.target)?;
+        let wanted = ShardTarget { target: copy, min_seqno: SeqNo(target.min_seqno) };
         let keys: Vec<DocumentKey> = each("keys", target.keys)?;
         let rows = target.rows;
         if rows.len() > limits::RESCORE_MAX as usize || keys.len() > limits::PAGE_ROWS_MAX as usize {
             return Err(Error::new(ErrorKind::TooLarge, "too many rows or documents in one fetch"));
         }
-        let chunks = self
-            .read(&copy, deadline, move |copy| {
+        let (position, chunks) = self
+            .read(wanted, read, move |copy| {
                 let mut chunks = copy.shard.fetch_rows(&rows, with_vectors)?;
                 chunks.extend(copy.shard.fetch_documents(&keys, with_vectors)?);
-                Ok(chunks)
+                Ok((copy.position(), chunks))
             })
             .await?;
-        Ok(chunks.into_iter().map(|chunk| fetched(copy, chunk)).collect())
+        Ok((position, chunks.into_iter().map(|chunk| fetched(copy, chunk)).collect()))
     }
 }
 
@@ -150,12 +153,19 @@ impl Read {
                 Ok(())
             }
             Consistency::Session => {
-                copy.handle.wait_applied(target.min_seqno, self.deadline.into()).await?;
-                Ok(())
+                let now = Instant::now();
+                let patience = self.deadline.saturating_duration_since(now) / 2;
+                let until = now + patience.min(limits::SESSION_WAIT_MAX);
+                let waited = copy.handle.wait_applied(target.min_seqno, until.into()).await;
+                waited.map(drop).map_err(|_| {
+                    let applied = copy.handle.position().applied;
+                    let message = format!("copy {} has applied {applied}, not yet {}", copy.id, target.min_seqno);
+                    Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy")
+                })
             }
             Consistency::Strong => {
-                Err(Error::new(ErrorKind::InvalidArgument, "consistency strong is not supported yet")
-                    .with_hint("use eventual, or session with the token of a write"))
+                copy.handle.strong_read(self.deadline.into()).await?;
+                Ok(())
             }
         }
     }
@@ -228,14 +238,19 @@ impl SearchService for SearchServer {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         let with_vectors = request.with_vectors;
+        let consistency = fetch_consistency(request.consistency)?;
+        let read = Read { consistency, max_staleness_ms: u64::MAX, deadline };
         let fetches = request.targets.into_iter().map(|target| async move {
             let shard = target.target.and_then(|target| target.shard);
-            (shard, self.fetch_target(target, with_vectors, deadline).await)
+            (shard, self.fetch_target(target, with_vectors, read).await)
         });
         let mut reply = v1::FetchReply::default();
         for (shard, outcome) in futures::future::join_all(fetches).await {
             match outcome {
-                Ok(chunks) => reply.chunks.extend(chunks),
+                Ok((position, chunks)) => {
+                    reply.positions.push(position.into());
+                    reply.chunks.extend(chunks);
+                }
                 Err(error) => reply.failures.push(v1::ShardFailure { shard, error: Some(error.into()) }),
             }
         }
@@ -258,9 +273,12 @@ impl SearchService for SearchServer {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         let target = copy_target("target", request.target)?;
+        let target = ShardTarget { target, min_seqno: SeqNo(request.min_seqno) };
+        let consistency = fetch_consistency(request.consistency)?;
+        let read = Read { consistency, max_staleness_ms: u64::MAX, deadline };
         let limit = request.limit.clamp(1, limits::PAGE_ROWS_MAX) as usize;
         let (tenant, after) = (request.tenant, request.after_document_id);
-        let reply = self.read(&target, deadline, move |copy| {
+        let reply = self.read(target, read, move |copy| {
             let after = (!after.is_empty()).then_some(after.as_str());
             let (documents, more) = copy.shard.list_documents(&tenant, after, limit)?;
             Ok(v1::ListDocumentsReply {

@@ -9,6 +9,7 @@ use proto::v1::metadata_service_server::MetadataServiceServer;
 use proto::v1::raft_service_server::RaftServiceServer;
 use proto::v1::replication_service_server::ReplicationServiceServer;
 use proto::v1::search_service_server::SearchServiceServer;
+use proto::v1::transfer_service_server::TransferServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -18,6 +19,7 @@ use super::admin_service::AdminEndpoint;
 use super::client::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT};
 use super::replication_service::ReplicationServer;
 use super::search_service::SearchServer;
+use super::transfer_service::TransferServer;
 use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
 
@@ -38,6 +40,8 @@ pub struct Services {
     pub replication: ReplicationServer,
     /// Reads.
     pub search: SearchServer,
+    /// Snapshots for other nodes.
+    pub transfer: TransferServer,
 }
 
 /// Serves until `stop`, then finishes open calls for a while.
@@ -63,6 +67,7 @@ pub fn serve(
         .add_service(sized!(AdminServiceServer, services.admin))
         .add_service(sized!(ReplicationServiceServer, services.replication))
         .add_service(sized!(SearchServiceServer, services.search))
+        .add_service(sized!(TransferServiceServer, services.transfer))
         .add_optional_service(services.raft.map(|raft| sized!(RaftServiceServer, raft)));
     async move {
         let cut = stop.clone();

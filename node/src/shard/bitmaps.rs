@@ -105,12 +105,12 @@ fn low(row: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::store::{Durability, StorageResources};
+    use crate::shard::store::{Durability, Opening, StorageResources};
 
     #[test]
     fn sets_grow_over_batches_and_chunks_and_stay_apart() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::open(dir.path(), &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
+        let store = Store::open(dir.path(), Opening::Create, &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
         let a = BitmapKey::Value { field: "f", value: &[1] };
         let b = BitmapKey::Value { field: "f", value: &[2] };
         let rows = [0, 1, 65_535, 65_536, 200_000, (1 << 32) + 5];

@@ -1,7 +1,7 @@
 //! A digest of one copy's applied state and log, for comparing copies: equal position, equal digests.
 
 use cluster_config::search::CopyPosition;
-use cluster_config::seqno::SeqNo;
+use cluster_config::seqno::{LogPosition, SeqNo};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::fetch::{parse_document_key, read_chunk};
@@ -34,13 +34,17 @@ pub struct ShardDigest {
 impl Shard {
     /// Computes the digest at one applied position. Cost: reads the whole copy, past the block cache.
     pub fn digest(&self) -> Result<ShardDigest, ShardError> {
-        let log_from = self.log.state().purged.seqno;
         let compute = || {
             let frozen = self.store.freeze()?;
             let applied: AppliedState = match frozen.get(Family::Meta, &MetaKey::Applied.encode())? {
                 Some(value) => decode("applied state", &value)?,
                 None => AppliedState::default(),
             };
+            let purged: LogPosition = match frozen.get(Family::Meta, &MetaKey::Purged.encode())? {
+                Some(value) => decode("purged position", &value)?,
+                None => LogPosition::default(),
+            };
+            let log_from = purged.seqno;
             let (documents, document_count, chunk_count) = digest_documents(&frozen)?;
             if (document_count, chunk_count) != (applied.document_count, applied.rows_live) {
                 let found = format!("{document_count} documents, {chunk_count} chunks, but {applied:?}");

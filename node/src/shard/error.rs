@@ -1,6 +1,7 @@
 //! What a shard's calls fail with.
 
 use cluster_config::error::{ConfigError, ErrorKind};
+use cluster_config::ids::Lineage;
 
 use crate::replication::storage::StorageError;
 use crate::vector::VectorError;
@@ -18,6 +19,14 @@ pub enum ShardError {
         dir: String,
         /// What differs.
         difference: String,
+    },
+    /// The copy is what was asked for but for its lineage: a recovery with data loss began a newer one.
+    #[error("the copy is of lineage {stored}, asked for {asked}")]
+    OlderLineage {
+        /// As stored.
+        stored: Lineage,
+        /// As asked for.
+        asked: Lineage,
     },
     /// The copy served before, and its files are gone.
     #[error("{dir} is empty, but the copy that belongs there has served: its files are lost")]
@@ -42,7 +51,9 @@ impl ShardError {
         match self {
             ShardError::Invalid(_) => ErrorKind::InvalidArgument,
             ShardError::Lost { .. } => ErrorKind::NotFound,
-            ShardError::Identity { .. } | ShardError::Conflict(_) => ErrorKind::Conflict,
+            ShardError::Identity { .. } | ShardError::OlderLineage { .. } | ShardError::Conflict(_) => {
+                ErrorKind::Conflict
+            }
             ShardError::Storage(StorageError::Full) => ErrorKind::StorageFull,
             ShardError::Storage(StorageError::Corrupt(_)) => ErrorKind::Corrupt,
             ShardError::Storage(StorageError::Io(_)) => ErrorKind::Unavailable,

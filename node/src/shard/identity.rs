@@ -1,5 +1,5 @@
 //! Which copy of which shard a directory holds. Written when the copy is created, compared at every opening: a directory that
-//! belongs to another cluster, shard, copy, lineage or collection is never served.
+//! belongs to another cluster, shard, copy, lineage or collection is never served. Only a lineage can be changed, by adoption.
 
 use cluster_config::collection::CollectionSpec;
 use cluster_config::ids::{CopyId, Lineage, ShardId};
@@ -32,6 +32,8 @@ pub(crate) enum Found {
     Created,
     /// The same copy.
     Same,
+    /// The same copy, of an older lineage than asked for.
+    OlderLineage(Lineage),
     /// Another one.
     Other(String),
     /// An empty directory, where no copy may be created.
@@ -52,8 +54,10 @@ impl Identity {
     /// Compares with what is stored, or stores it in an empty directory, if that is allowed.
     pub(crate) fn claim(&self, store: &Store, may_create: bool) -> Result<Found, StorageError> {
         if let Some(value) = store.get(Family::Meta, &MetaKey::Identity.encode())? {
-            let stored: Identity =
-                serde_json::from_slice(&value).map_err(|error| corrupt("identity", &error.to_string()))?;
+            let stored = parse(&value)?;
+            if stored.lineage < self.lineage && self.difference(&stored.of_lineage(self.lineage)).is_none() {
+                return Ok(Found::OlderLineage(stored.lineage));
+            }
             return Ok(self.difference(&stored).map_or(Found::Same, Found::Other));
         }
         if store.last(Family::Log, &[], None)?.is_some() || store.last(Family::Meta, &[], None)?.is_some() {
@@ -62,11 +66,34 @@ impl Identity {
         if !may_create {
             return Ok(Found::Nothing);
         }
-        let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
-        let mut batch = WriteBatch::default();
-        batch.put_cf(store.family(Family::Meta), MetaKey::Identity.encode(), value);
-        store.write(batch, Durability::Synced)?;
+        self.put(store)?;
         Ok(Found::Created)
+    }
+
+    /// Stores this identity, durably.
+    pub(crate) fn put(&self, store: &Store) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        self.add_to(store, &mut batch)?;
+        store.write(batch, Durability::Synced)
+    }
+
+    fn of_lineage(&self, lineage: Lineage) -> Self {
+        Self { lineage, ..self.clone() }
+    }
+
+    /// Adds what a copy's database says of its identity to a batch.
+    pub(crate) fn add_to(&self, store: &Store, batch: &mut WriteBatch) -> Result<(), StorageError> {
+        let value = serde_json::to_vec(self).map_err(|error| StorageError::Io(error.to_string()))?;
+        batch.put_cf(store.family(Family::Meta), MetaKey::Identity.encode(), value);
+        Ok(())
+    }
+
+    /// Compares with what is stored in a checkpoint of another copy.
+    pub(crate) fn differs_but_for_copy(&self, store: &Store) -> Result<Option<String>, StorageError> {
+        let value = store.get(Family::Meta, &MetaKey::Identity.encode())?;
+        let mut stored = parse(&value.ok_or_else(|| corrupt("identity", "missing"))?)?;
+        stored.copy = self.copy;
+        Ok(self.difference(&stored))
     }
 
     fn difference(&self, stored: &Identity) -> Option<String> {
@@ -92,4 +119,8 @@ impl Identity {
         }
         None
     }
+}
+
+fn parse(value: &[u8]) -> Result<Identity, StorageError> {
+    serde_json::from_slice(value).map_err(|error| corrupt("identity", &error.to_string()))
 }

@@ -114,6 +114,11 @@ pub(crate) fn log(seqno: SeqNo) -> [u8; 8] {
     seqno.0.to_be_bytes()
 }
 
+/// Bounds of all entries.
+pub(crate) fn whole_log() -> (Vec<u8>, Vec<u8>) {
+    (Vec::new(), vec![u8::MAX; 9])
+}
+
 /// Key by row, in `vectors` and `tombstones`.
 pub(crate) fn row(row: u64) -> [u8; 8] {
     row.to_be_bytes()

@@ -11,7 +11,7 @@ use rocksdb::WriteBatch;
 
 use super::keys::{self, Family, MetaKey};
 use super::operation::EncodedEntry;
-use super::records::{corrupt, decode, decode_u64, encode_u64};
+use super::records::{corrupt, decode, decode_u64, encode, encode_u64};
 use super::store::{Durability, Store};
 use crate::replication::storage::{LogWrite, StorageError};
 
@@ -78,6 +78,7 @@ impl Log {
             return Ok(());
         }
         let _writing = self.writing.lock();
+        let _syncing = store.syncs().begin();
         let mut next = self.bounds.read().clone();
         let mut batch = WriteBatch::default();
         if let Some(term) = write.term {
@@ -105,6 +106,43 @@ impl Log {
         store.write(batch, Durability::Synced)?;
         fail::fail_point!("shard-persist-after-write", |_| {
             Err(store.poison(StorageError::Io("fail point after the log write".into())))
+        });
+        *self.bounds.write() = next;
+        Ok(())
+    }
+
+    /// Lets go of the entries up to `up_to`, which must be applied.
+    ///
+    /// One synced batch. All families share the write-ahead log and this batch comes after those of `apply`, so what was applied is
+    /// durable before its redo is gone.
+    pub(crate) fn purge(&self, store: &Store, up_to: SeqNo, applied: SeqNo) -> Result<(), StorageError> {
+        store.check()?;
+        if up_to > applied {
+            return Err(StorageError::Refused(format!("purge up to {up_to}, but only {applied} is applied")));
+        }
+        let _writing = self.writing.lock();
+        let mut next = self.bounds.read().clone();
+        let first = next.purged.seqno.next();
+        if up_to < first {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        let meta = store.family(Family::Meta);
+        for (seqno, begins) in next.purge(up_to)? {
+            let key = MetaKey::TermStart(seqno).encode();
+            match begins {
+                Some(term) => batch.put_cf(meta, key, encode_u64(term.0)),
+                None => batch.delete_cf(meta, key),
+            }
+        }
+        batch.put_cf(meta, MetaKey::Purged.encode(), encode(&next.purged));
+        batch.delete_range_cf(store.family(Family::Log), keys::log(first), keys::log(up_to.next()));
+        fail::fail_point!("shard-purge-before-write", |_| {
+            Err(store.poison(StorageError::Io("fail point before the purge".into())))
+        });
+        store.write(batch, Durability::Synced)?;
+        fail::fail_point!("shard-purge-after-write", |_| {
+            Err(store.poison(StorageError::Io("fail point after the purge".into())))
         });
         *self.bounds.write() = next;
         Ok(())
@@ -221,6 +259,20 @@ impl Bounds {
         let term = self.term_at_or_purged(seqno)?;
         self.last = LogPosition { term, seqno };
         Ok(removed)
+    }
+
+    /// Cuts the log after `up_to`, at its beginning. Returns the term starts that change: to which term, or that they go.
+    fn purge(&mut self, up_to: SeqNo) -> Result<Vec<(SeqNo, Option<PrimaryTerm>)>, StorageError> {
+        let term = self.term_at_or_purged(up_to)?;
+        let mut changed: Vec<_> = self.term_starts.range(..=up_to).map(|(seqno, _)| (*seqno, None)).collect();
+        let first = up_to.next();
+        if first <= self.last.seqno && !self.term_starts.contains_key(&first) {
+            self.term_starts.insert(first, term);
+            changed.push((first, Some(term)));
+        }
+        self.term_starts.retain(|seqno, _| *seqno > up_to);
+        self.purged = LogPosition { term, seqno: up_to };
+        Ok(changed)
     }
 
     fn term_at_or_purged(&self, seqno: SeqNo) -> Result<PrimaryTerm, StorageError> {

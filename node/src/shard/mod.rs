@@ -15,6 +15,7 @@ mod error;
 mod fetch;
 mod fields;
 mod filter;
+mod floor;
 mod identity;
 mod index_blob;
 mod index_steps;
@@ -22,17 +23,22 @@ mod keys;
 mod log;
 mod maintenance;
 pub mod operation;
+mod image;
 mod reclaim;
+mod record_file;
 mod records;
 mod recover;
+mod scrub;
 mod search;
+mod snapshot;
 mod stats;
 mod store;
+mod sync_watch;
 mod train;
 mod validate;
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -48,22 +54,29 @@ pub use digest::ShardDigest;
 pub use error::ShardError;
 pub use fetch::{ListedDocument, StoredChunk};
 pub use maintenance::{Maintenance, MaintenanceInput, decide_maintenance};
+pub use scrub::Scrubbed;
+pub use snapshot::Checkpoint;
 pub use stats::{IndexState, ShardStats};
 pub use store::StorageResources;
 pub use validate::validate_operations;
 
 use self::apply::Parts;
+use self::floor::Floor;
 use self::identity::{Found, Identity};
 use self::log::Log;
 use self::operation::EncodedEntry;
 use self::reclaim::Reclaimer;
 use self::recover::Recovered;
-use self::store::Store;
+use self::store::{Opening, Store};
 use self::view::View;
 use crate::replication::storage::{CopyStorage, LogWrite, StorageError, StoredState};
 use crate::vector::{MappedVectors, VectorError};
 
+/// Directory of the database within that of its copy.
+const DATABASE_DIR: &str = "rocksdb";
+
 /// Which copy to open, and where.
+#[derive(Clone)]
 pub struct ShardOptions {
     /// Directory of this copy alone; created if absent.
     pub dir: PathBuf,
@@ -93,6 +106,7 @@ pub struct Shard {
     spec: CollectionSpec,
     store: Store,
     log: Log,
+    floor: Floor,
     vectors: MappedVectors,
     view: RwLock<Arc<View>>,
     /// Written from before a batch is in RocksDB until its view is published.
@@ -102,6 +116,7 @@ pub struct Shard {
     /// Held by the one that stores the index.
     saving: Mutex<()>,
     is_training: AtomicBool,
+    last_scrub: Mutex<Option<Scrubbed>>,
     opened_at: Instant,
     /// Milliseconds after `opened_at` at which the last row was given out.
     grown_at_ms: AtomicU64,
@@ -114,38 +129,71 @@ impl Shard {
     /// Errors: `Conflict` (the directory holds another copy), `NotFound` (nothing there, and it may not be created), `Corrupt`, `StorageFull`, `Unavailable`.
     pub fn open(options: ShardOptions) -> Result<Shard, ShardError> {
         let ShardOptions { dir, cluster_id, shard, copy, lineage, spec, may_create, resources } = options;
-        if !may_create && !dir.join("rocksdb").exists() {
-            return Err(ShardError::Lost { dir: dir.display().to_string() });
-        }
-        let store = Store::open(&dir.join("rocksdb"), &resources)?;
+        let store = open_store(&dir, may_create, &resources)?;
         let identity = Identity::new(cluster_id, shard, copy, lineage, spec.clone());
         match identity.claim(&store, may_create)? {
             Found::Created | Found::Same => {}
+            Found::OlderLineage(stored) => return Err(ShardError::OlderLineage { stored, asked: lineage }),
             Found::Other(difference) => {
                 return Err(ShardError::Identity { dir: dir.display().to_string(), difference });
             }
             Found::Nothing => return Err(ShardError::Lost { dir: dir.display().to_string() }),
         }
-        let Recovered { log, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
+        let Recovered { log, floor, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
         Ok(Shard {
             identity,
             spec,
             store,
             log,
+            floor,
             vectors,
             view: RwLock::new(Arc::new(view)),
             publication: RwLock::new(()),
             applier: Mutex::new(reclaimer),
             saving: Mutex::new(()),
             is_training: AtomicBool::new(false),
+            last_scrub: Mutex::new(None),
             opened_at: Instant::now(),
             grown_at_ms: AtomicU64::new(0),
         })
     }
 
+    /// Takes a closed copy over into the newer lineage that `options` names, with all it holds. Only for the copy that a forced
+    /// recovery chose, which the register of that lineage has alone in sync: another one may hold what is lost now.
+    /// Safe to repeat.
+    ///
+    /// Errors: as [`Shard::open`].
+    pub fn adopt_lineage(options: &ShardOptions) -> Result<(), ShardError> {
+        let dir = &options.dir;
+        if !dir.join("rocksdb").exists() {
+            return Err(ShardError::Lost { dir: dir.display().to_string() });
+        }
+        let store = Store::open(&dir.join("rocksdb"), &options.resources)?;
+        let ShardOptions { cluster_id, shard, copy, lineage, spec, .. } = options;
+        let identity = Identity::new(cluster_id.clone(), *shard, *copy, *lineage, spec.clone());
+        let adopted = match identity.claim(&store, false)? {
+            Found::OlderLineage(_) => Ok(identity.put(&store)?),
+            Found::Same => Ok(()),
+            Found::Other(difference) => Err(ShardError::Identity { dir: dir.display().to_string(), difference }),
+            Found::Created | Found::Nothing => Err(ShardError::Lost { dir: dir.display().to_string() }),
+        };
+        store.close();
+        adopted
+    }
+
     /// The collection's spec.
     pub fn spec(&self) -> &CollectionSpec {
         &self.spec
+    }
+
+    /// Why the copy answers nothing until it is reopened.
+    pub fn failure(&self) -> Option<StorageError> {
+        self.store.check().err()
+    }
+
+    /// When all of it was last found right.
+    pub fn last_scrub(&self) -> Option<Scrubbed> {
+        *self.last_scrub.lock()
     }
 
     /// Work that should be logged if this copy is the primary.
@@ -243,6 +291,8 @@ impl CopyStorage for Shard {
             purged: log.purged,
             last: log.last,
             applied,
+            floor: self.floor.get(),
+            log_bytes: self.store.family_bytes(keys::Family::Log),
         })
     }
 
@@ -282,6 +332,33 @@ impl CopyStorage for Shard {
         });
         self.guard_storage(applied)
     }
+
+    fn purge(&self, up_to: SeqNo) -> Result<(), StorageError> {
+        let applied = self.view().applied.position.seqno;
+        self.guard_storage(self.log.purge(&self.store, up_to, applied))
+    }
+
+    fn keep_floor(&self, floor: SeqNo) -> Result<(), StorageError> {
+        self.store.check()?;
+        self.guard_storage(self.floor.raise(floor))
+    }
+}
+
+/// Opens the database that is there, whole, or begins anew where nothing of worth can be.
+fn open_store(dir: &Path, may_create: bool, resources: &StorageResources) -> Result<Store, ShardError> {
+    let database = dir.join(DATABASE_DIR);
+    let failed = |error: std::io::Error| StorageError::Io(format!("{}: {error}", database.display()));
+    if database.join("CURRENT").try_exists().map_err(failed)? {
+        return Ok(Store::open(&database, Opening::Existing, resources)?);
+    }
+    match (database.try_exists().map_err(failed)?, may_create) {
+        (true, false) => return Err(records::corrupt("CURRENT", "missing").into()),
+        (false, false) => return Err(ShardError::Lost { dir: dir.display().to_string() }),
+        // A crash in the middle of creating it.
+        (true, true) => std::fs::remove_dir_all(&database).map_err(failed)?,
+        (false, true) => {}
+    }
+    Ok(Store::open(&database, Opening::Create, resources)?)
 }
 
 /// What a failure of the vector engine means to a copy's storage.

@@ -103,12 +103,12 @@ pub(crate) fn read_tombstones(store: &Store) -> Result<(roaring::RoaringTreemap,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::store::{Durability, StorageResources};
+    use crate::shard::store::{Durability, Opening, StorageResources};
 
     #[test]
     fn replaced_rows_wait_in_pieces_and_survive_reopening() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::open(dir.path(), &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
+        let store = Store::open(dir.path(), Opening::Create, &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
         let rows = ROWS_PER_BATCH_MAX + 10;
         let mut batch = WriteBatch::default();
         (0..rows).for_each(|row| mark_row(&store, &mut batch, row));

@@ -7,6 +7,7 @@ use cluster_config::collection::CollectionSpec;
 use half::f16;
 
 use super::filter::tenants_on_disk;
+use super::floor::Floor;
 use super::identity::Identity;
 use super::keys::{self, Family, MetaKey};
 use super::log::Log;
@@ -24,6 +25,7 @@ const REFILL_BYTES: usize = 4 * 1024 * 1024;
 /// A copy as it was found.
 pub(crate) struct Recovered {
     pub(crate) log: Log,
+    pub(crate) floor: Floor,
     pub(crate) vectors: MappedVectors,
     pub(crate) view: View,
     pub(crate) reclaimer: Reclaimer,
@@ -49,6 +51,11 @@ pub(crate) fn recover(
             &format!("applied {:?} lies outside of it, {first:?} to {last:?}", applied.position),
         ));
     }
+    let floor = Floor::open(dir)?;
+    if state.last.seqno < floor.get() {
+        let (last, floor) = (state.last.seqno, floor.get());
+        return Err(corrupt("log", &format!("it ends at {last}, but entries up to {floor} were committed here")));
+    }
     let (tombstones, reclaimer) = reclaim::read_tombstones(store)?;
     let vectors = recover_vectors(store, dir, identity, spec, applied.row_end)?;
     let (generation, index) = match applied.generation {
@@ -61,7 +68,7 @@ pub(crate) fn recover(
     };
     let view = View::new(applied, Arc::new(tombstones), generation, index, tenants_on_disk(store)?);
     view.check().map_err(StorageError::Corrupt)?;
-    Ok(Recovered { log, vectors, view, reclaimer })
+    Ok(Recovered { log, floor, vectors, view, reclaimer })
 }
 
 fn recover_vectors(

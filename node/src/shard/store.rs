@@ -7,14 +7,18 @@
 //! fsync nobody knows what the disk holds, so nothing may be answered from it.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
-    DBRawIterator, DBRecoveryMode, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    DBRawIterator, DBRecoveryMode, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use super::keys::Family;
+use super::record_file;
+use super::sync_watch::SyncWatch;
 use crate::replication::storage::StorageError;
 
 /// Memtable of one family. The process-wide write buffer manager flushes earlier when the sum grows too large.
@@ -26,10 +30,11 @@ const OPEN_FILES_MAX: i32 = 256;
 /// Bloom filter of the families that are read by key: 1 % false positives.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 
-/// Memory that all copies of a process share: one block cache, and one limit for memtables charged to it.
+/// What all copies of a process share: one block cache, one limit for memtables charged to it, and one eye on their syncs.
 pub struct StorageResources {
     cache: Cache,
     write_buffers: WriteBufferManager,
+    syncs: Arc<SyncWatch>,
 }
 
 impl StorageResources {
@@ -38,13 +43,27 @@ impl StorageResources {
         let cache = Cache::new_lru_cache(block_cache_bytes);
         let write_buffers =
             WriteBufferManager::new_write_buffer_manager_with_cache(write_buffer_bytes, false, cache.clone());
-        Self { cache, write_buffers }
+        Self { cache, write_buffers, syncs: Arc::default() }
+    }
+
+    /// For how long the oldest write of a log that has not finished has been under way.
+    pub fn oldest_log_write(&self) -> Duration {
+        self.syncs.oldest()
     }
 
     /// Bytes of cached blocks and memtables now.
     pub fn cache_usage_bytes(&self) -> usize {
         self.cache.get_usage()
     }
+}
+
+/// Whether there is a database already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// It is made, in a directory that holds nothing of worth.
+    Create,
+    /// It must be there, whole.
+    Existing,
 }
 
 /// Whether a write must survive the loss of power.
@@ -64,18 +83,22 @@ pub(crate) struct Store {
     db: DB,
     dir: PathBuf,
     failed: OnceLock<StorageError>,
+    syncs: Arc<SyncWatch>,
 }
 
 impl Store {
-    /// Opens or creates the database in `dir`.
+    /// Opens the database in `dir`, or creates it there.
     ///
     /// Recovery tolerates a torn last record of the write-ahead log, which a crash in the middle of a write leaves behind, and
     /// refuses any other damage: the default would silently open with less data.
-    pub(crate) fn open(dir: &Path, resources: &StorageResources) -> Result<Self, StorageError> {
-        create_dir_durably(dir)?;
+    pub(crate) fn open(dir: &Path, how: Opening, resources: &StorageResources) -> Result<Self, StorageError> {
+        match how {
+            Opening::Create => create_dir_durably(dir)?,
+            Opening::Existing => record_file::verify_all(dir)?,
+        }
         let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
+        options.create_if_missing(how == Opening::Create);
+        options.create_missing_column_families(how == Opening::Create);
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_track_and_verify_wals_in_manifest(true);
         options.set_paranoid_checks(true);
@@ -87,8 +110,13 @@ impl Store {
         options.set_log_level(LogLevel::Warn);
         let families =
             Family::ALL.map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, resources)));
-        let db = DB::open_cf_descriptors(&options, dir, families).map_err(classify)?;
-        Ok(Self { db, dir: dir.to_path_buf(), failed: OnceLock::new() })
+        let db = DB::open_cf_descriptors(&options, dir, families).map_err(classify_at_opening)?;
+        Ok(Self { db, dir: dir.to_path_buf(), failed: OnceLock::new(), syncs: Arc::clone(&resources.syncs) })
+    }
+
+    /// Where the log's writes are announced.
+    pub(crate) fn syncs(&self) -> &SyncWatch {
+        &self.syncs
     }
 
     /// Fails if an earlier call did.
@@ -184,6 +212,22 @@ impl Store {
         Ok(Frozen { store: self, snapshot: self.db.snapshot() })
     }
 
+    /// Links the files of this moment into `dir`, which must not exist. Memtables are flushed first.
+    pub(crate) fn checkpoint(&self, dir: &Path) -> Result<(), StorageError> {
+        self.check()?;
+        let checkpoint = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
+        // A file that cannot be linked is not this database's failure.
+        checkpoint.map_err(|error| match classify(error) {
+            error @ StorageError::Corrupt(_) => self.poison(error),
+            error => error,
+        })
+    }
+
+    /// Directory of the database.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Bytes of table files and write-ahead logs.
     pub(crate) fn disk_bytes(&self) -> u64 {
         let tables = Family::ALL.iter().filter_map(|family| {
@@ -194,6 +238,20 @@ impl Store {
             is_log.then(|| file.metadata().map_or(0, |metadata| metadata.len()))
         });
         tables.chain(logs).sum()
+    }
+
+    /// Moves everything out of the memtables into table files.
+    pub(crate) fn flush(&self) -> Result<(), StorageError> {
+        self.check()?;
+        let families = Family::ALL.map(|family| self.family(family));
+        let families: Vec<&&ColumnFamily> = families.iter().collect();
+        self.db.flush_cfs_opt(&families, &FlushOptions::default()).map_err(|error| self.fail(error))
+    }
+
+    /// Bytes of one family, in table files and memory, about.
+    pub(crate) fn family_bytes(&self, family: Family) -> u64 {
+        let property = |name| self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or(0);
+        property("rocksdb.estimate-live-data-size") + property("rocksdb.cur-size-all-mem-tables")
     }
 
     /// Makes everything written so far durable.
@@ -253,7 +311,7 @@ fn drive(
 }
 
 /// Creates a directory so that its name survives the loss of power: RocksDB syncs what is in its directory, not the way to it.
-fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
+pub(crate) fn create_dir_durably(dir: &Path) -> Result<(), StorageError> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::StorageFull => StorageError::Full,
         _ => StorageError::Io(format!("{}: {error}", dir.display())),
@@ -279,7 +337,8 @@ fn family_options(family: Family, resources: &StorageResources) -> Options {
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_block_size(16 * 1024);
-    table.set_format_version(5);
+    // From 6 on the footer has a checksum, and a block's checksum depends on its file and place.
+    table.set_format_version(6);
     if matches!(family, Family::Documents | Family::Dedup | Family::Filters) {
         table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
     }
@@ -305,6 +364,16 @@ fn classify(error: rocksdb::Error) -> StorageError {
     }
 }
 
+/// While a database that was there is opened, a missing file or contradicting options are damage: both are as we wrote them.
+pub(crate) fn classify_at_opening(error: rocksdb::Error) -> StorageError {
+    use rocksdb::ErrorKind::{InvalidArgument, NotFound, NotSupported};
+    let contradicts = matches!(error.kind(), InvalidArgument | NotFound | NotSupported);
+    match classify(error) {
+        StorageError::Io(text) if contradicts || text.contains("No such file") => StorageError::Corrupt(text),
+        error => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,7 +381,7 @@ mod tests {
     #[test]
     fn one_failure_ends_the_service_with_the_first_error() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let store = Store::open(dir.path(), &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
+        let store = Store::open(dir.path(), Opening::Create, &StorageResources::new(1 << 20, 1 << 20)).expect("opens");
         assert_eq!(store.check(), Ok(()));
         store.poison(StorageError::Full);
         store.poison(StorageError::Io("later".into()));

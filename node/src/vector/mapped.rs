@@ -1,19 +1,19 @@
 //! Full-precision vectors where re-scoring can reach them in nanoseconds: a file of half floats, mapped for reading.
 //!
 //! The file is derived: RocksDB holds the truth, and whoever opens the file refills it from there, from `len()` on. It
-//! promises that a row once visible never moves or changes while anyone can see it, and that rows counted after a crash were
-//! on disk. It does not checksum rows (a wrong one changes a score, never what is stored) and knows nothing of deletions.
+//! promises that a row once visible never moves or changes while anyone can see it, and that rows counted after a crash are those
+//! that were written: they are compared with their checksums ([`super::sums`]) when the file is opened. It knows nothing of
+//! deletions.
 //!
-//! Layout: a header page, then `[row][dim]` f16, little-endian. The writer writes through the file and never through the
-//! mapping, so a full disk is an error, not a signal. The mapping grows in extents that double, so that old ones stay where
-//! they are while readers use them.
+//! Layout: `[row][dim]` f16, little-endian. The writer writes through the file and never through the mapping, so a full disk is an
+//! error, not a signal. The mapping grows in extents that double, so that old ones stay where they are while readers use them.
 
 #![allow(unsafe_code, reason = "reads mapped memory; each block says why it is sound")]
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,15 +23,12 @@ use parking_lot::Mutex;
 
 use super::VectorError;
 use super::error::IoContext;
+use super::sums::Sums;
 
 const CACHE_LINE_BYTES: usize = 64;
 const WHAT: &str = "mapped vectors";
-const MAGIC: &[u8; 8] = b"SUSUIVEC";
-const VERSION: u32 = 1;
-/// One page, so that extents begin at a page.
-const HEADER_BYTES: u64 = 4096;
-/// magic, version, dim, stamp, rows, crc32c.
-const HEADER_USED: usize = 8 + 4 + 4 + 16 + 8 + 4;
+/// Bytes read at a time while the file is checked.
+const READ_BYTES: usize = 1024 * 1024;
 /// Rows of the first extent; the second is as large, and each further one twice the one before. A power of two of at least
 /// 2048, so that every extent begins at a page whatever the dimension.
 const EXTENT_ROWS_FIRST: u64 = 4096;
@@ -43,22 +40,26 @@ compile_error!("half floats are read in place, which needs a little-endian machi
 
 /// Vectors `[row][dim]` f16, rows dense from 0. One writer at a time; readers never wait.
 ///
-/// Invariants: every row below `len` is written and mapped; rows below `len` change only under `&mut self`.
+/// Invariants: every row below `len` is written and mapped, and the sums are of just these; rows below `len` change only under
+/// `&mut self`.
 pub struct MappedVectors {
     file: File,
+    sums_path: PathBuf,
     dim: usize,
     stamp: u128,
     len: AtomicU64,
     extents: [OnceLock<Mmap>; EXTENTS_MAX],
-    writer: Mutex<()>,
+    /// Held by the writer.
+    sums: Mutex<Sums>,
 }
 
 impl MappedVectors {
-    /// Opens the file, creating it if absent. If it belongs to another stamp or dimension or is damaged, it begins anew, empty.
+    /// Opens the file, creating it if absent, and keeps the rows that are as they were written. If it belongs to another stamp or
+    /// dimension, it begins anew, empty; its checksums lie beside it, in a file of the same name with the extension `sums`.
     ///
     /// The stamp is the owner's: whatever must change when old rows no longer mean the same.
     /// The caller holds the directory exclusively; nobody else may shrink the file while it is mapped.
-    /// Errors: `InvalidArgument` (dim 0), `Io`.
+    /// Cost: reads the file once. Errors: `InvalidArgument` (dim 0), `Io`.
     pub fn open(path: &Path, dim: usize, stamp: u128) -> Result<Self, VectorError> {
         if dim == 0 {
             return Err(VectorError::InvalidArgument("vectors have no dimensions".into()));
@@ -66,21 +67,20 @@ impl MappedVectors {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).during(WHAT)?;
         let mut vectors = Self {
             file,
+            sums_path: path.with_extension("sums"),
             dim,
             stamp,
             len: AtomicU64::new(0),
             extents: [const { OnceLock::new() }; EXTENTS_MAX],
-            writer: Mutex::new(()),
+            sums: Mutex::new(Sums::new(2 * dim)),
         };
-        match vectors.read_header()? {
-            Some(rows) => {
-                vectors.map_rows(rows)?;
-                *vectors.len.get_mut() = rows;
+        match vectors.find_rows()? {
+            Some(sums) => {
+                vectors.map_rows(sums.rows())?;
+                *vectors.len.get_mut() = sums.rows();
+                *vectors.sums.get_mut() = sums;
             }
-            None => {
-                vectors.file.set_len(0).during(WHAT)?;
-                vectors.write_header(0)?;
-            }
+            None => vectors.file.set_len(0).during(WHAT)?,
         }
         Ok(vectors)
     }
@@ -109,16 +109,37 @@ impl MappedVectors {
     ///
     /// Panics if `row >= len()`, as indexing a slice does: rows come from a `RowSet` or an index bounded by `len`.
     pub fn get(&self, row: u64) -> &[f16] {
-        assert!(row < self.len(), "row {row} of {}", self.len());
-        let (extent, first) = extent_of(row);
-        let map = self.extents[extent].get().expect("rows below len are mapped");
-        let offset = (row - first) as usize * self.row_bytes();
-        let bytes = &map[offset..offset + self.row_bytes()];
+        let bytes = self.bytes(row);
         // SAFETY: any two bytes are a valid f16; the slice is `2 * dim` bytes long and lives as long as `self`, which keeps
         // the mapping. It is aligned: the mapping begins at a page and `offset` is even. The bytes do not change while
         // borrowed: rows below `len` were written before `len` was released (acquired above), and only `truncate`, which
         // takes `&mut self`, lets them be written again.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<f16>(), self.dim) }
+    }
+
+    fn bytes(&self, row: u64) -> &[u8] {
+        assert!(row < self.len(), "row {row} of {}", self.len());
+        let (extent, first) = extent_of(row);
+        let map = self.extents[extent].get().expect("rows below len are mapped");
+        let offset = (row - first) as usize * self.row_bytes();
+        &map[offset..offset + self.row_bytes()]
+    }
+
+    /// Compares a piece of rows with its checksum; gives its bytes, or `None` if there is no such whole piece.
+    /// Errors: `Corrupt`.
+    pub fn verify_piece(&self, piece: u64) -> Result<Option<u64>, VectorError> {
+        let (sum, piece_rows) = {
+            let sums = self.sums.lock();
+            let Some(sum) = sums.whole_piece(piece) else { return Ok(None) };
+            (sum, sums.piece_rows())
+        };
+        let first = piece * piece_rows;
+        let found = (first..first + piece_rows).fold(0, |crc, row| crc32c::crc32c_append(crc, self.bytes(row)));
+        if found != sum {
+            let rows = format!("rows {first} to {} fail their checksum", first + piece_rows - 1);
+            return Err(VectorError::corrupt(WHAT, rows));
+        }
+        Ok(Some(piece_rows * self.row_bytes() as u64))
     }
 
     /// Asks the CPU to fetch a row that will be read soon. Rows beyond `len` are ignored.
@@ -145,11 +166,12 @@ impl MappedVectors {
                 self.row_bytes()
             )));
         }
-        let _one_writer = self.writer.lock();
+        let mut sums = self.sums.lock();
         let old = self.len();
         let new = old + (rows.len() / self.row_bytes()) as u64;
         self.map_rows(new)?;
-        self.file.write_all_at(rows, HEADER_BYTES + old * self.row_bytes() as u64).during(WHAT)?;
+        self.file.write_all_at(rows, old * self.row_bytes() as u64).during(WHAT)?;
+        sums.append(rows);
         self.len.store(new, Ordering::Release);
         Ok(new)
     }
@@ -161,8 +183,12 @@ impl MappedVectors {
         if rows >= self.len() {
             return Ok(());
         }
+        let mut sums = self.sums.get_mut().clone();
+        let from = sums.cut_to_piece(rows);
+        self.read_into(&mut sums, from, rows)?;
         // The count on disk goes down before the rows can be overwritten, so that a crash never counts half-written ones.
-        self.write_header(rows)?;
+        sums.store(&self.sums_path, self.stamp).during(WHAT)?;
+        *self.sums.get_mut() = sums;
         *self.len.get_mut() = rows;
         Ok(())
     }
@@ -171,42 +197,44 @@ impl MappedVectors {
     ///
     /// Errors: `Io`; the caller should then begin the file anew.
     pub fn flush(&self) -> Result<(), VectorError> {
-        let _one_writer = self.writer.lock();
-        let rows = self.len();
+        let sums = self.sums.lock();
         self.file.sync_data().during(WHAT)?;
-        self.write_header(rows)
+        sums.store(&self.sums_path, self.stamp).during(WHAT)
     }
 
-    fn read_header(&self) -> Result<Option<u64>, VectorError> {
+    /// The sums of the rows that are there and right. `None`: the file is not ours, or is cut.
+    fn find_rows(&self) -> Result<Option<Sums>, VectorError> {
+        let Some(mut sums) = Sums::load(&self.sums_path, self.row_bytes(), self.stamp).during(WHAT)? else {
+            return Ok(None);
+        };
+        let needed = sums.rows().checked_mul(self.row_bytes() as u64);
         let file_bytes = self.file.metadata().during(WHAT)?.len();
-        if file_bytes < HEADER_BYTES {
+        if needed.is_none_or(|needed| needed > file_bytes) {
             return Ok(None);
         }
-        let mut header = [0; HEADER_USED];
-        self.file.read_exact_at(&mut header, 0).during(WHAT)?;
-        let rows = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
-        let needed = rows.checked_mul(self.row_bytes() as u64).and_then(|bytes| bytes.checked_add(HEADER_BYTES));
-        let intact = header == self.header(rows) && needed.is_some_and(|needed| needed <= file_bytes);
-        Ok(intact.then_some(rows))
+        let mut read = Sums::new(self.row_bytes());
+        self.read_into(&mut read, 0, sums.rows())?;
+        let agreed = sums.agreed_rows(&read);
+        if agreed < sums.rows() {
+            tracing::warn!(file = %self.sums_path.display(), rows = sums.rows(), right = agreed, "mapped vectors are damaged and made anew");
+            sums.cut_to_piece(agreed);
+        }
+        Ok(Some(sums))
     }
 
-    fn header(&self, rows: u64) -> [u8; HEADER_USED] {
-        let mut header = [0; HEADER_USED];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&(self.dim as u32).to_le_bytes());
-        header[16..32].copy_from_slice(&self.stamp.to_le_bytes());
-        header[32..40].copy_from_slice(&rows.to_le_bytes());
-        let crc = crc32c::crc32c(&header[..40]);
-        header[40..].copy_from_slice(&crc.to_le_bytes());
-        header
-    }
-
-    fn write_header(&self, rows: u64) -> Result<(), VectorError> {
-        let mut page = [0; HEADER_BYTES as usize];
-        page[..HEADER_USED].copy_from_slice(&self.header(rows));
-        self.file.write_all_at(&page, 0).during(WHAT)?;
-        self.file.sync_data().during(WHAT)
+    /// Adds up rows of the file.
+    fn read_into(&self, sums: &mut Sums, from: u64, to: u64) -> Result<(), VectorError> {
+        let rows_at_once = (READ_BYTES / self.row_bytes()).max(1) as u64;
+        let mut buffer = Vec::new();
+        let mut row = from;
+        while row < to {
+            let count = rows_at_once.min(to - row);
+            buffer.resize(count as usize * self.row_bytes(), 0);
+            self.file.read_exact_at(&mut buffer, row * self.row_bytes() as u64).during(WHAT)?;
+            sums.append(&buffer);
+            row += count;
+        }
+        Ok(())
     }
 
     /// Maps every extent that rows below `rows` lie in, lengthening the file (with holes) to the extents' ends.
@@ -221,7 +249,7 @@ impl MappedVectors {
                 continue;
             }
             let (first, count) = extent_rows(extent);
-            let begin = HEADER_BYTES + first * self.row_bytes() as u64;
+            let begin = first * self.row_bytes() as u64;
             let bytes = count * self.row_bytes() as u64;
             if self.file.metadata().during(WHAT)?.len() < begin + bytes {
                 self.file.set_len(begin + bytes).during(WHAT)?;
@@ -322,14 +350,15 @@ mod tests {
             vectors.flush().unwrap();
         };
         type Change = (&'static str, fn(&Path), usize, u128);
-        let cases: [Change; 6] = [
+        let cases: [Change; 7] = [
             ("stamp", |_| (), DIM, 8),
             ("dimension", |_| (), DIM + 1, 7),
-            ("bit of the header", |path| flip(path, 33), DIM, 7),
-            ("bit of the magic", |path| flip(path, 0), DIM, 7),
+            ("bit of the sums' header", |path| flip(&path.with_extension("sums"), 33), DIM, 7),
+            ("bit of a sum", |path| flip(&path.with_extension("sums"), 41), DIM, 7),
+            ("bit of a row", |path| flip(path, 7), DIM, 7),
             (
                 "cut",
-                |path| OpenOptions::new().write(true).open(path).unwrap().set_len(HEADER_BYTES + 59).unwrap(),
+                |path| OpenOptions::new().write(true).open(path).unwrap().set_len(59).unwrap(),
                 DIM,
                 7,
             ),
@@ -349,6 +378,28 @@ mod tests {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    }
+
+    #[test]
+    fn only_the_damaged_piece_and_what_follows_is_made_anew() {
+        let (_dir, path) = scratch();
+        let piece_rows = Sums::new(2 * DIM).piece_rows();
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        fill(&vectors, 0..3 * piece_rows + 10);
+        vectors.flush().unwrap();
+        assert_eq!(vectors.verify_piece(2).unwrap(), Some(piece_rows * 2 * DIM as u64));
+        assert_eq!(vectors.verify_piece(3).unwrap(), None, "the last piece is not whole");
+        flip(&path, (piece_rows + 5) * 2 * DIM as u64);
+        assert!(vectors.verify_piece(0).unwrap().is_some());
+        assert_eq!(vectors.verify_piece(1).unwrap_err().kind(), cluster_config::error::ErrorKind::Corrupt);
+        drop(vectors);
+        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        assert_eq!(vectors.len(), piece_rows);
+        fill(&vectors, piece_rows..3 * piece_rows);
+        assert_rows(&vectors, 0..3 * piece_rows);
+        vectors.flush().unwrap();
+        drop(vectors);
+        assert_eq!(MappedVectors::open(&path, DIM, 7).unwrap().len(), 3 * piece_rows);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod mapped;
 mod pieces;
 mod projection;
 pub mod search;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod top;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use cluster_config::collection::{CollectionSpec, FieldType};
@@ -167,5 +169,19 @@ pub(crate) fn query(vector: &[f32], fetch_k: u32) -> ShardQuery {
         filter: Filter::default(),
         tenant: "default".into(),
         knobs: SearchKnobs::default(),
+    }
+}
+
+/// What a killed process leaves behind: the files as the operating system has them.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("creates");
+    for entry in fs::read_dir(from).expect("lists") {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copies");
+        }
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use cluster_config::ids::{CopyId, DocumentKey, Incarnation, NodeId, OperationId, ShardId};
 use cluster_config::operation::Operation;
+use cluster_config::seqno::PrimaryTerm;
 use cluster_config::shard_group::ShardGroup;
 use futures::future::BoxFuture;
 use node::replication::storage::CopyStorage;
 use node::replication::{
-    Append, AppendResult, CopyHandle, CopyOptions, Proposal, ProposalOutcome, RegisterClient, ReplicationError,
-    ReplicationTransport, StoragePool, Timing, TransportError, WriteOutcome,
+    Append, AppendResult, Confirm, CopyHandle, CopyOptions, Proposal, ProposalOutcome, RegisterClient,
+    ReplicationError, ReplicationTransport, Retention, StoragePool, Timing, TransportError, WriteOutcome,
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -26,6 +27,7 @@ pub(crate) struct Cluster<S> {
     handles: Mutex<BTreeMap<CopyId, CopyHandle>>,
     disks: Mutex<BTreeMap<CopyId, Arc<S>>>,
     ack_timeout_ms: u64,
+    retention: Retention,
     pub(crate) unreachable: Mutex<BTreeSet<NodeId>>,
     pub(crate) register: Mutex<Register>,
 }
@@ -33,13 +35,20 @@ pub(crate) struct Cluster<S> {
 impl<S: CopyStorage> Cluster<S> {
     /// Copy `n` lives on node `n`, with the n-th of the disks. All are in sync, and copy 1 is primary.
     pub(crate) async fn start(disks: Vec<S>, ack_timeout_ms: u64) -> Arc<Self> {
+        let voters = disks.len() as u64;
+        Self::start_with(disks, voters, ack_timeout_ms, Retention::default()).await
+    }
+
+    /// The copies after the first `voters` only read.
+    pub(crate) async fn start_with(disks: Vec<S>, voters: u64, ack_timeout_ms: u64, retention: Retention) -> Arc<Self> {
         let copies = disks.len() as u64;
         let cluster = Arc::new(Self {
             handles: Mutex::new(BTreeMap::new()),
             disks: Mutex::new(BTreeMap::new()),
             ack_timeout_ms,
+            retention,
             unreachable: Mutex::new(BTreeSet::new()),
-            register: Mutex::new(Register::new(copies, copies, copies, 1)),
+            register: Mutex::new(Register::new(voters, copies, voters, 1)),
         });
         for (copy, disk) in (1..).zip(disks) {
             cluster.open(copy, Arc::new(disk)).await;
@@ -58,9 +67,10 @@ impl<S: CopyStorage> Cluster<S> {
             storage: disk,
             incarnation,
             timing: Timing { heartbeat_ms: 100, ack_timeout_ms, retry_ms: 50, proposal_pause_ms: 100 },
+            retention: self.retention,
             pool: StoragePool::new(4, 2, || ()),
-            transport: Arc::new(Link(Arc::clone(self))),
-            register: Arc::new(Link(Arc::clone(self))),
+            transport: Arc::new(Link(Arc::clone(self), NodeId(copy.0))),
+            register: Arc::new(Link(Arc::clone(self), NodeId(copy.0))),
             drain_timeout: PATIENCE,
             check: true,
         };
@@ -107,19 +117,30 @@ impl<S: CopyStorage> Cluster<S> {
     }
 }
 
-struct Link<S>(Arc<Cluster<S>>);
+/// The network as one node sees it.
+struct Link<S>(Arc<Cluster<S>>, NodeId);
 
 impl<S: CopyStorage> ReplicationTransport for Link<S> {
     fn append(&self, to: NodeId, append: Append) -> BoxFuture<'_, Result<AppendResult, TransportError>> {
         Box::pin(async move {
-            let handle = self.0.handles.lock().get(&CopyId(to.0)).cloned();
-            let from = NodeId(append.from_copy.0);
-            let is_cut = |node: NodeId| self.0.unreachable.lock().contains(&node);
-            match handle {
-                Some(handle) if !is_cut(to) && !is_cut(from) => Ok(handle.append(append).await),
-                _ => Err(TransportError("connection refused".into())),
-            }
+            let handle = self.reach(to)?;
+            Ok(handle.append(append).await)
         })
+    }
+
+    fn confirm(&self, to: NodeId, confirm: Confirm) -> BoxFuture<'_, Result<PrimaryTerm, TransportError>> {
+        Box::pin(async move { Ok(self.reach(to)?.confirm(confirm.term).await) })
+    }
+}
+
+impl<S: CopyStorage> Link<S> {
+    fn reach(&self, to: NodeId) -> Result<CopyHandle, TransportError> {
+        let handle = self.0.handles.lock().get(&CopyId(to.0)).cloned();
+        let cut = self.0.unreachable.lock();
+        match handle {
+            Some(handle) if !cut.contains(&to) && !cut.contains(&self.1) => Ok(handle),
+            _ => Err(TransportError("connection refused".into())),
+        }
     }
 }
 

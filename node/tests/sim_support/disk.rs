@@ -1,4 +1,5 @@
-//! A copy's disk in memory. `persist` is durable; applying is not, so a crash may take some of it back.
+//! A copy's disk in memory. `persist` and `purge` are durable; applying is not, so a crash may take some of it back, though never what
+//! lost its redo.
 
 use cluster_config::ids::{CopyId, Lineage, OperationId, ShardId};
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
@@ -49,12 +50,24 @@ impl Gate {
     }
 }
 
+/// The history is every entry ever held: the first `purged` of them live on in the applied state only, the others are the log.
 #[derive(Default)]
 struct Content {
     term: PrimaryTerm,
-    log: Vec<EncodedEntry>,
+    history: Vec<EncodedEntry>,
+    purged: usize,
     applied: usize,
+    floor: SeqNo,
     fails: Option<StorageError>,
+}
+
+impl Content {
+    fn position(&self, count: usize) -> LogPosition {
+        match count.checked_sub(1) {
+            Some(last) => LogPosition { term: self.history[last].term, seqno: self.history[last].seqno },
+            None => LogPosition::default(),
+        }
+    }
 }
 
 impl SimDisk {
@@ -63,27 +76,47 @@ impl SimDisk {
         Self { copy, shard, content, persists: Gate::default(), applies: Gate::default() }
     }
 
-    /// The durable log; entry `n` has seqno `n + 1`.
-    pub(crate) fn log(&self) -> Vec<EncodedEntry> {
-        self.content.lock().log.clone()
+    /// All that the copy holds durably, in its log or in what became of it; entry `n` has seqno `n + 1`.
+    pub(crate) fn history(&self) -> Vec<EncodedEntry> {
+        self.content.lock().history.clone()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.content.lock().log.len()
+        self.content.lock().history.len()
     }
 
+    /// The entry that the copy holds at a position, in its log or in what became of it.
     pub(crate) fn entry(&self, seqno: usize) -> Option<EncodedEntry> {
-        self.content.lock().log.get(seqno - 1).cloned()
+        self.content.lock().history.get(seqno - 1).cloned()
     }
 
     pub(crate) fn applied(&self) -> usize {
         self.content.lock().applied
     }
 
-    /// Loses what was applied but not synced: everything after `applied`.
+    pub(crate) fn purged(&self) -> usize {
+        self.content.lock().purged
+    }
+
+    /// Loses what was applied but not synced: everything after `applied`, though nothing that is purged.
     pub(crate) fn lose_applied(&self, applied: usize) {
         let mut content = self.content.lock();
-        content.applied = content.applied.min(applied);
+        content.applied = content.applied.min(applied.max(content.purged));
+    }
+
+    /// A snapshot: the state that was applied at this moment, without a log.
+    pub(crate) fn snapshot(&self) -> Vec<EncodedEntry> {
+        let content = self.content.lock();
+        content.history[..content.applied].to_vec()
+    }
+
+    /// The copy is replaced by a snapshot of another. It goes on following the term that it followed.
+    pub(crate) fn install(&self, snapshot: Vec<EncodedEntry>) {
+        let mut content = self.content.lock();
+        (content.purged, content.applied) = (snapshot.len(), snapshot.len());
+        content.floor = SeqNo::ZERO;
+        content.term = content.term.max(snapshot.last().map_or(PrimaryTerm(0), |entry| entry.term));
+        content.history = snapshot;
     }
 
     /// Every later `persist` fails so, until told otherwise.
@@ -95,18 +128,16 @@ impl SimDisk {
 impl CopyStorage for SimDisk {
     fn state(&self) -> Result<StoredState, StorageError> {
         let content = self.content.lock();
-        let position = |count: usize| match count.checked_sub(1) {
-            Some(last) => LogPosition { term: content.log[last].term, seqno: content.log[last].seqno },
-            None => LogPosition::default(),
-        };
         Ok(StoredState {
             copy: self.copy,
             shard: self.shard,
             lineage: Lineage(0),
             current_term: content.term,
-            purged: LogPosition::default(),
-            last: position(content.log.len()),
-            applied: position(content.applied),
+            purged: content.position(content.purged),
+            last: content.position(content.history.len()),
+            applied: content.position(content.applied),
+            floor: content.floor,
+            log_bytes: 64 * (content.history.len() - content.purged) as u64,
         })
     }
 
@@ -122,37 +153,38 @@ impl CopyStorage for SimDisk {
         }
         if let Some(cut) = write.truncate_from {
             assert!(cut.0 as usize > content.applied, "applied entries are never cut");
-            content.log.truncate(cut.0 as usize - 1);
+            content.history.truncate(cut.0 as usize - 1);
         }
         for entry in write.entries {
-            assert_eq!(entry.seqno.0 as usize, content.log.len() + 1, "no gaps");
+            assert_eq!(entry.seqno.0 as usize, content.history.len() + 1, "no gaps");
             assert!(entry.verify());
-            content.log.push(entry);
+            content.history.push(entry);
         }
         Ok(())
     }
 
     fn read(&self, from: SeqNo, entries_max: usize, bytes_max: usize) -> Result<Vec<EncodedEntry>, StorageError> {
         let content = self.content.lock();
+        if from.0 as usize <= content.purged {
+            return Err(StorageError::Refused(format!("entry {from} is purged")));
+        }
         let mut bytes = 0;
         let fits = |entry: &&EncodedEntry| {
             bytes += entry.payload.len();
             bytes <= bytes_max || bytes == entry.payload.len()
         };
-        Ok(content.log.iter().skip(from.0 as usize - 1).take(entries_max).take_while(fits).cloned().collect())
+        Ok(content.history.iter().skip(from.0 as usize - 1).take(entries_max).take_while(fits).cloned().collect())
     }
 
     fn term_at(&self, seqno: SeqNo) -> Result<Option<PrimaryTerm>, StorageError> {
-        let content = self.content.lock();
-        if seqno == SeqNo::ZERO {
-            return Ok(Some(PrimaryTerm(0)));
-        }
-        Ok(content.log.get(seqno.0 as usize - 1).map(|entry| entry.term))
+        let (content, count) = (self.content.lock(), seqno.0 as usize);
+        let is_known = content.purged <= count && count <= content.history.len();
+        Ok(is_known.then(|| content.position(count).term))
     }
 
     fn find_operation(&self, id: OperationId) -> Result<Option<SeqNo>, StorageError> {
         let content = self.content.lock();
-        let applied = &content.log[..content.applied];
+        let applied = &content.history[..content.applied];
         Ok(applied.iter().find(|entry| entry.operation_id == id).map(|entry| entry.seqno))
     }
 
@@ -162,9 +194,22 @@ impl CopyStorage for SimDisk {
         for entry in entries {
             let seqno = entry.seqno.0 as usize;
             assert!(seqno <= content.applied + 1, "applied without gaps");
-            assert_eq!(content.log.get(seqno - 1), Some(entry), "only durable entries are applied");
+            assert_eq!(content.history.get(seqno - 1), Some(entry), "only durable entries are applied");
             content.applied = content.applied.max(seqno);
         }
+        Ok(())
+    }
+    fn purge(&self, up_to: SeqNo) -> Result<(), StorageError> {
+        let mut content = self.content.lock();
+        assert!(up_to.0 as usize <= content.applied, "only what is applied is purged");
+        content.purged = content.purged.max(up_to.0 as usize);
+        Ok(())
+    }
+
+    fn keep_floor(&self, floor: SeqNo) -> Result<(), StorageError> {
+        let mut content = self.content.lock();
+        assert!(floor.0 as usize <= content.history.len(), "the floor is durable");
+        content.floor = content.floor.max(floor);
         Ok(())
     }
 }

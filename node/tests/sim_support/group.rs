@@ -2,6 +2,9 @@
 //!
 //! Everything random comes from one seed. After each step the oracles in [`Group::check`] must hold.
 
+mod reads;
+mod snapshots;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -9,6 +12,7 @@ use bytes::Bytes;
 use cluster_config::ids::{CopyId, Incarnation, OperationId};
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{CopyRole, ShardGroup};
+use node::replication::Retention;
 use node::replication::core::{Core, CoreOptions, Timing};
 use node::replication::messages::{
     Action, Append, AppendResult, Event, Proposal, ProposalOutcome, RequestId, SendAppend, WriteRefusal,
@@ -16,6 +20,7 @@ use node::replication::messages::{
 use node::replication::open::open;
 use node::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError};
 
+use self::reads::Calls;
 use super::Rng;
 use super::disk::SimDisk;
 use super::register::{Register, SHARD};
@@ -28,6 +33,8 @@ enum Mail {
     Propose { from: usize, life: u64, proposal: Proposal },
     Decision { to: usize, life: u64, id: u64, outcome: ProposalOutcome },
     Register { to: usize, life: u64, group: ShardGroup },
+    Confirm { from: usize, life: u64, round: u64, to: usize },
+    Confirmed { to: usize, life: u64, round: u64, copy: CopyId, term: PrimaryTerm },
 }
 
 /// One process with one copy.
@@ -41,6 +48,10 @@ struct Node {
     writes: VecDeque<(u64, LogWrite)>,
     lookups: Vec<(OperationId, PrimaryTerm)>,
     apply_target: usize,
+    /// How far the log is to be purged.
+    purge: Option<SeqNo>,
+    /// Taken from another copy, to replace this one.
+    snapshot: Option<Vec<EncodedEntry>>,
     appends: BTreeMap<RequestId, (usize, u64, u64)>,
     /// Its log was compared with the externalised entries up to here.
     compared: usize,
@@ -62,6 +73,9 @@ struct Chaos {
     crash: u64,
     failover: u64,
     poison: u64,
+    /// Snapshots, strong reads and hand-offs are asked for this often.
+    calls: u64,
+    retention: Retention,
 }
 
 pub(crate) struct Group {
@@ -79,6 +93,7 @@ pub(crate) struct Group {
     externalised: Vec<EncodedEntry>,
     externalised_ids: BTreeSet<OperationId>,
     primaries: BTreeMap<PrimaryTerm, (CopyId, u64)>,
+    calls: Calls,
     pub(crate) counts: BTreeMap<&'static str, u64>,
     steps: u64,
 }
@@ -97,6 +112,13 @@ impl Group {
             crash: level(&mut rng, [0, 20, 100]),
             failover: level(&mut rng, [0, 20, 100]),
             poison: level(&mut rng, [0, 0, 50]),
+            calls: level(&mut rng, [0, 30, 100]),
+            // An entry takes 64 bytes, and the log waits for laggards with 10, 64 or all of them.
+            retention: Retention {
+                bytes_min: level(&mut rng, [0, 0, 256]),
+                bytes_max: level(&mut rng, [640, 4096, 1 << 30]),
+                ..Retention::default()
+            },
         };
         let node = |copy| Node {
             copy: CopyId(copy),
@@ -107,6 +129,8 @@ impl Group {
             writes: VecDeque::new(),
             lookups: Vec::new(),
             apply_target: 0,
+            purge: None,
+            snapshot: None,
             appends: BTreeMap::new(),
             compared: 0,
         };
@@ -124,6 +148,7 @@ impl Group {
             externalised: Vec::new(),
             externalised_ids: BTreeSet::new(),
             primaries: BTreeMap::new(),
+            calls: Calls::default(),
             counts: BTreeMap::new(),
             steps: 0,
         };
@@ -139,12 +164,13 @@ impl Group {
     // ---- lives of processes ------------------------------------------------------------------------------------------------
 
     fn open(&mut self, node: usize) {
-        let now_ms = self.now_ms;
+        let (now_ms, retention) = (self.now_ms, self.chaos.retention);
         let node = &mut self.nodes[node];
         let opened = open(&*node.disk).expect("the simulated disk opens");
         let mut core = Core::new(CoreOptions {
             incarnation: node.incarnation,
             timing: Timing::default(),
+            retention,
             stored: opened.stored,
             term_starts: opened.term_starts,
             unapplied: opened.unapplied,
@@ -161,7 +187,11 @@ impl Group {
     fn shut(&mut self, node: usize) {
         let lost_applied = self.rng.below(4);
         let kept = self.rng.below(self.nodes[node].writes.len() + 1);
+        if self.rng.percent(50) {
+            self.purge(node);
+        }
         let node = &mut self.nodes[node];
+        (node.purge, node.snapshot) = (None, None);
         for (_, write) in node.writes.drain(..).take(kept) {
             node.disk.persist(write).expect("the disk takes it");
         }
@@ -261,12 +291,17 @@ impl Group {
                 let group = self.register.group.clone();
                 self.mail.push(Mail::Register { to: node, life, group });
             }
+            Action::Purge(up_to) => self.nodes[node].purge = Some(up_to),
+            Action::SendConfirm(send) => self.send_confirm(node, send),
+            Action::ServeRead { request, seqno } => self.served(node, request, seqno),
+            Action::RefuseRead { request, .. } => self.read_refused(request),
+            Action::EndHandOff { request, result } => self.handed_off(node, request, result),
         }
     }
 
-    /// The log as it is in memory: the disk's, with the writes under way.
+    /// The log as it is in memory: the disk's, with the writes under way, and what is purged before it.
     fn memory_log(&self, node: usize) -> Vec<EncodedEntry> {
-        let mut log = self.nodes[node].disk.log();
+        let mut log = self.nodes[node].disk.history();
         for (_, write) in &self.nodes[node].writes {
             if let Some(cut) = write.truncate_from {
                 log.truncate(cut.0 as usize - 1);
@@ -281,6 +316,7 @@ impl Group {
         let count = if self.rng.percent(30) { self.rng.below(available + 1) } else { available };
         let log = self.memory_log(node);
         let first = send.prev.seqno.0 as usize;
+        assert!(first >= self.nodes[node].disk.purged(), "nothing purged is sent");
         Append {
             shard: SHARD,
             to_copy: send.to,
@@ -291,6 +327,7 @@ impl Group {
             prev: send.prev,
             entries: log[first..first + count].to_vec(),
             global_checkpoint: send.global_checkpoint,
+            log_start: send.log_start,
         }
     }
 
@@ -334,6 +371,10 @@ impl Group {
                 self.step_if(to, life, Event::ProposalAnswered { id, outcome: Some(outcome) });
             }
             Mail::Register { to, life, group } => self.step_if(to, life, Event::RegisterRead(Some(Arc::new(group)))),
+            Mail::Confirm { from, life, round, to } => self.confirm(from, life, round, to),
+            Mail::Confirmed { to, life, round, copy, term } => {
+                self.step_if(to, life, Event::ConfirmReplied { round, copy, term });
+            }
         }
     }
 
@@ -352,6 +393,13 @@ impl Group {
                 self.step_if(to, life, Event::ProposalAnswered { id, outcome: None })
             }
             Mail::Register { to, life, .. } => self.step_if(to, life, Event::RegisterRead(None)),
+            Mail::Confirm { from, life, round, to } => {
+                let copy = self.nodes[to].copy;
+                self.step_if(from, life, Event::ConfirmFailed { round, copy });
+            }
+            Mail::Confirmed { to, life, round, copy, .. } => {
+                self.step_if(to, life, Event::ConfirmFailed { round, copy });
+            }
         }
     }
 
@@ -361,13 +409,13 @@ impl Group {
         }
     }
 
-    /// One finished job of the node's disk: a write, an apply step, or a lookup.
+    /// One finished job of the node's disk: a write, an apply step, a lookup, or housekeeping.
     fn work_disk(&mut self, node: usize) {
         if self.nodes[node].core.is_none() {
             return;
         }
-        match self.rng.below(3) {
-            0 => {
+        match self.rng.below(10) {
+            0..=2 => {
                 // Group commit: any number of the writes that wait share an fsync.
                 let waiting = self.nodes[node].writes.len();
                 let count = (1 + self.rng.below(waiting)).min(waiting);
@@ -386,14 +434,18 @@ impl Group {
                     self.step(node, Event::Persisted(write_id));
                 }
             }
-            1 => {
+            3..=5 => {
                 let (disk, target) = (Arc::clone(&self.nodes[node].disk), self.nodes[node].apply_target);
                 let from = disk.applied();
                 if from < target {
                     let to = from + 1 + self.rng.below(target - from);
-                    disk.apply(&disk.log()[from..to]).expect("the disk applies");
+                    disk.apply(&disk.history()[from..to]).expect("the disk applies");
                     self.step(node, Event::Applied(SeqNo(to as u64)));
                 }
+            }
+            9 => {
+                self.purge(node);
+                self.keep_floor(node);
             }
             _ => {
                 if let Some((operation_id, term)) = self.nodes[node].lookups.pop() {
@@ -452,6 +504,7 @@ impl Group {
         if let Some(Fate::Acked(earlier)) = before {
             assert_eq!(earlier, seqno, "a retry was acknowledged at another position");
         }
+        self.show(seqno);
     }
 
     fn refused(&mut self, request: RequestId, refusal: &WriteRefusal) {
@@ -545,7 +598,7 @@ impl Group {
                     let now_ms = self.now_ms;
                     self.step(node, Event::Tick(now_ms));
                 }
-                88..=93 => self.learn(node),
+                88..=91 => self.learn(node),
                 94 if self.rng.percent(20) => {
                     // A long silence: everything that was behind is late now.
                     self.now_ms += 2500;
@@ -555,6 +608,7 @@ impl Group {
                 95 | 96 if self.nodes[node].core.is_none() => self.restart(node),
                 97 if self.rng.percent(self.chaos.failover) => self.failover(),
                 97 => self.grant_if_vacant(),
+                92 | 93 if self.rng.percent(self.chaos.calls) => self.call(node),
                 98 if self.rng.percent(self.chaos.failover / 2) => {
                     let copy = self.nodes[node].copy;
                     self.register.expire(copy);
@@ -563,6 +617,14 @@ impl Group {
                 _ => {}
             }
             self.check();
+        }
+    }
+
+    fn call(&mut self, node: usize) {
+        match self.rng.below(10) {
+            0..=2 => self.hand_off(node),
+            3..=5 => self.strong_read(node),
+            _ => self.fetch_snapshot(node),
         }
     }
 
@@ -604,11 +666,13 @@ impl Group {
                 let group = Arc::new(self.register.group.clone());
                 self.step(node, Event::Reconfigured(group));
                 (0..20).for_each(|_| self.work_disk(node));
+                self.fetch_snapshot(node);
             }
             let primary =
                 (0..self.nodes.len()).find(|node| self.nodes[*node].core.as_ref().is_some_and(Core::is_primary));
             if let Some(primary) = primary {
                 (0..3).for_each(|_| self.write(primary, true));
+                self.strong_read(primary);
             }
             for _ in 0..40 {
                 self.deliver(true);
@@ -638,8 +702,8 @@ impl Group {
     fn is_whole(&self) -> bool {
         let voters = self.register.group.copies.iter().filter(|(_, record)| record.role == CopyRole::Voter).count();
         let all_acked = self.operations.values().all(|fate| matches!(fate, Fate::Acked(_)));
-        let first = self.nodes[0].disk.log();
-        let equal = self.nodes.iter().all(|node| node.disk.log() == first && node.disk.applied() == first.len());
+        let first = self.nodes[0].disk.history();
+        let equal = self.nodes.iter().all(|node| node.disk.history() == first && node.disk.applied() == first.len());
         let committed = self.externalised.len() == first.len();
         voters == self.register.group.in_sync.len() && all_acked && equal && committed
     }
@@ -647,7 +711,7 @@ impl Group {
     /// The final state against everything that was acknowledged on the way.
     pub(crate) fn check_acknowledged(&mut self) {
         self.check_log_matching();
-        let log = self.nodes[0].disk.log();
+        let log = self.nodes[0].disk.history();
         for (id, fate) in &self.operations {
             let Fate::Acked(seqno) = fate else { panic!("operation {id} was never acknowledged") };
             let found: Vec<_> = log.iter().filter(|entry| entry.operation_id == *id).map(|entry| entry.seqno).collect();

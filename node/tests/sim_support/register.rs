@@ -98,6 +98,13 @@ impl Register {
             Change::Remove(copy) if copy == proposal.by_copy => return Err("a primary cannot remove itself"),
             // Accepted for a copy that is not in sync too: the new version voids an Add of unknown outcome.
             Change::Remove(copy) => leave(&mut next, copy),
+            Change::HandOff(copy) => {
+                if copy == proposal.by_copy || !next.in_sync.contains(&copy) {
+                    return Err("not in sync, or primary already");
+                }
+                next.primary_term = next.primary_term.next();
+                next.primary = Some(PrimaryGrant { copy, incarnation: self.alive[&copy] });
+            }
             Change::FailSelf => {
                 next.primary = None;
                 if next.in_sync.len() > 1 {

@@ -32,6 +32,10 @@ pub struct Manifest {
     pub cluster_id: String,
     /// Number of nodes.
     pub nodes: u16,
+    /// The first so many of them vote in the metadata group and hold no shards, all others hold shards and do not vote; 0: nodes do
+    /// both.
+    #[serde(default)]
+    pub metadata_only: u16,
     /// First port.
     pub base_port: u16,
     /// Directory of the embedding model.
@@ -90,15 +94,22 @@ impl Manifest {
         self.base_port + 10 + node
     }
 
-    /// Nodes that vote: as many as possible, an odd number, at most five.
+    /// Nodes that vote, the first ones: those made for it, else as many as possible, an odd number, at most five.
     fn voter_count(&self) -> u16 {
+        if self.metadata_only > 0 {
+            return self.metadata_only;
+        }
         let most = self.nodes.min(VOTERS_MAX);
         most - (1 - most % 2)
     }
 
     fn node_config(&self, id: u16, data_dir: PathBuf) -> WrittenNodeConfig {
         let voter = |id: u16| WrittenVoter { node_id: id.into(), address: format!("127.0.0.1:{}", self.rpc_port(id)) };
-        let roles = if id <= self.voter_count() { vec![Role::Metadata, Role::Data] } else { vec![Role::Data] };
+        let roles = match (id <= self.voter_count(), self.metadata_only > 0) {
+            (true, true) => vec![Role::Metadata],
+            (true, false) => vec![Role::Metadata, Role::Data],
+            (false, _) => vec![Role::Data],
+        };
         WrittenNodeConfig {
             cluster_id: Some(self.cluster_id.clone()),
             node_id: Some(id.into()),
@@ -245,7 +256,7 @@ mod tests {
     use super::*;
 
     fn manifest(nodes: u16) -> Manifest {
-        Manifest { cluster_id: "dev-1".into(), nodes, base_port: 8000, model_dir: "/models/m".into() }
+        Manifest { cluster_id: "dev-1".into(), nodes, metadata_only: 0, base_port: 8000, model_dir: "/models/m".into() }
     }
 
     #[test]
@@ -269,6 +280,29 @@ mod tests {
             assert_eq!(coordinator.nodes.len(), usize::from(nodes));
             assert_eq!(coordinator.embedder.model_dir, Path::new("/models/m"));
         }
+    }
+
+    #[test]
+    fn voters_and_data_nodes_can_be_processes_of_their_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path().to_owned());
+        layout.write(&Manifest { metadata_only: 3, ..manifest(5) }).expect("writes");
+        let roles = |id: u16| {
+            let text = fs::read_to_string(layout.config_file(&format!("node-{id}"))).expect("exists");
+            let config = NodeConfig::from_toml(&text, Vec::<(String, String)>::new()).expect("valid");
+            assert_eq!(config.voters.len(), 3);
+            (config.is_voter(), config.is_data())
+        };
+        assert_eq!(
+            (1..=5).map(roles).collect::<Vec<_>>(),
+            [[(true, false)].repeat(3), [(false, true)].repeat(2)].concat()
+        );
+    }
+
+    #[test]
+    fn a_manifest_of_before_reads_as_nodes_that_do_both() {
+        let text = r#"{"cluster_id": "dev-1", "nodes": 3, "base_port": 8000, "model_dir": "/m"}"#;
+        assert_eq!(serde_json::from_str::<Manifest>(text).expect("reads").metadata_only, 0);
     }
 
     #[test]

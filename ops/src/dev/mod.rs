@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use cluster_config::limits;
 
 use crate::cli::Global;
 use crate::error::Error;
@@ -33,6 +34,7 @@ pub enum Command {
     /// Examples:
     ///   susui dev up
     ///   susui dev up --nodes 1 --data-dir /tmp/susui --base-port 9000
+    ///   susui dev up --metadata 3 --data 3
     ///
     /// Ports, from --base-port P: the coordinator's HTTP on P, node N's gRPC on P+10+N, its
     /// health and metrics on P+20+N.
@@ -71,9 +73,15 @@ pub struct UpArguments {
     /// Which directory.
     #[command(flatten)]
     pub place: Place,
-    /// Nodes to run, 1 to 9 [default: 3, or what the directory was made with].
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(layout::NODES_MAX)))]
+    /// Nodes to run, 1 to 9, each a metadata voter (the first ones) and a data node [default: 3, or what the directory was made with].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(layout::NODES_MAX)), conflicts_with_all = ["metadata", "data"])]
     pub nodes: Option<u16>,
+    /// Metadata voters in processes of their own, 1, 3 or 5: nodes 1 to M.
+    #[arg(long, value_name = "M", value_parser = parse_voters, requires = "data")]
+    pub metadata: Option<u16>,
+    /// Data nodes in processes of their own; with --metadata at most 9 together.
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u16).range(1..i64::from(layout::NODES_MAX)), requires = "metadata")]
+    pub data: Option<u16>,
     /// First port [default: 8000, or what the directory was made with].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1024..=65_000))]
     pub base_port: Option<u16>,
@@ -117,6 +125,14 @@ pub fn home_share() -> Result<PathBuf, Error> {
         Some(home) if !home.is_empty() => Ok(PathBuf::from(home).join(".local/share/susui")),
         _ => Err(Error::usage("HOME is not set", "name a directory with --data-dir")),
     }
+}
+
+fn parse_voters(text: &str) -> Result<u16, String> {
+    let count: u16 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if limits::VOTER_COUNTS.contains(&usize::from(count)) {
+        return Ok(count);
+    }
+    Err("1, 3 or 5: an even number survives no more failures than one less".into())
 }
 
 /// Runs one verb.

@@ -11,7 +11,7 @@ use cluster_config::node_config::NodeConfig;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::layout::{BASE_PORT_DEFAULT, Layout, Manifest, Member, NODES_DEFAULT};
+use super::layout::{BASE_PORT_DEFAULT, Layout, Manifest, Member, NODES_DEFAULT, NODES_MAX};
 use super::process::{self, Identity};
 use super::{UpArguments, home_share};
 use crate::cli::Global;
@@ -50,6 +50,7 @@ pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
         url: manifest.url(),
         data_dir: layout.root().to_owned(),
         nodes: manifest.nodes,
+        metadata_only: manifest.metadata_only,
         started: started.into_iter().map(|(name, _)| name).collect(),
     };
     output.result(&report, || report.text());
@@ -61,12 +62,18 @@ struct UpReport {
     url: String,
     data_dir: PathBuf,
     nodes: u16,
+    /// Of them: voters without shards.
+    metadata_only: u16,
     started: Vec<String>,
 }
 
 impl UpReport {
     fn text(&self) -> String {
-        let mut text = format!("ready: {} node(s) and a coordinator at {}\n", self.nodes, self.url);
+        let nodes = match self.metadata_only {
+            0 => format!("{} node(s)", self.nodes),
+            voters => format!("{voters} metadata voter(s), {} data node(s)", self.nodes - voters),
+        };
+        let mut text = format!("ready: {nodes} and a coordinator at {}\n", self.url);
         if self.url != crate::cli::URL_DEFAULT {
             text.push_str(&format!("for the other commands: export SUSUI_URL={}\n", self.url));
         }
@@ -76,14 +83,17 @@ impl UpReport {
 
 /// What the directory was made with, or what was asked for where it is new. Errors: the two contradict each other.
 fn settle_manifest(layout: &Layout, arguments: &UpArguments) -> Result<Manifest, Error> {
+    let asked = asked_nodes(arguments)?;
     let Some(existing) = layout.manifest()? else {
         let model_dir = match &arguments.model_dir {
             Some(dir) => std::path::absolute(dir).map_err(|error| Error::file(dir, &error))?,
             None => home_share()?.join("models").join(EMBEDDER_DEFAULT),
         };
+        let (nodes, metadata_only) = asked.unwrap_or((NODES_DEFAULT, 0));
         return Ok(Manifest {
             cluster_id: format!("dev-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]),
-            nodes: arguments.nodes.unwrap_or(NODES_DEFAULT),
+            nodes,
+            metadata_only,
             base_port: arguments.base_port.unwrap_or(BASE_PORT_DEFAULT),
             model_dir,
         });
@@ -94,13 +104,30 @@ fn settle_manifest(layout: &Layout, arguments: &UpArguments) -> Result<Manifest,
             format!("leave {flag} out, or choose another --data-dir"),
         )
     };
-    if let Some(nodes) = arguments.nodes.filter(|nodes| *nodes != existing.nodes) {
-        return Err(differs("--nodes", &existing.nodes.to_string(), &nodes.to_string()));
+    let made_with = (existing.nodes, existing.metadata_only);
+    if let Some(asked) = asked.filter(|asked| *asked != made_with) {
+        let words = |(nodes, metadata_only): (u16, u16)| match metadata_only {
+            0 => format!("{nodes}"),
+            voters => format!("({voters} metadata, {} data)", nodes - voters),
+        };
+        return Err(differs("--nodes", &words(made_with), &words(asked)));
     }
     if let Some(port) = arguments.base_port.filter(|port| *port != existing.base_port) {
         return Err(differs("--base-port", &existing.base_port.to_string(), &port.to_string()));
     }
     Ok(existing)
+}
+
+/// The nodes that the command line names, and how many of them only vote.
+fn asked_nodes(arguments: &UpArguments) -> Result<Option<(u16, u16)>, Error> {
+    match (arguments.metadata, arguments.data) {
+        (Some(metadata), Some(data)) if metadata + data > NODES_MAX => Err(Error::usage(
+            format!("--metadata {metadata} and --data {data} are {} nodes", metadata + data),
+            format!("run at most {NODES_MAX} together"),
+        )),
+        (Some(metadata), Some(data)) => Ok(Some((metadata + data, metadata))),
+        _ => Ok(arguments.nodes.map(|nodes| (nodes, 0))),
+    }
 }
 
 /// Reads every file as its process will, so that a mistake is told before anything is started; likewise a missing model.

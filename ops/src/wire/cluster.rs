@@ -16,6 +16,30 @@ pub struct ClusterReport {
     pub nodes: Vec<NodeReport>,
     /// By collection, then index.
     pub shards: Vec<ShardReport>,
+    /// Forced recoveries with data loss, oldest first.
+    #[serde(default)]
+    pub audit: Vec<AuditReport>,
+}
+
+/// A forced recovery with data loss.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditReport {
+    /// Counted from 1.
+    pub number: u64,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// Who, as they called themselves.
+    pub by: String,
+    /// `collection_id/index`.
+    pub shard: String,
+    /// The copy that everything was recovered from.
+    pub copy: u64,
+    /// The lineage that began with it.
+    pub lineage: u64,
+    /// Copies that held every acknowledged write before.
+    pub former_in_sync: Vec<u64>,
+    /// A member of the in-sync set lived, and the operator knew.
+    pub overrode_live: bool,
 }
 
 /// The metadata group, as one member sees it.
@@ -48,7 +72,7 @@ pub struct NodeReport {
     pub incarnation: u64,
     /// As believed by the metadata leader.
     pub liveness: Liveness,
-    /// Whether it takes new copies.
+    /// Whether it is to hold primaries and new copies.
     pub lifecycle: NodeLifecycle,
     /// Time since the leader heard of it.
     #[serde(default)]
@@ -64,13 +88,30 @@ pub struct NodeReport {
     pub memory_bytes: u64,
 }
 
+impl NodeReport {
+    /// In one word: `alive`, `draining` or `dead`.
+    pub fn state(&self) -> &'static str {
+        match (self.liveness, self.lifecycle) {
+            (Liveness::Dead, _) => "dead",
+            (Liveness::Alive, NodeLifecycle::Draining) => "draining",
+            (Liveness::Alive, NodeLifecycle::Active) => "alive",
+        }
+    }
+}
+
 /// One shard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShardReport {
+    /// `collection_id/index`.
+    #[serde(default)]
+    pub shard: String,
     /// Name of its collection.
     pub collection: String,
     /// Position in the collection.
     pub index: u32,
+    /// Raised by every change of the register.
+    #[serde(default)]
+    pub version: u64,
     /// Raised by each grant of the primary role.
     pub primary_term: u64,
     /// Copy that orders writes, where there is one.
@@ -79,6 +120,9 @@ pub struct ShardReport {
     pub in_sync: Vec<u64>,
     /// Fewest in-sync copies with which writes are accepted.
     pub min_in_sync: u32,
+    /// Changes only by recovery with data loss.
+    #[serde(default)]
+    pub lineage: u64,
     /// `green` (all copies in sync), `yellow` (some are not), `red` (no primary).
     pub health: String,
     /// All copies.
@@ -110,8 +154,11 @@ pub struct CopyReport {
     pub global_checkpoint: u64,
     /// Model generation of its index; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed, or poisoned.
+    /// exact, training, building, indexed, poisoned, or corrupt.
     pub index_state: String,
+    /// Why it is poisoned or corrupt.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Live rows.
     pub rows_live: u64,
     /// Rows in the index.

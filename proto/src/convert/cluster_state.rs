@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use cluster_config::audit::AuditRecord;
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle, NodeRecord, RetiredCopy};
 use cluster_config::collection::{Collection, CollectionSpec, FieldType, IndexSpec, Metric};
 use cluster_config::ids::{CollectionId, CopyId, Incarnation, Lineage, NodeId};
-use cluster_config::seqno::PrimaryTerm;
+use cluster_config::seqno::{LogPosition, PrimaryTerm};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, PrimaryGrant, ShardGroup};
 
 use super::ids::shard_id;
@@ -242,6 +243,45 @@ impl TryFrom<v1::RetiredCopy> for KeyedRetired {
     }
 }
 
+/// An audit record with its number.
+struct NumberedAudit(u64, AuditRecord);
+
+impl From<NumberedAudit> for v1::AuditRecord {
+    fn from(NumberedAudit(number, record): NumberedAudit) -> Self {
+        let seen = |(copy, last): (CopyId, LogPosition)| v1::SeenCopy { copy_id: copy.0, last: Some(last.into()) };
+        Self {
+            number,
+            at_unix_ms: record.at_unix_ms,
+            by: record.by,
+            shard: Some(record.shard.into()),
+            copy_id: record.copy.0,
+            lineage: record.lineage.0,
+            former_in_sync: record.former_in_sync.into_iter().map(|copy| copy.0).collect(),
+            last_seen: record.last_seen.into_iter().map(seen).collect(),
+            overrode_live: record.overrode_live,
+        }
+    }
+}
+
+impl TryFrom<v1::AuditRecord> for NumberedAudit {
+    type Error = WireError;
+
+    fn try_from(wire: v1::AuditRecord) -> Result<Self, WireError> {
+        let seen = wire.last_seen.into_iter().map(|seen| (CopyId(seen.copy_id), seen.last.unwrap_or_default().into()));
+        let record = AuditRecord {
+            at_unix_ms: wire.at_unix_ms,
+            by: wire.by,
+            shard: shard_id("shard", wire.shard)?,
+            copy: CopyId(wire.copy_id),
+            lineage: Lineage(wire.lineage),
+            former_in_sync: wire.former_in_sync.into_iter().map(CopyId).collect(),
+            last_seen: keyed("last_seen", seen)?,
+            overrode_live: wire.overrode_live,
+        };
+        Ok(Self(wire.number, record))
+    }
+}
+
 impl From<ClusterState> for v1::ClusterState {
     fn from(state: ClusterState) -> Self {
         Self {
@@ -254,6 +294,7 @@ impl From<ClusterState> for v1::ClusterState {
             retired: to_wire(state.retired.into_iter().map(|(copy, retired)| KeyedRetired(copy, retired))),
             next_collection: state.next_collection,
             next_copy: state.next_copy,
+            audit: to_wire(state.audit.into_iter().map(|(number, record)| NumberedAudit(number, record))),
         }
     }
 }
@@ -266,6 +307,7 @@ impl TryFrom<v1::ClusterState> for ClusterState {
         let collections: Vec<Collection> = each("collections", wire.collections)?;
         let shards: Vec<ShardGroup> = each("shards", wire.shards)?;
         let retired: Vec<KeyedRetired> = each("retired", wire.retired)?;
+        let audit: Vec<NumberedAudit> = each("audit", wire.audit)?;
         Ok(Self {
             cluster_id: wire.cluster_id,
             version: wire.version,
@@ -276,6 +318,7 @@ impl TryFrom<v1::ClusterState> for ClusterState {
             retired: keyed("retired", retired.into_iter().map(|KeyedRetired(copy, retired)| (copy, retired)))?,
             next_collection: wire.next_collection,
             next_copy: wire.next_copy,
+            audit: keyed("audit", audit.into_iter().map(|NumberedAudit(number, record)| (number, record)))?,
         })
     }
 }

@@ -15,6 +15,14 @@ use crate::v1;
 
 convert_enum!(Consistency, v1::Consistency, "consistency", [Eventual, Session, Strong]);
 
+/// The consistency of a fetch or a listing. A sender that names none asks for no more than its `min_seqno`.
+pub fn fetch_consistency(wire: i32) -> Result<Consistency, WireError> {
+    match v1::Consistency::try_from(wire) {
+        Ok(v1::Consistency::Unspecified) => Ok(Consistency::Session),
+        _ => enum_field::<v1::Consistency, _>("consistency", wire),
+    }
+}
+
 impl From<FieldValue> for v1::FieldValue {
     fn from(value: FieldValue) -> Self {
         use v1::field_value::Kind;

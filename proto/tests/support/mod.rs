@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use cluster_config::audit::AuditRecord;
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle, NodeRecord, RetiredCopy};
 use cluster_config::collection::{Collection, CollectionSpec, FieldType, IndexSpec, Metric};
 use cluster_config::error::ErrorKind;
@@ -13,7 +14,7 @@ use cluster_config::operation::{Chunk, LogEntry, Operation};
 use cluster_config::search::{
     Consistency, CopyPosition, NodeSearch, SearchKnobs, ShardAnswer, ShardHit, ShardQuery, ShardTarget,
 };
-use cluster_config::seqno::{PrimaryTerm, SeqNo};
+use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, CopyTarget, PrimaryGrant, ShardGroup};
 use proptest::option;
 use proptest::prelude::*;
@@ -147,6 +148,24 @@ fn node_record() -> impl Strategy<Value = NodeRecord> {
     )
 }
 
+fn audit_record() -> impl Strategy<Value = AuditRecord> {
+    let copies = prop::collection::btree_set(any::<u64>().prop_map(CopyId), 0..3);
+    let last = any::<[u64; 2]>().prop_map(|[term, seqno]| LogPosition { term: PrimaryTerm(term), seqno: SeqNo(seqno) });
+    let last_seen = prop::collection::btree_map(any::<u64>().prop_map(CopyId), last, 0..3);
+    (any::<[u64; 3]>(), ".{0,20}", shard_id(), copies, last_seen, any::<bool>()).prop_map(
+        |([at_unix_ms, copy, lineage], by, shard, former_in_sync, last_seen, overrode_live)| AuditRecord {
+            at_unix_ms,
+            by,
+            shard,
+            copy: CopyId(copy),
+            lineage: Lineage(lineage),
+            former_in_sync,
+            last_seen,
+            overrode_live,
+        },
+    )
+}
+
 /// Any shape a state can have; its invariants are not held, as conversion does not depend on them.
 pub(crate) fn cluster_state() -> impl Strategy<Value = ClusterState> {
     let retired = prop::collection::btree_map(
@@ -157,8 +176,18 @@ pub(crate) fn cluster_state() -> impl Strategy<Value = ClusterState> {
     let nodes = prop::collection::vec(node_record(), 0..4);
     let collections = prop::collection::vec((any::<u64>(), collection_spec(), any::<u64>()), 0..3);
     let shards = prop::collection::vec(shard_group(), 0..4);
-    (".{0,20}", any::<[u64; 3]>(), any::<u32>(), nodes, collections, shards, retired).prop_map(
-        |(cluster_id, [version, next_collection, next_copy], feature_level, nodes, collections, shards, retired)| {
+    let audit = prop::collection::btree_map(any::<u64>(), audit_record(), 0..3);
+    (".{0,20}", any::<[u64; 3]>(), any::<u32>(), nodes, collections, shards, retired, audit).prop_map(
+        |(
+            cluster_id,
+            [version, next_collection, next_copy],
+            feature_level,
+            nodes,
+            collections,
+            shards,
+            retired,
+            audit,
+        )| {
             let collection = |(id, spec, epoch)| (CollectionId(id), Collection { id: CollectionId(id), spec, epoch });
             ClusterState {
                 cluster_id,
@@ -170,6 +199,7 @@ pub(crate) fn cluster_state() -> impl Strategy<Value = ClusterState> {
                 retired,
                 next_collection,
                 next_copy,
+                audit,
             }
         },
     )
@@ -348,6 +378,7 @@ pub(crate) fn sample_state() -> ClusterState {
         retired: BTreeMap::from([(CopyId(3), RetiredCopy { shard, node: NodeId(3) })]),
         next_collection: 2,
         next_copy: 5,
+        audit: BTreeMap::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! that applies the log gets the same bytes. Ids are allotted here and nowhere else.
 
 mod collections;
+mod force;
 mod nodes;
 mod shards;
 #[cfg(test)]
@@ -69,6 +70,15 @@ pub fn apply(state: &mut State, command: &Command) -> Response {
         Command::RetireCopy { shard, expect_version, copy } => {
             shards::retire_copy(state, *shard, *expect_version, *copy)
         }
+        Command::ReplaceCopy { shard, expect_version, copy } => {
+            shards::replace_copy(state, *shard, *expect_version, *copy)
+        }
+        Command::ForgetRetired(copies) => Ok(nodes::forget_retired(state, copies)),
+        Command::SetLifecycle { node, lifecycle } => nodes::set_lifecycle(state, *node, *lifecycle),
+        Command::PromoteReplica { shard, expect_version, copy } => {
+            shards::promote_replica(state, *shard, *expect_version, *copy)
+        }
+        Command::ForcePromote(forced) => force::promote(state, forced),
     };
     match outcome {
         Ok(Outcome { changed, response }) => {

@@ -1,4 +1,4 @@
-//! Nodes come and go.
+//! Nodes come and go, and operators say what they are for.
 
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle, NodeRecord, RetiredCopy};
 use cluster_config::error::ErrorKind;
@@ -96,4 +96,26 @@ pub(super) fn mark_dead(state: &mut State, node: NodeId, incarnation: Incarnatio
         record.liveness = Liveness::Dead;
     }
     Ok(Outcome::changed(Response::Done { changed: true }))
+}
+
+/// An operator's word on what the node is to do. It outlives every life of the process.
+pub(super) fn set_lifecycle(state: &mut State, node: NodeId, lifecycle: NodeLifecycle) -> Result<Outcome, Refusal> {
+    let record = state.cluster.nodes.get(&node);
+    let record = record.ok_or_else(|| Refusal::new(ErrorKind::NotFound, format!("node {node} does not exist")))?;
+    if record.lifecycle == lifecycle {
+        return Ok(Outcome::unchanged(Response::Done { changed: false }));
+    }
+    if let Some(record) = cluster_mut(state).nodes.get_mut(&node) {
+        record.lifecycle = lifecycle;
+    }
+    Ok(Outcome::changed(Response::Done { changed: true }))
+}
+
+/// Forgets retired copies. Their ids are never given out again, so nothing depends on the memory but the deletion of their files.
+pub(super) fn forget_retired(state: &mut State, copies: &[CopyId]) -> Outcome {
+    let changed = copies.iter().any(|copy| state.cluster.retired.contains_key(copy));
+    if changed {
+        cluster_mut(state).retired.retain(|copy, _| !copies.contains(copy));
+    }
+    Outcome { changed, response: Response::Done { changed } }
 }

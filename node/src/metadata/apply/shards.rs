@@ -193,7 +193,7 @@ fn check_version(group: &ShardGroup, expected: u64) -> Result<(), String> {
     Ok(())
 }
 
-fn find(cluster: &ClusterState, shard: ShardId, expect_version: u64) -> Result<ShardGroup, Refusal> {
+pub(super) fn find(cluster: &ClusterState, shard: ShardId, expect_version: u64) -> Result<ShardGroup, Refusal> {
     let group = cluster
         .shards
         .get(&shard)
@@ -237,6 +237,34 @@ pub(super) fn retire_copy(
     copy: CopyId,
 ) -> Result<Outcome, Refusal> {
     let mut group = find(&state.cluster, shard, expect_version)?;
+    let record = take_out(&mut group, copy)?;
+    group.version += 1;
+    let cluster = cluster_mut(state);
+    cluster.retired.insert(copy, RetiredCopy { shard, node: record.node });
+    cluster.shards.insert(shard, group);
+    Ok(Outcome::changed(Response::Done { changed: true }))
+}
+
+/// Retires a copy and puts a new one on its node, in one step: the node has the space, and the shard is never without the place.
+pub(super) fn replace_copy(
+    state: &mut State,
+    shard: ShardId,
+    expect_version: u64,
+    copy: CopyId,
+) -> Result<Outcome, Refusal> {
+    let mut group = find(&state.cluster, shard, expect_version)?;
+    let record = take_out(&mut group, copy)?;
+    let cluster = cluster_mut(state);
+    group.copies.insert(CopyId(cluster.next_copy), CopyRecord { phase: CopyPhase::New, ..record });
+    group.version += 1;
+    cluster.next_copy += 1;
+    cluster.retired.insert(copy, RetiredCopy { shard, node: record.node });
+    cluster.shards.insert(shard, group);
+    Ok(Outcome::changed(Response::Done { changed: true }))
+}
+
+/// Removes a copy that is neither primary nor the last in sync from the register.
+fn take_out(group: &mut ShardGroup, copy: CopyId) -> Result<CopyRecord, Refusal> {
     let conflict = |message: String| Err(Refusal::new(ErrorKind::Conflict, message));
     let Some(record) = group.copies.get(&copy).copied() else {
         return conflict(format!("copy {copy} does not exist"));
@@ -249,9 +277,33 @@ pub(super) fn retire_copy(
     }
     group.in_sync.remove(&copy);
     group.copies.remove(&copy);
+    Ok(record)
+}
+
+/// Makes a read replica a voter. It goes back to catching up: only its primary knows when it holds everything (W8).
+pub(super) fn promote_replica(
+    state: &mut State,
+    shard: ShardId,
+    expect_version: u64,
+    copy: CopyId,
+) -> Result<Outcome, Refusal> {
+    let mut group = find(&state.cluster, shard, expect_version)?;
+    let voters = group.copies.values().filter(|record| record.role == CopyRole::Voter).count();
+    let Some(record) = group.copies.get_mut(&copy) else {
+        return Err(Refusal::new(ErrorKind::NotFound, format!("shard {shard} has no copy {copy}")));
+    };
+    if record.role == CopyRole::Voter {
+        return Ok(Outcome::unchanged(Response::Done { changed: false }));
+    }
+    if voters >= limits::COPIES_MAX as usize {
+        let message = format!("shard {shard} has {voters} voters, as many as it may have");
+        return Err(Refusal::new(ErrorKind::Conflict, message));
+    }
+    record.role = CopyRole::Voter;
+    if record.phase == CopyPhase::InSync {
+        record.phase = CopyPhase::CatchingUp;
+    }
     group.version += 1;
-    let cluster = cluster_mut(state);
-    cluster.retired.insert(copy, RetiredCopy { shard, node: record.node });
-    cluster.shards.insert(shard, group);
+    cluster_mut(state).shards.insert(shard, group);
     Ok(Outcome::changed(Response::Done { changed: true }))
 }

@@ -1,6 +1,6 @@
 //! Each test is a short story: commands, and the state after them. The invariants are checked after every command.
 
-use cluster_config::cluster_state::Liveness;
+use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 use cluster_config::collection::CollectionSpec;
 use cluster_config::ids::{CollectionId, CopyId, Incarnation, NodeId, ShardId};
 use cluster_config::seqno::PrimaryTerm;
@@ -8,7 +8,11 @@ use cluster_config::shard_group::{CopyPhase, CopyRole, PrimaryGrant, ShardGroup}
 use proptest::prelude::*;
 
 use super::*;
-use crate::metadata::command::{FEATURE_LEVEL, PlannedCopy, Proposal, ProposedChange, Reconfiguration, RegisterNode};
+use crate::metadata::command::{
+    FEATURE_LEVEL, ForcePromote, PlannedCopy, Proposal, ProposedChange, Reconfiguration, RegisterNode,
+};
+
+mod operators;
 
 const SHARD: ShardId = ShardId { collection: CollectionId(1), index: 0 };
 
@@ -377,6 +381,18 @@ fn copies_are_added_once_per_node_and_retired_unless_needed() {
     assert!(story.state.cluster.retired.contains_key(&CopyId(3)));
 }
 
+fn forced(expect_version: u64, copy: u64, incarnation: u64) -> ForcePromote {
+    ForcePromote {
+        shard: SHARD,
+        expect_version,
+        grant: PrimaryGrant { copy: CopyId(copy), incarnation: Incarnation(incarnation) },
+        at_unix_ms: 1_800_000_000_000,
+        by: "ada".into(),
+        last_seen: Default::default(),
+        overrode_live: false,
+    }
+}
+
 /// Commands as a raced, confused or malicious leader might send them.
 fn any_command() -> impl Strategy<Value = Command> {
     let (node, copy, incarnation, version, term) = (1u64..5, 1u64..7, 1u64..4, 0u64..12, 0u64..5);
@@ -434,20 +450,31 @@ fn any_command() -> impl Strategy<Value = Command> {
             expect_version,
             copy: PlannedCopy { node: NodeId(node), role },
         }),
-        1 => (version, copy)
+        1 => (version.clone(), copy.clone())
             .prop_map(|(expect_version, copy)| Command::RetireCopy { shard: SHARD, expect_version, copy: CopyId(copy) }),
+        1 => (version.clone(), copy.clone())
+            .prop_map(|(expect_version, copy)| Command::ReplaceCopy { shard: SHARD, expect_version, copy: CopyId(copy) }),
+        1 => prop::collection::vec(copy.clone().prop_map(CopyId), 0..3).prop_map(Command::ForgetRetired),
+        1 => (1u64..5, prop_oneof![Just(NodeLifecycle::Active), Just(NodeLifecycle::Draining)])
+            .prop_map(|(node, lifecycle)| Command::SetLifecycle { node: NodeId(node), lifecycle }),
+        1 => (version.clone(), copy.clone())
+            .prop_map(|(expect_version, copy)| Command::PromoteReplica { shard: SHARD, expect_version, copy: CopyId(copy) }),
+        1 => (version, copy, 1u64..4).prop_map(|(expect_version, copy, incarnation)| Command::ForcePromote(forced(
+            expect_version, copy, incarnation
+        ))),
     ]
 }
 
 proptest! {
     /// Whatever is logged: the invariants hold, versions and terms never go back, two primaries never share a term, and an
-    /// in-sync set that had a member keeps one that was in it before.
+    /// in-sync set that had a member keeps one that was in it before, unless an operator forced it under a new lineage.
     #[test]
     fn any_log_keeps_the_invariants(commands in prop::collection::vec(any_command(), 1..60)) {
         let mut story = Story::with_shard();
         let mut granted = std::collections::BTreeMap::new();
         for command in commands {
             let before = story.group().clone();
+            let was_forced = matches!(command, Command::ForcePromote(_));
             story.apply(command);
             let after = story.group();
             prop_assert!(after.version >= before.version && after.primary_term >= before.primary_term);
@@ -456,7 +483,13 @@ proptest! {
                 let holder = *granted.entry(after.primary_term).or_insert(grant);
                 prop_assert_eq!(holder, grant, "one primary, in one life, per term");
             }
-            if !before.in_sync.is_empty() {
+            if after.lineage != before.lineage {
+                prop_assert!(was_forced && after.lineage.0 == before.lineage.0 + 1);
+                prop_assert!(after.primary_term > before.primary_term && after.copies.len() == 1);
+                let retired = &story.state.cluster.retired;
+                let is_known = |copy: &CopyId| after.copies.contains_key(copy) || retired.contains_key(copy);
+                prop_assert!(before.copies.keys().all(is_known));
+            } else if !before.in_sync.is_empty() {
                 prop_assert!(after.in_sync.intersection(&before.in_sync).next().is_some());
             }
         }

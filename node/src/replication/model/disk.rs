@@ -10,14 +10,15 @@ use crate::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageEr
 pub(super) struct Disk {
     pub(super) copy: CopyId,
     pub(super) term: PrimaryTerm,
-    /// Entry `n` has seqno `n + 1`.
+    /// Entry `n` has seqno `n + 1`. Purged entries stay here for the oracles; the copy is not shown them.
     pub(super) log: Vec<EncodedEntry>,
+    pub(super) purged: usize,
     pub(super) applied: usize,
 }
 
 impl Disk {
     pub(super) fn new(copy: CopyId) -> Self {
-        Self { copy, term: PrimaryTerm(0), log: Vec::new(), applied: 0 }
+        Self { copy, term: PrimaryTerm(0), log: Vec::new(), purged: 0, applied: 0 }
     }
 
     pub(super) fn entry(&self, seqno: usize) -> Option<&EncodedEntry> {
@@ -56,6 +57,22 @@ impl Disk {
         Ok(())
     }
 
+    /// Errors: what goes is not applied.
+    pub(super) fn purge(&mut self, up_to: SeqNo) -> Result<(), String> {
+        if up_to.0 as usize > self.applied {
+            return Err(format!("copy {} lets {up_to} go, which is not applied", self.copy));
+        }
+        self.purged = self.purged.max(up_to.0 as usize);
+        Ok(())
+    }
+
+    /// Becomes a snapshot of `source`: what is applied there, and no log. The promise to older primaries stays.
+    pub(super) fn adopt(&mut self, source: &Disk) {
+        self.log = source.log[..source.applied].to_vec();
+        (self.applied, self.purged) = (source.applied, source.applied);
+        self.term = self.term.max(self.position(self.applied).term);
+    }
+
     pub(super) fn find_operation(&self, id: OperationId) -> Option<SeqNo> {
         self.log[..self.applied].iter().find(|entry| entry.operation_id == id).map(|entry| entry.seqno)
     }
@@ -73,9 +90,11 @@ impl CopyStorage for Disk {
             shard: SHARD,
             lineage: Lineage(0),
             current_term: self.term,
-            purged: LogPosition::default(),
+            purged: self.position(self.purged),
             last: self.position(self.log.len()),
             applied: self.position(self.applied),
+            floor: SeqNo::ZERO,
+            log_bytes: (self.log.len() - self.purged) as u64,
         })
     }
 
@@ -84,7 +103,8 @@ impl CopyStorage for Disk {
     }
 
     fn term_at(&self, seqno: SeqNo) -> Result<Option<PrimaryTerm>, StorageError> {
-        Ok(self.entry(seqno.0 as usize).map(|entry| entry.term))
+        let is_kept = seqno.0 as usize >= self.purged;
+        Ok(self.entry(seqno.0 as usize).filter(|_| is_kept).map(|entry| entry.term))
     }
 
     fn find_operation(&self, id: OperationId) -> Result<Option<SeqNo>, StorageError> {
@@ -96,6 +116,14 @@ impl CopyStorage for Disk {
     }
 
     fn apply(&self, _: &[EncodedEntry]) -> Result<(), StorageError> {
+        Err(StorageError::Refused("the model writes through Disk".into()))
+    }
+
+    fn purge(&self, _: SeqNo) -> Result<(), StorageError> {
+        Err(StorageError::Refused("the model writes through Disk".into()))
+    }
+
+    fn keep_floor(&self, _: SeqNo) -> Result<(), StorageError> {
         Err(StorageError::Refused("the model writes through Disk".into()))
     }
 }

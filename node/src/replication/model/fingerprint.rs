@@ -25,7 +25,7 @@ impl World {
     fn hash_replica(&self, replica: &Replica, hasher: &mut impl Hasher) {
         let Replica { core, disk, incarnation, life, now_ms: _, writes, lookups, .. } = replica;
         core.fingerprint(hasher);
-        (disk.term, disk.log.len(), disk.applied, incarnation, life, replica.apply_target()).hash(hasher);
+        (disk.term, disk.log.len(), disk.purged, disk.applied, incarnation, life, replica.apply_target()).hash(hasher);
         disk.log.iter().for_each(|entry| (entry.term, entry.operation_id).hash(hasher));
         writes.len().hash(hasher);
         for (_, write) in writes {
@@ -49,15 +49,15 @@ impl World {
         std::mem::discriminant(mail).hash(&mut hasher);
         match mail {
             Mail::Append { from, life, append_id, to, append } => {
-                let Append { term, prev, entries, global_checkpoint, .. } = &**append;
+                let Append { term, prev, entries, global_checkpoint, log_start, .. } = &**append;
                 (from, to, self.standing(*from, *life, &self.copies[*to], *append_id)).hash(&mut hasher);
-                (term, prev, global_checkpoint, entries.len()).hash(&mut hasher);
+                (term, prev, global_checkpoint, log_start, entries.len()).hash(&mut hasher);
                 entries.iter().for_each(|entry| (entry.term, entry.operation_id).hash(&mut hasher));
             }
             Mail::Reply { to, life, append_id, result } => {
                 let by = &self.copies[result.copy.0 as usize - 1];
                 (to, result.copy, self.standing(*to, *life, by, *append_id)).hash(&mut hasher);
-                (result.incarnation, result.term, result.outcome).hash(&mut hasher);
+                (result.incarnation, result.term, result.pinned, result.outcome).hash(&mut hasher);
             }
             Mail::Propose { from, life, proposal } => {
                 let is_awaited = self.awaits_proposal(*from, *life, proposal.id);
@@ -68,8 +68,16 @@ impl World {
                 (to, is_awaited, outcome.accepted, outcome.register.version).hash(&mut hasher);
             }
             Mail::Register { to, life, version } => (to, life, version).hash(&mut hasher),
+            Mail::Confirm { from, life, round, to } => (from, self.awaits_round(*from, *life, *round), to).hash(&mut hasher),
+            Mail::Confirmed { to, life, round, by, term } => {
+                (to, self.awaits_round(*to, *life, *round), by, term).hash(&mut hasher);
+            }
         }
         hasher.finish()
+    }
+
+    fn awaits_round(&self, copy: usize, life: u8, round: u64) -> bool {
+        self.copies[copy].life == life && self.copies[copy].core.awaits_round(round)
     }
 
     fn awaits_proposal(&self, copy: usize, life: u8, id: u64) -> bool {

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use cluster_config::ids::OperationId;
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
 
-use super::world::{Replica, World};
-use crate::replication::messages::WriteRefusal;
+use super::world::{FIRST_READ, Replica, World};
+use crate::replication::messages::{RequestId, WriteRefusal};
 use crate::replication::storage::StorageError;
 
 #[derive(Clone, Default, Hash)]
@@ -20,6 +20,11 @@ pub(super) struct Oracle {
     /// Who acted as primary in each term, in which life.
     primaries: BTreeMap<PrimaryTerm, (usize, u8)>,
     writes: BTreeMap<OperationId, Write>,
+    /// Strong reads under way, and what they must not miss.
+    reads: BTreeMap<RequestId, SeqNo>,
+    /// The last position that was acknowledged, or shown to a strong read.
+    seen: SeqNo,
+    pub(super) reads_served: u8,
     broken: Option<String>,
 }
 
@@ -80,6 +85,7 @@ impl Oracle {
             }
             _ => write.acknowledged = Some(seqno),
         }
+        self.seen = self.seen.max(seqno);
     }
 
     pub(super) fn refused(&mut self, operation: OperationId, refusal: &WriteRefusal) {
@@ -90,6 +96,29 @@ impl Oracle {
                 write.attempts -= 1;
             }
         }
+    }
+
+    /// A strong read begins; it gets the first number that is free.
+    pub(super) fn begin_read(&mut self) -> RequestId {
+        let is_free = |request: &RequestId| !self.reads.contains_key(request);
+        let request = (FIRST_READ..).map(RequestId).find(is_free).unwrap_or(RequestId(FIRST_READ));
+        self.reads.insert(request, self.seen);
+        request
+    }
+
+    pub(super) fn served(&mut self, request: RequestId, seqno: SeqNo, applied: SeqNo) {
+        let Some(floor) = self.reads.remove(&request) else {
+            return self.report("a strong read is answered twice".into());
+        };
+        if seqno < floor || applied < seqno {
+            self.report(format!("a strong read is served at {seqno}, {applied} applied, which misses {floor}"));
+        }
+        self.seen = self.seen.max(seqno);
+        self.reads_served += 1;
+    }
+
+    pub(super) fn refused_read(&mut self, request: RequestId) {
+        self.reads.remove(&request);
     }
 
     // ---- after each step ---------------------------------------------------------------------------------------------------

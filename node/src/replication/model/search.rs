@@ -49,7 +49,7 @@ impl Model for Question {
 type Seen = fn(&Question, &World) -> bool;
 
 const SEEN: [Seen; SIGHTS.len()] =
-    [seen::<0>, seen::<1>, seen::<2>, seen::<3>, seen::<4>, seen::<5>, seen::<6>, seen::<7>, seen::<8>];
+    [seen::<0>, seen::<1>, seen::<2>, seen::<3>, seen::<4>, seen::<5>, seen::<6>, seen::<7>, seen::<8>, seen::<9>, seen::<10>, seen::<11>, seen::<12>, seen::<13>];
 
 fn seen<const N: usize>(_: &Question, world: &World) -> bool {
     (SIGHTS[N].1)(world)
@@ -83,10 +83,10 @@ fn search(what: &str, setting: Setting, bounds: Bounds, states: usize) -> Vec<&'
 }
 
 const NOTHING: Bounds =
-    Bounds { writes: 0, grants: 0, expiries: 0, crashes: 0, disk_failures: 0, losses: 0, repeats: 0, ticks: 0 };
+    Bounds { writes: 0, grants: 0, expiries: 0, crashes: 0, disk_failures: 0, losses: 0, repeats: 0, ticks: 0, reads: 0, hand_offs: 0 };
 
 fn setting(copies: u64, in_sync: u64) -> Setting {
-    Setting { copies, in_sync, min_in_sync: 1, eager: true, retries: false, mutant: None }
+    Setting { copies, in_sync, min_in_sync: 1, eager: true, purges: false, retries: false, mutant: None }
 }
 
 #[test]

@@ -4,12 +4,12 @@ use cluster_config::ids::{CopyId, OperationId};
 use cluster_config::seqno::PrimaryTerm;
 
 use super::world::World;
-use crate::replication::messages::Change;
+use crate::replication::messages::{Change, Proposal};
 
 /// A name and whether a world shows it.
 pub(super) type Sight = (&'static str, fn(&World) -> bool);
 
-pub(super) const SIGHTS: [Sight; 9] = [
+pub(super) const SIGHTS: [Sight; 14] = [
     ("two copies believe to be primary", |world| primaries(world).count() > 1),
     ("a new primary keeps a tail that nobody committed", keeps_a_tail),
     ("a write of unknown outcome is committed through a later barrier", is_committed_through_a_barrier),
@@ -18,6 +18,11 @@ pub(super) const SIGHTS: [Sight; 9] = [
     ("a copy is admitted", has_admitted),
     ("a copy is removed by the consent of metadata", has_removed),
     ("an Add is under way whose primary is deposed", has_a_void_add),
+    ("a strong read is served", |world| world.oracle.reads_served > 0),
+    ("the log of a copy is purged", |world| world.copies.iter().any(|replica| replica.disk.purged > 0)),
+    ("a copy needs a snapshot", |world| world.copies.iter().any(|replica| replica.core.needs_snapshot())),
+    ("a copy goes on from a snapshot", goes_on_from_a_snapshot),
+    ("a hand-off is proposed", |world| world.proposals().any(is_hand_off)),
     ("both writes are acknowledged", |world| world.oracle.acknowledgements() >= 2),
 ];
 
@@ -75,4 +80,12 @@ fn has_removed(world: &World) -> bool {
 fn has_a_void_add(world: &World) -> bool {
     let term = world.group().primary_term;
     world.proposals().any(|proposal| matches!(proposal.change, Change::Add { .. }) && proposal.term < term)
+}
+
+fn goes_on_from_a_snapshot(world: &World) -> bool {
+    world.copies.iter().any(|replica| replica.fetched && replica.disk.log.len() > replica.disk.purged)
+}
+
+fn is_hand_off(proposal: &Proposal) -> bool {
+    matches!(proposal.change, Change::HandOff(_))
 }

@@ -32,9 +32,9 @@ impl Rng {
 const STEPS_MAX: usize = 200;
 
 /// Kinds of steps: one of them is drawn first, so that the many of one kind do not crowd out the few of another.
-const KINDS: [&str; 16] = [
+const KINDS: [&str; 20] = [
     "learn", "sync", "apply", "look up", "append", "reply", "proposal", "repeat", "loss", "write", "tick", "crash",
-    "disk failure", "reopening", "grant", "expiry",
+    "disk failure", "reopening", "grant", "expiry", "read", "confirm", "hand-off", "snapshot",
 ];
 
 /// What a walk came to.
@@ -59,6 +59,7 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
         in_sync: 1 + rng.below(copies),
         min_in_sync: 1,
         eager: rng.below(2) == 0,
+        purges: rng.below(3) == 0,
         retries: rng.below(2) == 0,
         mutant,
     };
@@ -101,13 +102,15 @@ fn all_at_once(rng: &mut Rng) -> Bounds {
         losses: 4 * few(),
         repeats: few(),
         ticks: 24,
+        reads: few(),
+        hand_offs: few(),
     };
     Bounds { writes: 2 + rng.below(6) as u8, grants: 1 + rng.below(5) as u8, ..bounds }
 }
 
 /// Few grants and one kind of fault: what needs no luck but a certain order is met far more often.
 fn one_at_a_time(rng: &mut Rng) -> Bounds {
-    let only = rng.below(6);
+    let only = rng.below(8);
     let few = |kind| if kind == only { 2 } else { 0 };
     Bounds {
         expiries: few(0),
@@ -115,6 +118,8 @@ fn one_at_a_time(rng: &mut Rng) -> Bounds {
         disk_failures: few(2),
         losses: few(3),
         repeats: few(4),
+        reads: few(5),
+        hand_offs: few(6),
         writes: 1 + rng.below(3) as u8,
         grants: 1 + rng.below(3) as u8,
         ticks: 4 + rng.below(8) as u8,
@@ -148,6 +153,7 @@ fn kind(world: &World, step: Step) -> usize {
             Mail::Append { .. } => 4,
             Mail::Reply { .. } => 5,
             Mail::Propose { .. } | Mail::Decision { .. } | Mail::Register { .. } => 6,
+            Mail::Confirm { .. } | Mail::Confirmed { .. } => 17,
         },
         Step::Lose { .. } | Step::GiveUp { .. } => 8,
         Step::Write { .. } => 9,
@@ -157,5 +163,8 @@ fn kind(world: &World, step: Step) -> usize {
         Step::Reopen { .. } => 13,
         Step::Grant { .. } => 14,
         Step::Expire { .. } => 15,
+        Step::Read { .. } => 16,
+        Step::HandOff { .. } => 18,
+        Step::Fetch { .. } => 19,
     }
 }

@@ -17,15 +17,20 @@ use crate::metadata::command::{self, Command, ProposedChange, Reconfiguration, R
 use crate::metadata::state::State;
 use crate::replication::core::{Core, CoreOptions, Timing};
 use crate::replication::messages::{
-    Action, Append, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId, SendAppend,
+    Action, Append, AppendResult, Change, Event, Proposal, ProposalOutcome, RequestId, SendAppend, SendConfirm,
 };
 use crate::replication::mutant::{Mutant, planted};
 use crate::replication::open::open;
+use crate::replication::retention::Retention;
 use crate::replication::storage::{EncodedEntry, LogWrite, StorageError};
 
 pub(super) const SHARD: ShardId = ShardId { collection: CollectionId(1), index: 0 };
 
 /// One tick makes a message due; two make whoever was silent late.
+/// Strong reads and hand-offs are told from writes by their numbers.
+pub(super) const FIRST_READ: u64 = 1000;
+const HAND_OFF: RequestId = RequestId(2000);
+
 const TIMING: Timing = Timing { heartbeat_ms: 1, ack_timeout_ms: 1, retry_ms: 1, proposal_pause_ms: 1 };
 
 /// What may still happen: how often, and in which variants.
@@ -47,6 +52,10 @@ pub(super) struct Bounds {
     pub(super) repeats: u8,
     /// Steps of some copy's clock.
     pub(super) ticks: u8,
+    /// Strong reads.
+    pub(super) reads: u8,
+    /// Hand-offs that are asked for.
+    pub(super) hand_offs: u8,
 }
 
 /// What stays the same for a whole run.
@@ -58,6 +67,8 @@ pub(super) struct Setting {
     pub(super) min_in_sync: u32,
     /// Disk work that no rule waits for happens at once: fewer states, the same rules.
     pub(super) eager: bool,
+    /// The log is purged as soon as it may be.
+    pub(super) purges: bool,
     /// Operations are tried again.
     pub(super) retries: bool,
     /// The rule to be broken. The core's own `check` is then left out: the oracles alone must notice.
@@ -92,6 +103,8 @@ pub(super) struct Replica {
     apply_target: SeqNo,
     /// Whom an answer to the request of this number goes to. Free numbers are used again.
     asks: Vec<Option<Ask>>,
+    /// It once became a snapshot of another copy.
+    pub(super) fetched: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -109,6 +122,8 @@ pub(super) enum Mail {
     Propose { from: usize, life: u8, proposal: Proposal },
     Decision { to: usize, life: u8, id: u64, outcome: Arc<ProposalOutcome> },
     Register { to: usize, life: u8, version: usize },
+    Confirm { from: usize, life: u8, round: u64, to: usize },
+    Confirmed { to: usize, life: u8, round: u64, by: CopyId, term: PrimaryTerm },
 }
 
 /// One thing that happens.
@@ -138,6 +153,10 @@ pub(super) enum Step {
     /// Metadata grants the role; `drop` takes the former primary out of the in-sync set.
     Grant { copy: usize, drop: bool },
     Expire { copy: usize },
+    Read { copy: usize },
+    HandOff { copy: usize, to: usize },
+    /// A copy that the log cannot help becomes a snapshot of another.
+    Fetch { copy: usize, from: usize },
 }
 
 impl World {
@@ -170,7 +189,7 @@ impl World {
         for copy in 1..=setting.copies {
             let disk = Disk::new(CopyId(copy));
             let incarnation = world.register(copy as usize - 1, 1);
-            let core = opened(&disk, incarnation);
+            let core = opened(&disk, incarnation, setting.purges);
             world.copies.push(Arc::new(Replica {
                 core,
                 disk,
@@ -181,6 +200,7 @@ impl World {
                 lookups: Vec::new(),
                 apply_target: SeqNo::ZERO,
                 asks: Vec::new(),
+                fetched: false,
             }));
         }
         world.grant(0, false);
@@ -252,6 +272,18 @@ impl World {
             let first = if self.setting.retries { 1 } else { known + 1 };
             steps.extend((first..=known + 1).map(|id| Step::Write { copy, operation: OperationId(id) }));
         }
+        if self.left.reads > 0 && replica.core.is_primary() {
+            steps.push(Step::Read { copy });
+        }
+        if self.left.hand_offs > 0 && replica.core.is_primary() {
+            steps.extend((0..self.copies.len()).filter(|to| *to != copy).map(|to| Step::HandOff { copy, to }));
+        }
+        if replica.core.needs_snapshot() {
+            let is_in_sync = |group: &ShardGroup, copy: usize| group.in_sync.contains(&CopyId(copy as u64 + 1));
+            let is_needed = replica.core.group().is_some_and(|group| !is_in_sync(group, copy));
+            let may_be_source = |from: &usize| is_needed && *from != copy && is_in_sync(self.group(), *from);
+            steps.extend((0..self.copies.len()).filter(may_be_source).map(|from| Step::Fetch { copy, from }));
+        }
         if self.left.ticks > 0 {
             steps.push(Step::Tick { copy });
         }
@@ -260,7 +292,7 @@ impl World {
             if !replica.writes.is_empty() {
                 steps.push(Step::Crash { copy, kept: replica.writes.len(), unapplied: 0 });
             }
-            if !self.setting.eager && replica.disk.applied > 0 {
+            if !self.setting.eager && replica.disk.applied > replica.disk.purged {
                 steps.push(Step::Crash { copy, kept: replica.writes.len() / 2, unapplied: 1 });
             }
         }
@@ -355,6 +387,24 @@ impl World {
                 self.left.expiries -= 1;
                 self.reconfigure(None, vec![CopyId(copy as u64 + 1)]);
             }
+            Step::Read { copy } => {
+                self.left.reads -= 1;
+                let request = self.oracle.begin_read();
+                self.step(copy, Event::StrongRead { request });
+            }
+            Step::HandOff { copy, to } => {
+                self.left.hand_offs -= 1;
+                let to = CopyId(to as u64 + 1);
+                self.step(copy, Event::HandOff { request: HAND_OFF, to, patience_ms: 2 });
+            }
+            Step::Fetch { copy, from } => {
+                let source = self.copies[from].disk.clone();
+                let replica = Arc::make_mut(&mut self.copies[copy]);
+                replica.writes.clear();
+                replica.disk.adopt(&source);
+                replica.fetched = true;
+                self.reopen(copy, 0);
+            }
         }
     }
 
@@ -397,6 +447,20 @@ impl World {
             }
             Action::RefuseWrite { request, refusal } => self.oracle.refused(OperationId(request.0.into()), &refusal),
             Action::Propose(proposal) => self.mail.push(Mail::Propose { from: copy, life, proposal }),
+            Action::Purge(up_to) => {
+                if let Err(broken) = replica.disk.purge(up_to) {
+                    self.oracle.report(broken);
+                }
+            }
+            Action::SendConfirm(SendConfirm { round, to, .. }) => {
+                self.mail.push(Mail::Confirm { from: copy, life, round, to: to.0 as usize - 1 });
+            }
+            Action::ServeRead { request, seqno } => {
+                let applied = SeqNo(replica.disk.applied as u64);
+                self.oracle.served(request, seqno, applied);
+            }
+            Action::RefuseRead { request, .. } => self.oracle.refused_read(request),
+            Action::EndHandOff { .. } => {}
             Action::ReadRegister => {
                 let version = self.history.len() - 1;
                 self.mail.push(Mail::Register { to: copy, life, version });
@@ -434,6 +498,14 @@ impl World {
                 let group = Arc::clone(&self.history[version]);
                 self.step_if(to, life, Event::RegisterRead(Some(group)));
             }
+            Mail::Confirm { from, life, round, to } => {
+                let core = &self.copies[to].core;
+                let term = if core.poisoned().is_some() { PrimaryTerm(0) } else { core.confirmed_term() };
+                self.mail.push(Mail::Confirmed { to: from, life, round, by: core.copy(), term });
+            }
+            Mail::Confirmed { to, life, round, by, term } => {
+                self.step_if(to, life, Event::ConfirmReplied { round, copy: by, term });
+            }
         }
     }
 
@@ -453,6 +525,12 @@ impl World {
                 self.step_if(to, life, Event::ProposalAnswered { id, outcome: None });
             }
             Mail::Register { to, life, .. } => self.step_if(to, life, Event::RegisterRead(None)),
+            Mail::Confirm { from, life, round, to } => {
+                self.step_if(from, life, Event::ConfirmFailed { round, copy: CopyId(to as u64 + 1) });
+            }
+            Mail::Confirmed { to, life, round, by, .. } => {
+                self.step_if(to, life, Event::ConfirmFailed { round, copy: by });
+            }
         }
     }
 
@@ -500,7 +578,7 @@ impl World {
                 self.oracle.report(broken);
             }
         }
-        replica.core = opened(&replica.disk, replica.incarnation);
+        replica.core = opened(&replica.disk, replica.incarnation, self.setting.purges);
         replica.life += 1;
         replica.now_ms = 0;
         replica.lookups.clear();
@@ -569,6 +647,7 @@ impl World {
         let change = match proposal.change {
             Change::Add { copy, incarnation } => ProposedChange::Add { copy, incarnation },
             Change::Remove(copy) => ProposedChange::Remove(copy),
+            Change::HandOff(copy) => ProposedChange::HandOff(copy),
             Change::FailSelf => ProposedChange::FailSelf,
         };
         let response = self.command(&Command::Propose(command::Proposal {
@@ -648,19 +727,26 @@ impl Replica {
 impl Mail {
     fn is_for_former_life(&self, copy: usize, current: u8) -> bool {
         match *self {
-            Mail::Append { .. } | Mail::Propose { .. } => false,
-            Mail::Reply { to, life, .. } | Mail::Decision { to, life, .. } | Mail::Register { to, life, .. } => {
+            Mail::Append { .. } | Mail::Propose { .. } | Mail::Confirm { .. } => false,
+            Mail::Reply { to, life, .. }
+            | Mail::Decision { to, life, .. }
+            | Mail::Register { to, life, .. }
+            | Mail::Confirmed { to, life, .. } => {
                 to == copy && life != current
             }
         }
     }
 }
 
-fn opened(disk: &Disk, incarnation: Incarnation) -> Core {
+fn opened(disk: &Disk, incarnation: Incarnation, purges: bool) -> Core {
+    // Either nothing stays that nobody needs, two entries are too many for a laggard, or everything stays.
+    let bytes_min = if purges { 0 } else { u64::MAX };
+    let retention = Retention { bytes_min, bytes_max: 64, age_max_ms: u64::MAX };
     let opened = open(disk).expect("the model's disk opens");
     Core::new(CoreOptions {
         incarnation,
         timing: TIMING,
+        retention,
         stored: opened.stored,
         term_starts: opened.term_starts,
         unapplied: opened.unapplied,
@@ -681,5 +767,6 @@ fn append_of(replica: &Replica, send: SendAppend) -> Append {
         prev: send.prev,
         entries,
         global_checkpoint: send.global_checkpoint,
+        log_start: send.log_start,
     }
 }

@@ -1,43 +1,18 @@
-//! `susui shard`: a look into one shard.
+//! `susui shard digest`: whether a shard's copies hold the same.
 
-use clap::Subcommand;
-
+use super::ShardName;
 use crate::cli::Global;
 use crate::error::Error;
 use crate::output::{row, table};
 use crate::wire::cluster::{CopyDigest, ShardDigest};
 
-/// The verbs of `susui shard`.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Compare the contents of a shard's copies by digest
-    ///
-    /// Each copy hashes its documents, vectors and index membership at one position. Equal
-    /// positions with different digests mean that the copies diverged: that must never be, keep
-    /// the data and report it. Copies at different positions (writes are under way, or one is
-    /// catching up) cannot be compared: repeat when they are level. Ends with exit code 7 unless
-    /// all are equal.
-    ///
-    /// Example:
-    ///   susui shard digest docs/0
-    #[command(verbatim_doc_comment)]
-    Digest {
-        /// The shard.
-        #[arg(value_name = "COLLECTION/INDEX", value_parser = parse_shard)]
-        shard: (String, u32),
-    },
-}
-
-/// Runs one verb.
-pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
-    let Command::Digest { shard: (collection, index) } = command;
-    let verb = format!("{index}:digest");
-    let path = ["api", "v1", "shards", &collection, &verb];
-    let digest: ShardDigest = global.client()?.send(reqwest::Method::POST, &path, &serde_json::json!({})).await?;
+/// Runs the verb.
+pub(super) async fn run(global: &Global, shard: &ShardName) -> Result<(), Error> {
+    let digest: ShardDigest = shard.post(&global.client()?, "digest", &serde_json::json!({})).await?;
     global.output().result(&digest, || text(&digest));
     match verdict(&digest) {
         None => Ok(()),
-        Some(finding) => Err(Error::CheckFailed(format!("{collection}/{index}: {finding}"))),
+        Some(finding) => Err(Error::CheckFailed(format!("{shard}: {finding}"))),
     }
 }
 
@@ -84,12 +59,6 @@ fn verdict(digest: &ShardDigest) -> Option<String> {
     None
 }
 
-fn parse_shard(text: &str) -> Result<(String, u32), String> {
-    let (collection, index) = text.split_once('/').ok_or("expected COLLECTION/INDEX, for example docs/0")?;
-    cluster_config::ids::check_collection_name(collection).map_err(|error| error.to_string())?;
-    Ok((collection.to_owned(), index.parse().map_err(|_| format!("{index:?} is not a shard index"))?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,14 +88,6 @@ mod tests {
             let found = verdict(&digest);
             assert_eq!(found.is_some(), expected.is_some(), "{found:?}");
             assert!(expected.is_none_or(|word| found.as_ref().is_some_and(|found| found.contains(word))), "{found:?}");
-        }
-    }
-
-    #[test]
-    fn shards_are_named_by_collection_and_index() {
-        assert_eq!(parse_shard("docs/3"), Ok(("docs".into(), 3)));
-        for bad in ["docs", "docs/x", "DOCS/1", "/1"] {
-            assert!(parse_shard(bad).is_err(), "{bad}");
         }
     }
 }
