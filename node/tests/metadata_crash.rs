@@ -123,9 +123,7 @@ async fn call(storage: &mut Storage, call: Call, snapshot: &Snapshot) -> std::io
             let mut builder = storage.machine.try_create_snapshot_builder(true).await.expect("forced");
             builder.build_snapshot().await.map(drop)
         }
-        Call::InstallSnapshot => {
-            storage.machine.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await
-        }
+        Call::InstallSnapshot => storage.machine.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await,
         Call::Purge { term, index } => storage.log.purge(id(term, index)).await,
     }
 }

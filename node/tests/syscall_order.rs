@@ -164,7 +164,8 @@ fn calls(trace: &str) -> Vec<Call> {
 
 /// What is wrong with one write: copies on which it was not known to be durable when it was acknowledged.
 fn too_early(calls: &[Call], id: u128, dir: &Path) -> Vec<String> {
-    let noted = |call: &&Call| call.file.ends_with("/acknowledgements") && call.text.contains(&format!("acknowledged {id}"));
+    let noted =
+        |call: &&Call| call.file.ends_with("/acknowledgements") && call.text.contains(&format!("acknowledged {id}"));
     let Some(note) = calls.iter().find(noted) else { return vec![format!("write {id} was never acknowledged")] };
     let is_durable = |copy: u64| {
         let log_of = dir.join(format!("copy-{copy}"));
@@ -200,7 +201,12 @@ fn trace(dir: &Path, late_ms: u64) -> Option<Vec<Call>> {
         .env("SYSCALL_ORDER_LATE_MS", late_ms.to_string())
         .output()
         .expect("starts");
-    assert!(child.status.success(), "{}\n{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(
+        child.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&child.stdout),
+        String::from_utf8_lossy(&child.stderr)
+    );
     Some(calls(&std::fs::read_to_string(file).expect("a trace")))
 }
 

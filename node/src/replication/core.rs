@@ -416,8 +416,8 @@ impl Local {
 
     fn is_granted(&self, group: &ShardGroup) -> bool {
         let own = PrimaryGrant { copy: self.copy, incarnation: self.incarnation };
-        let is_own = group.primary == Some(own)
-            || breaks(Mutant::ResumeAfterRestart) && group.primary_copy() == Some(self.copy);
+        let is_own =
+            group.primary == Some(own) || breaks(Mutant::ResumeAfterRestart) && group.primary_copy() == Some(self.copy);
         is_own && group.lineage == self.lineage
     }
 }

@@ -78,7 +78,8 @@ impl Follower {
     /// Answers whatever the disk has caught up with.
     pub(super) fn answer(&mut self, local: &mut Local) {
         let early = breaks(Mutant::AnswerBeforeDurable);
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| early || local.log.is_persisted(waiting.write_id)) {
+        while let Some(waiting) = self.waiting.pop_front_if(|waiting| early || local.log.is_persisted(waiting.write_id))
+        {
             let superseded = waiting.term != local.log.current_term();
             let stale = AppendOutcome::Refused(AppendRefusal::StaleTerm);
             local.reply(waiting.request, if superseded { stale } else { waiting.outcome });

@@ -308,7 +308,8 @@ impl Tracker {
             let late_ms = timing.ack_timeout_ms + 1;
             (age(now_ms, *sent_ms, timing.heartbeat_ms), age(now_ms, *heard_ms, late_ms)).hash(hasher);
             behind.map(|(target, since)| (target, age(now_ms, since, late_ms))).hash(hasher);
-            (sent_checkpoint, not_before_ms.saturating_sub(now_ms), probing, broken, needs_snapshot, pinned).hash(hasher);
+            (sent_checkpoint, not_before_ms.saturating_sub(now_ms), probing, broken, needs_snapshot, pinned)
+                .hash(hasher);
         }
     }
 }

@@ -68,7 +68,9 @@ impl World {
                 (to, is_awaited, outcome.accepted, outcome.register.version).hash(&mut hasher);
             }
             Mail::Register { to, life, version } => (to, life, version).hash(&mut hasher),
-            Mail::Confirm { from, life, round, to } => (from, self.awaits_round(*from, *life, *round), to).hash(&mut hasher),
+            Mail::Confirm { from, life, round, to } => {
+                (from, self.awaits_round(*from, *life, *round), to).hash(&mut hasher)
+            }
             Mail::Confirmed { to, life, round, by, term } => {
                 (to, self.awaits_round(*to, *life, *round), by, term).hash(&mut hasher);
             }

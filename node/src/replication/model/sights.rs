@@ -51,7 +51,8 @@ fn is_committed_through_a_barrier(world: &World) -> bool {
 /// Operations that were appended once and stand in no log.
 fn has_vanished(world: &World) -> bool {
     let found = world.operations_in_logs();
-    let is_looked_up = |operation| world.copies.iter().any(|replica| replica.lookups.iter().any(|(id, ..)| *id == operation));
+    let is_looked_up =
+        |operation| world.copies.iter().any(|replica| replica.lookups.iter().any(|(id, ..)| *id == operation));
     world.oracle.taken().any(|operation| !found.contains(&operation) && !is_looked_up(operation))
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::sights::SIGHTS;
-use super::world::{Bounds, Mail, Setting, Step, World};
+use super::world::{Bounds, Mail, NOTHING, Setting, Step, World};
 use crate::replication::mutant::Mutant;
 
 /// SplitMix64: a seed gives the same walk on every machine.
@@ -33,8 +33,26 @@ const STEPS_MAX: usize = 200;
 
 /// Kinds of steps: one of them is drawn first, so that the many of one kind do not crowd out the few of another.
 const KINDS: [&str; 20] = [
-    "learn", "sync", "apply", "look up", "append", "reply", "proposal", "repeat", "loss", "write", "tick", "crash",
-    "disk failure", "reopening", "grant", "expiry", "read", "confirm", "hand-off", "snapshot",
+    "learn",
+    "sync",
+    "apply",
+    "look up",
+    "append",
+    "reply",
+    "proposal",
+    "repeat",
+    "loss",
+    "write",
+    "tick",
+    "crash",
+    "disk failure",
+    "reopening",
+    "grant",
+    "expiry",
+    "read",
+    "confirm",
+    "hand-off",
+    "snapshot",
 ];
 
 /// What a walk came to.
@@ -53,17 +71,15 @@ pub(super) struct Walk {
 /// One walk, decided by its seed alone.
 pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'static str, u64>) -> Walk {
     let mut rng = Rng::new(seed);
-    let copies = 3 + rng.below(2);
-    let setting = Setting {
-        copies,
-        in_sync: 1 + rng.below(copies),
-        min_in_sync: 1,
-        eager: rng.below(2) == 0,
-        purges: rng.below(3) == 0,
-        retries: rng.below(2) == 0,
-        mutant,
+    let (setting, bounds) = match rng.below(6) {
+        0 => all_at_once(&mut rng),
+        1 => one_at_a_time(&mut rng),
+        2 => admission(&mut rng),
+        3 => taken_back(&mut rng),
+        4 => retries(&mut rng),
+        _ => strong_reads(&mut rng),
     };
-    let bounds = if rng.below(2) == 0 { all_at_once(&mut rng) } else { one_at_a_time(&mut rng) };
+    let setting = Setting { mutant, ..setting };
     let weights: [u64; KINDS.len()] = std::array::from_fn(|_| [1, 4, 16][rng.below(3) as usize]);
     let mut world = World::new(setting, bounds);
     let mut steps = Vec::new();
@@ -90,12 +106,27 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
     }
 }
 
+fn any_setting(rng: &mut Rng) -> Setting {
+    let copies = 3 + rng.below(2);
+    Setting {
+        copies,
+        in_sync: 1 + rng.below(copies),
+        min_in_sync: 1,
+        eager: rng.below(2) == 0,
+        purges: rng.below(3) == 0,
+        retries: rng.below(2) == 0,
+        mutant: None,
+    }
+}
+
 /// Any fault may come with any other.
-fn all_at_once(rng: &mut Rng) -> Bounds {
+fn all_at_once(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = any_setting(rng);
+    let (writes, grants) = (2 + rng.below(6) as u8, 1 + rng.below(5) as u8);
     let mut few = || [0, 2, 6][rng.below(3) as usize];
     let bounds = Bounds {
-        writes: 0,
-        grants: 0,
+        writes,
+        grants,
         expiries: few(),
         crashes: few(),
         disk_failures: few(),
@@ -105,14 +136,15 @@ fn all_at_once(rng: &mut Rng) -> Bounds {
         reads: few(),
         hand_offs: few(),
     };
-    Bounds { writes: 2 + rng.below(6) as u8, grants: 1 + rng.below(5) as u8, ..bounds }
+    (setting, bounds)
 }
 
 /// Few grants and one kind of fault: what needs no luck but a certain order is met far more often.
-fn one_at_a_time(rng: &mut Rng) -> Bounds {
+fn one_at_a_time(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = any_setting(rng);
     let only = rng.below(8);
     let few = |kind| if kind == only { 2 } else { 0 };
-    Bounds {
+    let bounds = Bounds {
         expiries: few(0),
         crashes: few(1),
         disk_failures: few(2),
@@ -123,7 +155,37 @@ fn one_at_a_time(rng: &mut Rng) -> Bounds {
         writes: 1 + rng.below(3) as u8,
         grants: 1 + rng.below(3) as u8,
         ticks: 4 + rng.below(8) as u8,
-    }
+    };
+    (setting, bounds)
+}
+
+// The guided ones: rare orders of events in the smallest group that has them.
+
+/// A copy is admitted while a deposed primary still collects answers.
+fn admission(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = Setting { copies: 3, in_sync: 2, eager: true, retries: false, ..any_setting(rng) };
+    (setting, Bounds { writes: 1, grants: 1, ticks: 3 + rng.below(4) as u8, ..NOTHING })
+}
+
+/// The role passes and comes back, and a copy dies before it has made up its mind.
+fn taken_back(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = Setting { copies: 2, in_sync: 2, purges: false, ..any_setting(rng) };
+    let dies = rng.below(2) as u8;
+    let bounds = Bounds { writes: 2, grants: 2, crashes: dies, disk_failures: 1 - dies, ticks: 2, ..NOTHING };
+    (setting, bounds)
+}
+
+/// One operation is tried at one primary after the other.
+fn retries(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = Setting { copies: 2, in_sync: 2, eager: false, purges: false, retries: true, ..any_setting(rng) };
+    (setting, Bounds { writes: 3, grants: 2, ticks: 3, ..NOTHING })
+}
+
+/// Strong reads while the role passes and a copy is admitted.
+fn strong_reads(rng: &mut Rng) -> (Setting, Bounds) {
+    let setting = Setting { copies: 3, in_sync: 1 + rng.below(3), eager: true, retries: false, ..any_setting(rng) };
+    let bounds = Bounds { writes: 2, grants: 2, reads: 2, ticks: 2 + rng.below(5) as u8, ..NOTHING };
+    (setting, bounds)
 }
 
 fn choose(rng: &mut Rng, world: &World, weights: &[u64; KINDS.len()], possible: &[Step]) -> Option<Step> {
