@@ -1,4 +1,4 @@
-//! A cluster as a user has it: three nodes and a coordinator on loopback, in a scratch directory.
+//! A cluster as a user has it: nodes and a coordinator on loopback, in a scratch directory; with a hurtable network if wanted.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -8,35 +8,75 @@ use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::links::{End, Links};
 use crate::ports::free_ports;
 use crate::process::Process;
+use crate::tmpfs::Tmpfs;
 use crate::wait;
 
 /// What a test wants of its cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Data nodes that are metadata voters as well.
+    /// Data nodes, numbered from 1.
     pub nodes: usize,
+    /// Nodes that only vote in the metadata group, numbered after the data nodes. 0: the data nodes are the voters.
+    pub metadata_nodes: usize,
     /// Directory of the embedding model; `None` starts the coordinator without an embedder.
     pub model_dir: Option<PathBuf>,
     /// Further lines of the coordinator's configuration, for example an LLM backend.
     pub coordinator_extra: String,
+    /// Lead every connection between processes through a proxy.
+    pub is_proxied: bool,
+    /// Nodes check their invariants after each step (`SUSUI_CHECK=1`).
+    pub check_invariants: bool,
+    /// Put this node's data on a file system of that many bytes.
+    pub small_disk: Option<(usize, u64)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, model_dir: None, coordinator_extra: String::new() }
+        Self {
+            nodes: 3,
+            metadata_nodes: 0,
+            model_dir: None,
+            coordinator_extra: String::new(),
+            is_proxied: false,
+            check_invariants: false,
+            small_disk: None,
+        }
+    }
+}
+
+impl Options {
+    fn processes(&self) -> usize {
+        self.nodes + self.metadata_nodes
+    }
+
+    fn roles(&self, node: usize) -> &'static str {
+        match (self.metadata_nodes, node > self.nodes) {
+            (0, _) => "\"metadata\", \"data\"",
+            (_, false) => "\"data\"",
+            (_, true) => "\"metadata\"",
+        }
+    }
+
+    fn voters(&self) -> std::ops::RangeInclusive<usize> {
+        if self.metadata_nodes == 0 { 1..=self.nodes } else { self.nodes + 1..=self.processes() }
     }
 }
 
 /// A running cluster. Dropping it kills every process and removes its directory, unless `SUSUI_KEEP_DIR` is set.
 pub struct Cluster {
-    dir: Option<TempDir>,
-    path: PathBuf,
+    options: Options,
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
+    links: Links,
     node_http: Vec<u16>,
     http: u16,
+    path: PathBuf,
+    // Dropped in this order: processes, then the small disk, then the directory it is mounted in.
+    small_disk: Option<Tmpfs>,
+    dir: Option<TempDir>,
 }
 
 impl Cluster {
@@ -44,45 +84,33 @@ impl Cluster {
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("susui-test-")?;
         let path = dir.path().to_owned();
-        let ports = free_ports(2 * options.nodes + 1)?;
-        let (rpc, rest) = ports.split_at(options.nodes);
-        let http = *rest.last().context("no port for the coordinator")?;
-        let mut voters = String::new();
-        for (index, port) in rpc.iter().enumerate() {
-            write!(voters, "{{ node_id = {}, address = \"127.0.0.1:{port}\" }}, ", index + 1)?;
-        }
-        for (index, port) in rpc.iter().enumerate() {
-            let text = format!(
-                "cluster_id = \"test\"\nnode_id = {id}\nroles = [\"metadata\", \"data\"]\ndata_dir = \"{dir}/n{id}\"\n\
-                 rpc_listen = \"127.0.0.1:{port}\"\nhttp_listen = \"127.0.0.1:{http}\"\ntest_hooks = true\n\n\
-                 [metadata]\nvoters = [{voters}]\n",
-                id = index + 1,
-                dir = path.display(),
-                http = rest[index],
-            );
-            std::fs::write(path.join(format!("n{}.toml", index + 1)), text)?;
-        }
-        let seeds: Vec<String> = rpc.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-        let embedder = options
-            .model_dir
-            .as_ref()
-            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
-        let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{}/coordinator\"\n\n[embedder]\n{embedder}\n{}\n",
-            seeds.join(", "),
-            path.display(),
-            options.coordinator_extra,
-        );
-        std::fs::write(path.join("coordinator.toml"), text)?;
-        let mut cluster = Self {
-            dir: Some(dir),
-            path,
-            nodes: (0..options.nodes).map(|_| None).collect(),
-            coordinator: None,
-            node_http: rest[..options.nodes].to_vec(),
-            http,
+        let count = options.processes();
+        let link_count = if options.is_proxied { Links::count(count) } else { 0 };
+        let ports = free_ports(2 * count + 1 + link_count)?;
+        let (rpc, rest) = ports.split_at(count);
+        let (node_http, rest) = rest.split_at(count);
+        let (http, link_ports) = rest.split_first().context("no port for the coordinator")?;
+        let links = match options.is_proxied {
+            true => Links::start(rpc, link_ports.iter().copied()).await?,
+            false => Links::default(),
         };
-        for node in 1..=options.nodes {
+        let small_disk = match options.small_disk {
+            Some((node, bytes)) => Some(Tmpfs::mount(&path.join(format!("n{node}")), bytes)?),
+            None => None,
+        };
+        let mut cluster = Self {
+            nodes: (0..count).map(|_| None).collect(),
+            coordinator: None,
+            links,
+            node_http: node_http.to_vec(),
+            http: *http,
+            path,
+            small_disk,
+            dir: Some(dir),
+            options,
+        };
+        cluster.write_configurations(rpc)?;
+        for node in 1..=count {
             cluster.start_node(node)?;
         }
         cluster.start_coordinator()?;
@@ -90,12 +118,63 @@ impl Cluster {
         Ok(cluster)
     }
 
+    fn write_configurations(&self, rpc: &[u16]) -> anyhow::Result<()> {
+        let dir = self.path.display();
+        let mut voters = String::new();
+        for node in self.options.voters() {
+            write!(voters, "{{ node_id = {node}, address = \"127.0.0.1:{}\" }}, ", rpc[node - 1])?;
+        }
+        for (index, port) in rpc.iter().enumerate() {
+            let id = index + 1;
+            let text = format!(
+                "cluster_id = \"test\"\nnode_id = {id}\nroles = [{roles}]\ndata_dir = \"{dir}/n{id}\"\n\
+                 rpc_listen = \"127.0.0.1:{port}\"\nhttp_listen = \"127.0.0.1:{http}\"\ntest_hooks = true\n\n\
+                 [metadata]\nvoters = [{voters}]\n{overrides}",
+                roles = self.options.roles(id),
+                http = self.node_http[index],
+                overrides = self.overrides(End::Node(id)),
+            );
+            std::fs::write(self.path.join(format!("n{id}.toml")), text)?;
+        }
+        let seed = |(index, port): (usize, &u16)| {
+            let port = self.links.port(End::Coordinator, index + 1).unwrap_or(*port);
+            format!("\"127.0.0.1:{port}\"")
+        };
+        let seeds: Vec<String> = rpc.iter().enumerate().map(seed).collect();
+        let embedder = self
+            .options
+            .model_dir
+            .as_ref()
+            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
+        let text = format!(
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{}\"\nnodes = [{}]\ndata_dir = \"{dir}/coordinator\"\n\n\
+             [embedder]\n{embedder}\n{}\n{}",
+            self.http,
+            seeds.join(", "),
+            self.options.coordinator_extra,
+            self.overrides(End::Coordinator),
+        );
+        std::fs::write(self.path.join("coordinator.toml"), text)?;
+        Ok(())
+    }
+
+    /// `[dial_overrides]` that lead one process over its links.
+    fn overrides(&self, from: End) -> String {
+        if !self.links.is_proxied() {
+            return String::new();
+        }
+        let link = |to: usize| self.links.port(from, to).map(|port| format!("{to} = \"127.0.0.1:{port}\"\n"));
+        format!("\n[dial_overrides]\n{}", (1..=self.options.processes()).filter_map(link).collect::<String>())
+    }
+
     /// Starts node `node` (from 1) again after it was killed.
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         let config = self.path.join(format!("n{node}.toml"));
         let log = self.path.join(format!("n{node}.log"));
-        let process =
-            Process::start(&format!("node {node}"), "susui-node", &["--config", &config.to_string_lossy()], &log)?;
+        let arguments = ["--config", &config.to_string_lossy()];
+        let check: &[_] = if self.options.check_invariants { &[("SUSUI_CHECK", "1")] } else { &[] };
+        self.links.set_refusing(node, false);
+        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, check, &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
     }
@@ -105,7 +184,7 @@ impl Cluster {
         let config = self.path.join("coordinator.toml");
         let log = self.path.join("coordinator.log");
         let arguments = ["--config", &config.to_string_lossy()];
-        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, &log)?);
+        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, &[], &log)?);
         Ok(())
     }
 
@@ -140,6 +219,21 @@ impl Cluster {
         &self.node_http
     }
 
+    /// The network between the processes.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// The small file system, where one was asked for, and the node whose data it holds.
+    pub fn small_disk(&self) -> Option<(usize, &Tmpfs)> {
+        Some((self.options.small_disk?.0, self.small_disk.as_ref()?))
+    }
+
+    /// Nodes of all roles.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Node `node`, from 1. Errors: it is not running.
     pub fn node(&mut self, node: usize) -> anyhow::Result<&mut Process> {
         self.nodes[node - 1].as_mut().with_context(|| format!("node {node} is not running"))
@@ -153,7 +247,18 @@ impl Cluster {
     /// `kill -9` of one node.
     pub fn kill_node(&mut self, node: usize) -> anyhow::Result<()> {
         let mut process = self.nodes[node - 1].take().with_context(|| format!("node {node} is not running"))?;
-        process.kill_9()
+        process.kill_9()?;
+        self.links.set_refusing(node, true);
+        Ok(())
+    }
+
+    /// SIGTERM to one node, and waits for its end. Errors: another exit code than 0, or it does not end in time.
+    pub async fn stop_node(&mut self, node: usize, at_most: Duration) -> anyhow::Result<()> {
+        let mut process = self.nodes[node - 1].take().with_context(|| format!("node {node} is not running"))?;
+        let code = process.terminate(at_most).await?;
+        self.links.set_refusing(node, true);
+        ensure!(code == Some(0), "node {node} ended with {code:?}:\n{}", process.log_tail());
+        Ok(())
     }
 
     /// `kill -9` of everything, as nearly at once as one thread can.
@@ -179,13 +284,21 @@ impl Cluster {
         self.wait_ready().await
     }
 
+    /// Whether every process that was started and not ended by us still runs. Errors: one ended by itself; the end of its log.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
+        for process in self.nodes.iter_mut().flatten().chain(&mut self.coordinator) {
+            ensure!(process.is_running(), "{} ended by itself:\n{}", process.name(), process.log_tail());
+        }
+        Ok(())
+    }
+
     /// Ends every process with SIGTERM; each must exit with code 0.
     pub async fn shut_down(mut self) -> anyhow::Result<()> {
         let mut processes: Vec<Process> = self.coordinator.take().into_iter().collect();
         processes.extend(self.nodes.iter_mut().filter_map(Option::take));
         for mut process in processes {
             let code = process.terminate(Duration::from_secs(30)).await?;
-            ensure!(code == Some(0), "a process ended with {code:?}:\n{}", process.log_tail());
+            ensure!(code == Some(0), "{} ended with {code:?}:\n{}", process.name(), process.log_tail());
         }
         Ok(())
     }
@@ -194,7 +307,7 @@ impl Cluster {
     pub fn log_tails(&self) -> String {
         let mut text = String::new();
         for process in self.nodes.iter().flatten().chain(&self.coordinator) {
-            text.push_str(&format!("--- process {} ---\n{}\n", process.pid(), process.log_tail()));
+            text.push_str(&format!("--- {} (process {}) ---\n{}\n", process.name(), process.pid(), process.log_tail()));
         }
         text
     }

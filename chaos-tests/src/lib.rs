@@ -2,15 +2,25 @@
 //!
 //! Nothing here links the node or the coordinator: a cluster is processes, files and HTTP, as a user has it.
 
+pub mod chaos;
 pub mod checker;
 pub mod client;
 pub mod cluster;
 pub mod data;
 pub mod dev;
+pub mod drill;
+pub mod history;
+pub mod links;
+pub mod loaded;
 pub mod model;
+pub mod nemesis;
+pub mod observer;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod susui;
+pub mod tmpfs;
 pub mod vectors;
+pub mod verdict;
 pub mod wait;
 pub mod workload;

@@ -17,25 +17,33 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// The directory with the binaries under test: `SUSUI_BIN_DIR`, else where this test was built.
+/// The directory with the binaries under test: `SUSUI_BIN_DIR`, else where this program is, or, for a test, the directory above.
 pub fn bin_dir() -> anyhow::Result<PathBuf> {
     if let Some(dir) = std::env::var_os("SUSUI_BIN_DIR") {
         return Ok(dir.into());
     }
-    let test = std::env::current_exe()?;
-    Ok(test.parent().and_then(Path::parent).context("the test binary has no grandparent directory")?.to_owned())
+    let program = std::env::current_exe()?;
+    let found = program.ancestors().skip(1).take(2).find(|dir| dir.join("susui-node").exists());
+    Ok(found.or(program.parent()).context("this program has no directory")?.to_owned())
 }
 
 impl Process {
-    /// Starts `binary` with `arguments`; its output is appended to `log`.
-    pub fn start(name: &str, binary: &str, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
+    /// Starts `binary` with `arguments` and further variables; its output is appended to `log`.
+    pub fn start(
+        name: &str,
+        binary: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let path = bin_dir()?.join(binary);
         if !path.exists() {
-            bail!("{} is not built: run ops/test, which builds everything first", path.display());
+            bail!("{} is not built: run `ops/test`, or `cargo build --release -p node --bins` first", path.display());
         }
         let output = File::options().create(true).append(true).open(log)?;
         let child = Command::new(&path)
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -47,6 +55,11 @@ impl Process {
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The process id.

@@ -57,7 +57,9 @@ impl DiskWatch {
         self.used_percent.store(used, Ordering::Relaxed);
         self.gauge.set(used as i64);
         match (was_full, self.is_full()) {
-            (false, true) => tracing::error!(used, dir = %self.dir.display(), "disk is full, client writes are refused"),
+            (false, true) => {
+                tracing::error!(used, dir = %self.dir.display(), "disk is full, client writes are refused")
+            }
             (true, false) => tracing::info!(used, "disk has room again, client writes are taken"),
             _ => {}
         }
@@ -75,9 +77,8 @@ impl DiskWatch {
             return Ok(());
         }
         let used = self.used_percent.load(Ordering::Relaxed);
-        Err(Error::new(ErrorKind::StorageFull, format!("the disk of the shard's primary is {used} % full")).with_hint(
-            format!("delete documents or add a node; writes are taken again below {} %", self.full_percent),
-        ))
+        Err(Error::new(ErrorKind::StorageFull, format!("the disk of the shard's primary is {used} % full"))
+            .with_hint(format!("delete documents or add a node; writes are taken again below {} %", self.full_percent)))
     }
 }
 
@@ -92,9 +93,15 @@ mod tests {
 
     #[test]
     fn percent_are_rounded_down() {
-        for (blocks, available, expected) in
-            [(100, 100, 0), (100, 0, 100), (1000, 51, 94), (1000, 50, 95), (0, 0, 100), (100, 200, 0), (u64::MAX, 1, 99)]
-        {
+        for (blocks, available, expected) in [
+            (100, 100, 0),
+            (100, 0, 100),
+            (1000, 51, 94),
+            (1000, 50, 95),
+            (0, 0, 100),
+            (100, 200, 0),
+            (u64::MAX, 1, 99),
+        ] {
             assert_eq!(used_percent(blocks, available), expected, "{available} of {blocks}");
         }
     }

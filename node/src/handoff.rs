@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle};
 use cluster_config::ids::{CopyId, NodeId, ShardId};
 use cluster_config::limits::HAND_OFFS_MAX;
+use futures::{StreamExt, future, stream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +101,19 @@ pub async fn run(
             () = tokio::time::sleep(RETRY), if is_draining => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Passes on every role that this node has now, for a process that is about to stop. Each is tried once, and none is waited for longer than
+/// `patience` altogether: where everybody stops at once, nobody takes anything.
+pub async fn leave(copies: &Arc<Copies>, state: &ClusterState, own: NodeId, patience: Duration) {
+    let decided = decide_hand_offs(state, own, &BTreeSet::new(), usize::MAX);
+    let roles = decided.len();
+    let trying = stream::iter(decided).map(|one| hand_off(Arc::clone(copies), one)).buffer_unordered(HAND_OFFS_MAX);
+    let passed = trying.filter(|(_, result)| future::ready(result.is_ok())).count();
+    match tokio::time::timeout(patience, passed).await {
+        Ok(passed) => tracing::info!(roles, passed, "primary roles passed on before stopping"),
+        Err(_) => tracing::info!(roles, "not all primary roles were passed on in time"),
     }
 }
 

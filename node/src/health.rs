@@ -72,6 +72,10 @@ impl Health for NodeHealth {
             metrics.shard_is_primary.with_label_values(&labels).set(i64::from(copy.handle.is_primary()));
             metrics.shard_term.with_label_values(&labels).set(gauge(position.term.0));
             metrics.shard_memory_bytes.with_label_values(&labels).set(gauge(stats.memory_bytes));
+            if let Some(scrubbed) = copy.shard.last_scrub() {
+                let age = scrubbed.at.elapsed().as_secs();
+                metrics.shard_scrub_age_seconds.with_label_values(&labels).set(gauge(age));
+            }
         }
     }
 }
@@ -98,10 +102,34 @@ impl Reporting {
         let failures = self.copies.failures();
         let corrupt = failures.iter().filter(|(id, _)| !is_open(id)).filter_map(|(id, failure)| corrupt(*id, failure));
         Report {
-            copies: open.iter().map(|copy| copy_report(copy)).chain(corrupt).collect(),
+            copies: open.iter().map(|copy| self.copy_report(copy)).chain(corrupt).collect(),
             deleted: self.copies.deleted(),
             refused_peers: self.peers.refused_lately(),
             is_disk_stalled: self.resources.oldest_log_write() > self.sync_timeout,
+        }
+    }
+
+    fn copy_report(&self, copy: &Copy) -> v1::CopyReport {
+        let (stats, replication) = (copy.shard.stats(), copy.handle.report());
+        let index_state = match (&replication.poisoned, self.copies.fetched_percent(copy.id)) {
+            (Some(_), _) => INDEX_STATE_POISONED.into(),
+            (None, Some(percent)) => format!("fetching {percent} %"),
+            (None, None) => stats.index_state.to_string(),
+        };
+        v1::CopyReport {
+            shard: Some(copy.shard_id.into()),
+            copy_id: copy.id.0,
+            last: Some(replication.last.into()),
+            applied: replication.applied.0,
+            global_checkpoint: replication.global_checkpoint.0,
+            generation: stats.generation,
+            rows_indexed: stats.rows_indexed,
+            rows_tail: stats.rows_tail,
+            rows_live: stats.rows_live,
+            index_state,
+            disk_bytes: stats.disk_bytes,
+            memory_bytes: stats.memory_bytes,
+            reason: replication.poisoned.unwrap_or_default(),
         }
     }
 }
@@ -115,27 +143,4 @@ fn corrupt(id: CopyId, failure: &Failure) -> Option<v1::CopyReport> {
         reason: failure.reason.clone(),
         ..v1::CopyReport::default()
     })
-}
-
-fn copy_report(copy: &Copy) -> v1::CopyReport {
-    let (stats, replication) = (copy.shard.stats(), copy.handle.report());
-    let index_state = match &replication.poisoned {
-        Some(_) => INDEX_STATE_POISONED.into(),
-        None => stats.index_state.to_string(),
-    };
-    v1::CopyReport {
-        shard: Some(copy.shard_id.into()),
-        copy_id: copy.id.0,
-        last: Some(replication.last.into()),
-        applied: replication.applied.0,
-        global_checkpoint: replication.global_checkpoint.0,
-        generation: stats.generation,
-        rows_indexed: stats.rows_indexed,
-        rows_tail: stats.rows_tail,
-        rows_live: stats.rows_live,
-        index_state,
-        disk_bytes: stats.disk_bytes,
-        memory_bytes: stats.memory_bytes,
-        reason: replication.poisoned.unwrap_or_default(),
-    }
 }

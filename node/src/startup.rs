@@ -39,6 +39,8 @@ use crate::vector;
 const TRAINING_QUEUE_MAX: usize = 64;
 /// Longest call of one append. The copy's task gives up earlier, by the size of what it sent; this only ends what it forgot.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a node that stops waits for others to take its primary roles; what is left then fails over.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Applying jobs at a time; one that extends an index may take a second.
 const APPLY_JOBS: usize = 2;
 
@@ -67,8 +69,7 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
     let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
-    let disk =
-        DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
+    let disk = DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
     let disk_task = tokio::spawn(disk.clone().run(stop.child_token()));
     let snapshots = Arc::new(Snapshots::new(config.data_dir.join("snapshots")));
     let context = copies_context(&config, &peers, &training_pool, &snapshots, &metrics)?;
@@ -138,6 +139,8 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
 
         stopping.await;
         tracing::info!("stopping");
+        let state = agent.state().borrow().clone();
+        handoff::leave(&copies, &state, config.node_id, LEAVE_PATIENCE).await;
         copies_stop.cancel();
         handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;

@@ -120,7 +120,11 @@ impl Metrics {
             shard_is_primary: gauges("susui_shard_is_primary", "1 where the copy is the primary", &shard)?,
             shard_term: gauges("susui_shard_primary_term", "primary term the copy follows", &shard)?,
             shard_memory_bytes: gauges("susui_shard_memory_bytes", "memory of the copy's search state", &shard)?,
-            transfer_bytes: counters("susui_transfer_bytes_total", "bytes of snapshots sent and received", "direction")?,
+            transfer_bytes: counters(
+                "susui_transfer_bytes_total",
+                "bytes of snapshots sent and received",
+                "direction",
+            )?,
             transfers: counters("susui_transfer_attempts_total", "snapshots fetched by outcome", "outcome")?,
             transfers_open: gauge("susui_transfer_open_snapshots", "snapshots kept for other nodes")?,
             scrub_bytes,

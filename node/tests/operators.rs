@@ -12,6 +12,7 @@ use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
 use node_support::{Cluster, PATIENCE, node_of};
 use proto::convert::status::RemoteError;
 use proto::v1;
+use tokio_util::sync::CancellationToken;
 
 const SHARD: ShardId = ShardId { collection: CollectionId(1), index: 0 };
 
@@ -175,6 +176,71 @@ async fn a_read_replica_keeps_up_and_can_be_made_a_voter() {
     assert_eq!(group(&state).copies[&copy].role, CopyRole::Voter);
     cluster.write(SHARD, "b").await;
     assert!(cluster.documents(SHARD).await.into_values().all(|documents| documents == 2));
+    cluster.stop().await;
+}
+
+/// Sends writes to the shard until `done`, each until it is acknowledged; gives their number.
+async fn write_until(cluster: &Cluster, shard: ShardId, done: &CancellationToken) -> u64 {
+    let mut written = 0;
+    while !done.is_cancelled() {
+        cluster.write(shard, &format!("during {written}")).await;
+        written += 1;
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_node_hands_its_primaries_over_and_loses_nothing() {
+    let mut cluster = Cluster::start(1, 2).await;
+    cluster.create(CollectionSpec { shard_count: 4, ..spec(2, 0) }).await;
+    let whole = |state: &ClusterState| {
+        let is_whole = |group: &ShardGroup| group.primary.is_some() && group.in_sync.len() == 2;
+        state.shards.len() == 4 && state.shards.values().all(is_whole)
+    };
+    let state = cluster.until("all copies are in sync", whole).await;
+    let drained = group(&state).primary_node().expect("a primary");
+    let holds_none =
+        |state: &ClusterState| whole(state) && state.shards.values().all(|group| group.primary_node() != Some(drained));
+    let set = |lifecycle: v1::NodeLifecycle| {
+        let (mut client, envelope) = cluster.admin();
+        let request =
+            v1::SetLifecycleRequest { envelope: Some(envelope), node: drained.0, lifecycle: lifecycle.into() };
+        async move { client.set_lifecycle(request).await.expect("answered").into_inner().changed }
+    };
+    let done = CancellationToken::new();
+    let drain = async {
+        assert!(set(v1::NodeLifecycle::Draining).await);
+        let state = cluster.until("it holds no primary, and all copies are still in sync", holds_none).await;
+        done.cancel();
+        state
+    };
+    let (written, state) = tokio::join!(write_until(&cluster, SHARD, &done), drain);
+    assert!(cluster.documents(SHARD).await.into_values().all(|documents| documents == written));
+    assert_eq!(state.nodes[&drained].liveness, Liveness::Alive);
+
+    cluster.stop_node(drained.0).await;
+    cluster.start_node(drained.0);
+    let back = |state: &ClusterState| whole(state) && state.nodes[&drained].incarnation.0 == 2;
+    let state = cluster.until("it is back", back).await;
+    assert!(state.is_draining(drained) && holds_none(&state), "a restart does not end it: {state:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_passes_its_roles_on_first() {
+    let mut cluster = Cluster::start(1, 2).await;
+    cluster.create(spec(2, 0)).await;
+    let state = cluster.until("both copies are in sync", |state| in_sync(state, 2)).await;
+    let (primary, term) = (group(&state).primary_copy().expect("one"), group(&state).primary_term);
+    let stopping = node_of(group(&state), primary);
+    let node = cluster.take(stopping);
+    // A failover would have dropped the former primary in the very change that grants the role.
+    let handed_over = |state: &ClusterState| {
+        let group = group(state);
+        group.primary_copy() != Some(primary) && group.primary_term > term && group.in_sync.len() == 2
+    };
+    let (_, _) = tokio::join!(node.stop(), cluster.until("the role was handed over", handed_over));
+    cluster.write(SHARD, "after").await;
     cluster.stop().await;
 }
 

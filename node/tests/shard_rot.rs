@@ -250,18 +250,20 @@ fn a_scrub_finds_what_rots_under_an_open_copy() {
 
     let mut paths = Vec::new();
     files(&place.options(1).dir, &mut paths);
-    let largest = paths.iter().filter(|path| kind_of(path) == "*.sst").max_by_key(|path| {
-        fs::metadata(path).expect("metadata").len()
-    });
+    let largest = paths
+        .iter()
+        .filter(|path| kind_of(path) == "*.sst")
+        .max_by_key(|path| fs::metadata(path).expect("metadata").len());
     let rotten = largest.expect("has a table");
     let mut bytes = fs::read(rotten).expect("reads");
     let middle = bytes.len() / 3;
     bytes[middle] ^= 1;
     // In place, as a disk would.
-    fs::OpenOptions::new().write(true).open(rotten).and_then(|file| {
-        std::os::unix::fs::FileExt::write_all_at(&file, &bytes[middle..=middle], middle as u64)
-    })
-    .expect("writes");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(rotten)
+        .and_then(|file| std::os::unix::fs::FileExt::write_all_at(&file, &bytes[middle..=middle], middle as u64))
+        .expect("writes");
     let found = shard.scrub(&scratch, &pace, &Cancel::never()).expect_err("finds it");
     assert_eq!(found.kind(), ErrorKind::Corrupt, "{found}");
     let name = rotten.file_name().expect("a name").to_str().expect("text");

@@ -16,7 +16,8 @@ use shard_support::*;
 
 fn documents(log: &mut LogWriter, seed: u64, count: usize) -> Vec<EncodedEntry> {
     let mut rng = rng(seed);
-    let entry = |n: usize| log.entry(vec![put(&format!("d{}", n % 40), &format!("text {n}"), &unit_vector(&mut rng, 4))]);
+    let entry =
+        |n: usize| log.entry(vec![put(&format!("d{}", n % 40), &format!("text {n}"), &unit_vector(&mut rng, 4))]);
     (0..count).map(entry).collect()
 }
 
@@ -67,7 +68,10 @@ fn a_checkpoint_becomes_another_copy_and_the_log_goes_on_from_there() {
         .expect("persists");
     source.apply(&later).expect("applies");
     let digests = [&source, &copy].map(|shard| shard.digest().expect("digest"));
-    assert_eq!((digests[0].documents, digests[0].index_membership), (digests[1].documents, digests[1].index_membership));
+    assert_eq!(
+        (digests[0].documents, digests[0].index_membership),
+        (digests[1].documents, digests[1].index_membership)
+    );
     drop(copy);
     let copy = Shard::open(into_copy_2(&place, &dir)).expect("opens again");
     assert_eq!(copy.digest().expect("digest").documents, digests[0].documents);

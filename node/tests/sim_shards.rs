@@ -121,6 +121,7 @@ async fn a_purged_log_and_roles_handed_around_lose_nothing() {
 
     // The log begins late, and the copy comes back all the same.
     cluster.close(1).await;
+    cluster.expire(1);
     write(&cluster.copy(3), 1000..1010).await;
     cluster.open(1, Arc::new(place.open(1))).await;
     write(&cluster.copy(3), 1010..1020).await;

@@ -207,7 +207,10 @@ async fn a_copy_that_fell_behind_is_replaced_and_goes_on() {
     commit(&copy, &more);
     commit(&scene.twin.shard, &more);
     let digests = [&copy, &scene.twin.shard].map(|shard| shard.digest().expect("digest"));
-    assert_eq!((digests[0].documents, digests[0].index_membership), (digests[1].documents, digests[1].index_membership));
+    assert_eq!(
+        (digests[0].documents, digests[0].index_membership),
+        (digests[1].documents, digests[1].index_membership)
+    );
 }
 
 #[tokio::test]
@@ -227,7 +230,11 @@ async fn what_arrived_is_kept_when_either_side_is_restarted() {
     scene.twin.take_reads();
     let incoming = scene.fetch().run().await.expect("fetched");
     let all = pieces(&incoming);
-    assert_eq!(scene.twin.take_reads(), all - 6 + 1, "six were here; one read asks whether the snapshot is still there");
+    assert_eq!(
+        scene.twin.take_reads(),
+        all - 6 + 1,
+        "six were here; one read asks whether the snapshot is still there"
+    );
     assert_eq!(incoming.missing().expect("reads"), []);
 
     // The source is restarted: its snapshots are void, but the table files are the same.

@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, check_config, collection, dev, eval, ingest, node, search, shard, status};
+use crate::{ask, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -80,6 +80,9 @@ pub enum Command {
     /// Look into one shard, or change its copies by hand.
     #[command(subcommand)]
     Shard(shard::Command),
+    /// Let a node fail on purpose, and hold what was measured against what is promised.
+    #[command(subcommand)]
+    Drill(drill::Command),
     /// Replace this process by another one in a session of its own (used by `dev up`).
     #[command(name = dev::EXEC_VERB, hide = true)]
     Exec(dev::ExecArguments),
@@ -113,6 +116,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
         Command::Node(command) => node::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
+        Command::Drill(command) => drill::run(&global, command).await,
         Command::Exec(arguments) => dev::exec(arguments),
     }
 }

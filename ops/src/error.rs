@@ -12,7 +12,7 @@ use crate::client::ApiError;
 pub enum Exit {
     /// Everything asked for was done.
     Done = 0,
-    /// A local failure: a file, a process, an answer that cannot be read.
+    /// A local failure: a file, a process, an answer that cannot be read; or a drill in which a promise was broken.
     Failed = 1,
     /// The command line is wrong (clap uses the same number).
     Usage = 2,
@@ -33,7 +33,7 @@ pub enum Exit {
 /// Every exit code with its line of documentation.
 pub const EXIT_CODES: [(Exit, &str); 9] = [
     (Exit::Done, "done"),
-    (Exit::Failed, "a local failure: a file, a process, an unreadable answer"),
+    (Exit::Failed, "a local failure: a file, a process, an unreadable answer; or a promise broken in a drill"),
     (Exit::Usage, "the command line is wrong"),
     (Exit::Partial, "done in part: what was refused or is missing is listed"),
     (Exit::Unreachable, "no coordinator answers at --url"),
@@ -85,6 +85,9 @@ pub enum Error {
     /// A check failed; the details were printed.
     #[error("{0}")]
     CheckFailed(String),
+    /// A drill measured what must not be; the report was printed.
+    #[error("{0}")]
+    PromiseBroken(String),
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]
     Interrupted,
@@ -113,7 +116,7 @@ impl Error {
             Error::Unreachable { .. } => Exit::Unreachable,
             Error::Api(error) if error.retryable => Exit::Busy,
             Error::Api(_) => Exit::Refused,
-            Error::Local { .. } => Exit::Failed,
+            Error::Local { .. } | Error::PromiseBroken(_) => Exit::Failed,
             Error::Partial(_) => Exit::Partial,
             Error::CheckFailed(_) => Exit::CheckFailed,
             Error::Interrupted => Exit::Interrupted,
@@ -128,7 +131,7 @@ impl Error {
                 "is the cluster up? `susui dev up` starts one; --url or SUSUI_URL names another coordinator"
             }
             Error::Api(error) => &error.hint,
-            Error::Partial(_) | Error::CheckFailed(_) | Error::Interrupted => "",
+            Error::Partial(_) | Error::CheckFailed(_) | Error::PromiseBroken(_) | Error::Interrupted => "",
         }
     }
 
@@ -151,6 +154,7 @@ impl Error {
             Error::Local { .. } => ("local", None),
             Error::Partial(_) => ("partial", None),
             Error::CheckFailed(_) => ("check_failed", None),
+            Error::PromiseBroken(_) => ("promise_broken", None),
             Error::Interrupted => ("interrupted", None),
         };
         let retryable = matches!(self.exit(), Exit::Busy | Exit::Unreachable);

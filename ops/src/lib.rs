@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod collection;
 pub mod dev;
+pub mod drill;
 pub mod error;
 pub mod eval;
 pub mod ingest;

@@ -1,4 +1,4 @@
-//! All in-sync copies of a shard hold equal documents, index membership and log.
+//! All copies of a shard, read replicas too, hold equal documents, index membership and log.
 
 use std::time::Duration;
 
@@ -16,21 +16,34 @@ pub async fn check(
     copies: usize,
     at_most: Duration,
 ) -> anyhow::Result<u64> {
+    check_with_replicas(client, collection, shards, copies, 0, at_most).await
+}
+
+/// The same where each shard also has `replicas` read replicas.
+pub async fn check_with_replicas(
+    client: &Client,
+    collection: &str,
+    shards: u32,
+    copies: usize,
+    replicas: usize,
+    at_most: Duration,
+) -> anyhow::Result<u64> {
     let mut chunks = 0;
     for shard in 0..shards {
         chunks += wait::until(&format!("equal copies of shard {shard}"), at_most, || async {
-            compare(&client.digest(collection, shard).await?, copies)
+            compare(&client.digest(collection, shard).await?, copies, replicas)
         })
         .await?;
     }
     Ok(chunks)
 }
 
-fn compare(reply: &Value, copies: usize) -> anyhow::Result<u64> {
+fn compare(reply: &Value, copies: usize, replicas: usize) -> anyhow::Result<u64> {
     let all = reply["copies"].as_array().context("no copies")?;
-    ensure!(all.len() == copies, "{} copies instead of {copies}: {reply}", all.len());
+    ensure!(all.len() == copies + replicas, "{} copies instead of {}: {reply}", all.len(), copies + replicas);
     ensure!(all.iter().all(|copy| copy["error"].is_null()), "a copy gave no digest: {reply}");
-    ensure!(all.iter().all(|copy| copy["in_sync"] == true), "a copy is not in sync: {reply}");
+    let in_sync = all.iter().filter(|copy| copy["in_sync"] == true).count();
+    ensure!(in_sync == copies, "{in_sync} copies in sync instead of {copies}: {reply}");
     for key in ["applied", "documents", "index_membership", "log", "chunk_count", "document_count"] {
         ensure!(
             all.iter().all(|copy| !copy[key].is_null() && copy[key] == all[0][key]),
@@ -38,4 +51,27 @@ fn compare(reply: &Value, copies: usize) -> anyhow::Result<u64> {
         );
     }
     all[0]["chunk_count"].as_u64().context("no chunk_count")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn any_difference_and_any_silence_is_told() {
+        let copy = |in_sync: bool| {
+            json!({ "in_sync": in_sync, "applied": 9, "documents": "a", "index_membership": "b", "log": "c",
+                "chunk_count": 4, "document_count": 4 })
+        };
+        let equal = json!({ "copies": [copy(true), copy(true), copy(false)] });
+        assert_eq!(compare(&equal, 2, 1).expect("equal"), 4);
+        assert!(compare(&equal, 3, 0).is_err(), "a copy is not in sync");
+        for (key, value) in [("documents", json!("x")), ("log", json!("x")), ("error", json!("silent"))] {
+            let mut reply = equal.clone();
+            reply["copies"][2][key] = value;
+            assert!(compare(&reply, 2, 1).is_err(), "{key}");
+        }
+    }
 }

@@ -1,4 +1,8 @@
 //! Load with a memory: what was acknowledged, what is unknown, and how every call went.
 
+pub mod bulk;
+pub mod documents;
 pub mod ingest;
+pub mod mixed;
 pub mod search;
+pub mod session;

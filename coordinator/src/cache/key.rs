@@ -161,6 +161,7 @@ mod tests {
     fn options() -> RetrievalOptions {
         RetrievalOptions {
             consistency: Consistency::Eventual,
+            max_staleness: std::time::Duration::from_secs(10),
             session: Session::default(),
             prefer_copy: None,
             min_coverage: 1.0,

@@ -224,7 +224,7 @@ impl Retriever {
         }
         let state = self.view.state();
         // Shards of deleted collections only: one that is not known here yet may have been written through another coordinator.
-        session.retain(|shard| state.shards.contains_key(&shard) || shard.collection >= state.next_collection);
+        session.retain(|shard| state.shards.contains_key(&shard) || shard.collection.0 >= state.next_collection);
         Ok(RetrievedAll { results, session, timings })
     }
 

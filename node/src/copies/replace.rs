@@ -157,7 +157,8 @@ impl Copies {
         };
         let options = self.options(copy.id, &group, copy.spec.clone());
         let promised = copy.handle.position().term;
-        let adopted = tokio::task::spawn_blocking(move || incoming.adopt(options, promised).map(|base| (incoming, base)));
+        let adopted =
+            tokio::task::spawn_blocking(move || incoming.adopt(options, promised).map(|base| (incoming, base)));
         let (incoming, base) = adopted.await.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))??;
         tracing::info!(shard = %copy.shard_id, copy = %copy.id, base = %base.seqno, "snapshot fetched and verified");
 

@@ -322,6 +322,7 @@ impl CopyTask {
 
 fn status_of(core: &Core, started: Instant) -> Status {
     Status {
+        group: core.group().cloned(),
         term: core.confirmed_term(),
         is_primary: core.is_primary(),
         last: core.last(),

@@ -71,6 +71,8 @@ pub(super) enum Message {
 /// What the copy's task tells its handles after each step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Status {
+    /// The register as last learned, by whatever way: an answer of the metadata group may be ahead of the watch.
+    pub(super) group: Option<Arc<ShardGroup>>,
     pub(super) term: PrimaryTerm,
     pub(super) is_primary: bool,
     pub(super) last: LogPosition,
@@ -299,8 +301,10 @@ impl CopyHandle {
     }
 
     fn not_primary(&self) -> ReplicationError {
-        let register = self.group.borrow().as_ref().map(|group| Box::new(ShardGroup::clone(group)));
-        ReplicationError::NotPrimary { register }
+        let told = self.group.borrow().clone();
+        let learned = self.status.borrow().group.clone();
+        let newest = told.into_iter().chain(learned).max_by_key(|group| group.version);
+        ReplicationError::NotPrimary { register: newest.map(|group| Box::new(ShardGroup::clone(&group))) }
     }
 
     fn busy(&self) -> AppendResult {

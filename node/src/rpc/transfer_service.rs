@@ -78,10 +78,7 @@ impl TransferService for TransferServer {
         Ok(Response::new(v1::OpenSnapshotReply { manifest: Some(to_wire(&manifest)) }))
     }
 
-    async fn read_piece(
-        &self,
-        request: Request<v1::ReadPieceRequest>,
-    ) -> Result<Response<v1::ReadPieceReply>, Status> {
+    async fn read_piece(&self, request: Request<v1::ReadPieceRequest>) -> Result<Response<v1::ReadPieceReply>, Status> {
         let v1::ReadPieceRequest { envelope, snapshot_id, file, piece } = request.into_inner();
         self.check(envelope.as_ref())?;
         let data = self.run(move |snapshots| snapshots.read(SnapshotId(snapshot_id), &file, piece)).await?;

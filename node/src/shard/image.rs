@@ -61,7 +61,8 @@ impl Image {
             while let Some((key, value)) = iterator.item() {
                 if family == Family::Log {
                     let seqno = SeqNo(decode_u64("log key", key)?);
-                    EncodedEntry::from_stored(seqno, value).map_err(|error| StorageError::Corrupt(error.to_string()))?;
+                    EncodedEntry::from_stored(seqno, value)
+                        .map_err(|error| StorageError::Corrupt(error.to_string()))?;
                 }
                 bytes += (key.len() + value.len()) as u64;
                 if bytes >= VISIT_BYTES {

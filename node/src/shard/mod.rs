@@ -17,13 +17,13 @@ mod fields;
 mod filter;
 mod floor;
 mod identity;
+mod image;
 mod index_blob;
 mod index_steps;
 mod keys;
 mod log;
 mod maintenance;
 pub mod operation;
-mod image;
 mod reclaim;
 mod record_file;
 mod records;
@@ -165,10 +165,7 @@ impl Shard {
     /// Errors: as [`Shard::open`].
     pub fn adopt_lineage(options: &ShardOptions) -> Result<(), ShardError> {
         let dir = &options.dir;
-        if !dir.join("rocksdb").exists() {
-            return Err(ShardError::Lost { dir: dir.display().to_string() });
-        }
-        let store = Store::open(&dir.join("rocksdb"), &options.resources)?;
+        let store = open_store(dir, false, &options.resources)?;
         let ShardOptions { cluster_id, shard, copy, lineage, spec, .. } = options;
         let identity = Identity::new(cluster_id.clone(), *shard, *copy, *lineage, spec.clone());
         let adopted = match identity.claim(&store, false)? {

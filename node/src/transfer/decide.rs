@@ -33,11 +33,8 @@ pub fn decide_fetch(
     }
     let is_alive = |node: &NodeId| state.nodes.get(node).is_some_and(|node| node.liveness == Liveness::Alive);
     let is_primary = |source: CopyId| group.primary_copy() == Some(source);
-    let mut sources: Vec<(CopyId, NodeId)> = group
-        .in_sync
-        .iter()
-        .filter_map(|source| Some((*source, group.node_of(*source).filter(is_alive)?)))
-        .collect();
+    let mut sources: Vec<(CopyId, NodeId)> =
+        group.in_sync.iter().filter_map(|source| Some((*source, group.node_of(*source).filter(is_alive)?))).collect();
     sources.sort_by_key(|(source, _)| is_primary(*source));
     let (source, node) = *sources.get(attempt as usize % sources.len().max(1))?;
     Some(FetchFrom { node, copy: group.target(source) })

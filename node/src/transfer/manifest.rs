@@ -144,7 +144,8 @@ mod tests {
         for name in ["000012.sst", "000013.log", "MANIFEST-000005", "OPTIONS-000007", "IDENTITY"] {
             assert!(manifest(vec![current(), file(name)]).validate().is_ok(), "{name}");
         }
-        for name in ["", "../x.sst", "a/1.sst", ".sst", "1.sst/", "LOCK", "LOG", "MANIFEST-", "witness", "\u{661}.sst"] {
+        for name in ["", "../x.sst", "a/1.sst", ".sst", "1.sst/", "LOCK", "LOG", "MANIFEST-", "witness", "\u{661}.sst"]
+        {
             assert!(manifest(vec![current(), file(name)]).validate().is_err(), "{name:?}");
         }
         assert!(manifest(vec![current(), current()]).validate().is_err(), "twice");

@@ -115,8 +115,7 @@ impl Snapshots {
 
     /// Snapshots whose lease has run out at `now`, or all of them; the caller closes them.
     pub fn due(&self, now: Option<Instant>) -> Vec<SnapshotId> {
-        let is_due =
-            |open: &Open| now.is_none_or(|now| now.saturating_duration_since(open.used_at) > SNAPSHOT_LEASE);
+        let is_due = |open: &Open| now.is_none_or(|now| now.saturating_duration_since(open.used_at) > SNAPSHOT_LEASE);
         self.open.lock().iter().filter(|(_, open)| is_due(open)).map(|(snapshot, _)| *snapshot).collect()
     }
 

@@ -356,12 +356,7 @@ mod tests {
             ("bit of the sums' header", |path| flip(&path.with_extension("sums"), 33), DIM, 7),
             ("bit of a sum", |path| flip(&path.with_extension("sums"), 41), DIM, 7),
             ("bit of a row", |path| flip(path, 7), DIM, 7),
-            (
-                "cut",
-                |path| OpenOptions::new().write(true).open(path).unwrap().set_len(59).unwrap(),
-                DIM,
-                7,
-            ),
+            ("cut", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(59).unwrap(), DIM, 7),
             ("emptied", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap(), DIM, 7),
         ];
         for (what, change, dim, stamp) in cases {

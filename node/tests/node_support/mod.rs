@@ -37,9 +37,17 @@ pub(crate) struct Cluster {
     client: Peers,
 }
 
-struct Running {
+/// A node that runs.
+pub(crate) struct Running {
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("joins").expect("stops well");
+    }
 }
 
 impl Cluster {
@@ -110,16 +118,19 @@ impl Cluster {
     }
 
     pub(crate) async fn stop_node(&mut self, id: u64) {
-        let Running { stop, task } = self.running.remove(&id).expect("runs");
-        stop.cancel();
-        task.await.expect("joins").expect("stops well");
+        self.take(id).stop().await;
+    }
+
+    /// Takes a running node out of the cluster's hands.
+    pub(crate) fn take(&mut self, id: u64) -> Running {
+        self.running.remove(&id).expect("runs")
     }
 
     pub(crate) async fn stop(mut self) {
         let running = std::mem::take(&mut self.running);
         running.values().for_each(|node| node.stop.cancel());
         for node in running.into_values() {
-            node.task.await.expect("joins").expect("stops well");
+            node.stop().await;
         }
     }
 

@@ -94,6 +94,12 @@ impl<S: CopyStorage> Cluster<S> {
         self.tell();
     }
 
+    /// Metadata takes a copy out of the in-sync set.
+    pub(crate) fn expire(&self, copy: u64) {
+        self.register.lock().expire(CopyId(copy));
+        self.tell();
+    }
+
     /// Every node learns the register.
     fn tell(&self) {
         let group = Arc::new(self.group());

@@ -155,7 +155,8 @@ fn check_configs(layout: &Layout, manifest: &Manifest) -> Result<(), Error> {
     Ok(())
 }
 
-fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
+/// The directory of the programs: as given, else where this one is.
+pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     let dir = match given {
         Some(dir) => dir,
         None => {
@@ -167,7 +168,8 @@ fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     std::path::absolute(&dir).map_err(|error| Error::file(&dir, &error))
 }
 
-fn start_missing(layout: &Layout, bin_dir: &Path, member: &Member) -> Result<Option<Child>, Error> {
+/// Starts one process unless it runs.
+pub fn start_missing(layout: &Layout, bin_dir: &Path, member: &Member) -> Result<Option<Child>, Error> {
     let pid_file = layout.pid_file(&member.name);
     if Identity::read(&pid_file).is_some_and(|identity| identity.is_running()) {
         return Ok(None);

@@ -1,0 +1,35 @@
+//! A chaos run of any length: `cargo run --release -p chaos-tests --bin chaos -- --minutes 60 --seed 7`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chaos_tests::chaos::{self, Run};
+use clap::Parser;
+
+/// Starts a cluster, hurts it by plan under load, heals it, and prints a verdict for each promise
+///
+/// Needs the binaries: cargo build --release -p node --bins, then -p coordinator --bins.
+/// Ends with 0 if every promise was tested and kept, else with 1.
+#[derive(Debug, Parser)]
+#[command(verbatim_doc_comment)]
+struct Arguments {
+    /// How long faults are injected.
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// Seed of plan and workloads [default: drawn and printed].
+    #[arg(long, env = "SEED")]
+    seed: Option<u64>,
+    /// Write every operation to this file, a line of JSON each.
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { minutes, seed, history } = Arguments::parse();
+    let run = Run { seed: seed.unwrap_or_else(rand::random), duration: Duration::from_secs(60 * minutes), history };
+    let verdict = chaos::run(&run).await?;
+    println!("{verdict}");
+    Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,226 @@
+//! Hurts a cluster by plan: which faults, against whom, for how long follows from a seed. The plan is replayed by its seed, not
+//! the moment at which each fault meets the cluster.
+
+pub mod crash;
+pub mod full_disk;
+pub mod partition;
+pub mod pause;
+pub mod reset;
+pub mod slow_link;
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::cluster::Cluster;
+use crate::observer::Look;
+
+/// Quiet before a fault.
+const QUIET_MS: std::ops::Range<u64> = 800..2_000;
+/// A fault that is over before anybody is taken for dead.
+const SHORT_MS: std::ops::Range<u64> = 300..2_500;
+/// One that outlives the node timeout.
+const LONG_MS: std::ops::Range<u64> = 4_000..6_500;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `kill -9`, then a restart.
+    Crash,
+    /// SIGSTOP, then SIGCONT.
+    Pause,
+    /// Nobody hears the node, nor it anybody.
+    Isolate,
+    /// Nobody hears the node.
+    Mute,
+    /// The node hears nobody.
+    Deaf,
+    /// The others meet only over this node.
+    Bridge,
+    /// The coordinator and the node do not hear each other.
+    CoordinatorCut,
+    /// Every link to and from the node is late and narrow.
+    SlowLink,
+    /// Every connection of the node is reset, once.
+    Reset,
+    /// The small disk is full; afterwards the node is started again, as the manual says.
+    FullDisk,
+    /// `kill -9` of every process at once.
+    CrashAll,
+}
+
+/// The kinds that every cluster behind proxies can be given.
+const KINDS: [Kind; 10] = [
+    Kind::Crash,
+    Kind::Pause,
+    Kind::Isolate,
+    Kind::Mute,
+    Kind::Deaf,
+    Kind::Bridge,
+    Kind::CoordinatorCut,
+    Kind::SlowLink,
+    Kind::Reset,
+    Kind::CrashAll,
+];
+
+/// Against whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// This one.
+    Node(usize),
+    /// Whoever is primary of the shard when the time comes.
+    PrimaryOf(usize),
+    /// Whoever leads the metadata group when the time comes.
+    MetadataLeader,
+}
+
+/// One fault of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Before it.
+    pub quiet: Duration,
+    /// What.
+    pub kind: Kind,
+    /// Whom.
+    pub target: Target,
+    /// Until it is healed.
+    pub lasts: Duration,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Terrain {
+    /// Nodes that may be hurt: 1 to this one.
+    pub nodes: usize,
+    /// Shards.
+    pub shards: usize,
+    /// The node on a small disk, if any.
+    pub small_disk: Option<usize>,
+}
+
+/// An endless plan: each kind comes once in every round, in an order of the round's own.
+pub fn plan(seed: u64, terrain: Terrain) -> impl Iterator<Item = Step> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut round: Vec<Kind> = Vec::new();
+    std::iter::from_fn(move || {
+        if round.is_empty() {
+            round = KINDS.to_vec();
+            round.extend(terrain.small_disk.map(|_| Kind::FullDisk));
+            round.shuffle(&mut random);
+        }
+        let kind = round.pop()?;
+        let target = match (kind, terrain.small_disk, random.random_range(0..10)) {
+            (Kind::FullDisk, Some(node), _) => Target::Node(node),
+            (_, _, 0..5) => Target::PrimaryOf(random.random_range(0..terrain.shards)),
+            (_, _, 5..8) => Target::Node(random.random_range(1..=terrain.nodes)),
+            _ => Target::MetadataLeader,
+        };
+        let lasts = match kind {
+            Kind::CrashAll | Kind::Reset => SHORT_MS,
+            Kind::Crash | Kind::FullDisk => LONG_MS,
+            _ if random.random_bool(0.3) => SHORT_MS,
+            _ => LONG_MS,
+        };
+        Some(Step {
+            quiet: Duration::from_millis(random.random_range(QUIET_MS)),
+            kind,
+            target,
+            lasts: Duration::from_millis(random.random_range(lasts)),
+        })
+    })
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {:?} for {:.1} s", self.kind, self.target, self.lasts.as_secs_f64())
+    }
+}
+
+/// The node a target means now.
+pub fn resolve(target: Target, look: &Look) -> anyhow::Result<usize> {
+    let node = match target {
+        Target::Node(node) => return Ok(node),
+        Target::PrimaryOf(shard) => {
+            look.registers.get(shard).and_then(|register| register.primary).context("the shard has no primary")?.1
+        }
+        Target::MetadataLeader => look.leader.context("no metadata leader is known")?,
+    };
+    Ok(usize::try_from(node)?)
+}
+
+/// Begins a fault.
+pub fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<()> {
+    match kind {
+        Kind::Crash => crash::inject(cluster, node),
+        Kind::CrashAll => crash::inject_all(cluster),
+        Kind::Pause => pause::inject(cluster, node),
+        Kind::SlowLink => {
+            slow_link::inject(cluster, node);
+            Ok(())
+        }
+        Kind::Reset => {
+            reset::inject(cluster, node);
+            Ok(())
+        }
+        Kind::FullDisk => full_disk::inject(cluster),
+        Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
+            partition::inject(cluster, &partition::topology(kind, node));
+            Ok(())
+        }
+    }
+}
+
+/// Ends it.
+pub async fn heal(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<()> {
+    match kind {
+        Kind::Crash => crash::heal(cluster, node),
+        Kind::CrashAll => crash::heal_all(cluster).await,
+        Kind::Pause => pause::heal(cluster, node),
+        Kind::FullDisk => full_disk::heal(cluster, node),
+        Kind::Reset => Ok(()),
+        Kind::SlowLink | Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
+            partition::heal(cluster);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERRAIN: Terrain = Terrain { nodes: 3, shards: 4, small_disk: Some(2) };
+
+    #[test]
+    fn a_seed_is_a_plan_and_another_seed_another() {
+        let first = |seed| plan(seed, TERRAIN).take(50).collect::<Vec<Step>>();
+        assert_eq!(first(7), first(7));
+        assert_ne!(first(7), first(8));
+    }
+
+    #[test]
+    fn every_kind_comes_in_every_round_and_targets_exist() {
+        let round = KINDS.len() + 1;
+        let steps: Vec<Step> = plan(3, TERRAIN).take(3 * round).collect();
+        for steps in steps.chunks(round) {
+            for kind in KINDS.into_iter().chain([Kind::FullDisk]) {
+                assert_eq!(steps.iter().filter(|step| step.kind == kind).count(), 1, "{kind:?}");
+            }
+        }
+        assert!(steps.iter().all(|step| match step.target {
+            Target::Node(node) => (1..=3).contains(&node) && (step.kind != Kind::FullDisk || node == 2),
+            Target::PrimaryOf(shard) => shard < 4,
+            Target::MetadataLeader => true,
+        }));
+    }
+
+    #[test]
+    fn without_a_small_disk_it_is_never_filled() {
+        let steps = plan(3, Terrain { small_disk: None, ..TERRAIN }).take(40);
+        assert!(steps.into_iter().all(|step| step.kind != Kind::FullDisk));
+    }
+}

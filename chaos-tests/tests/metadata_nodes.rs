@@ -1,0 +1,75 @@
+//! Three metadata nodes and three data nodes in processes of their own: the data plane does not need the control plane.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use chaos_tests::cluster::Options;
+use chaos_tests::loaded::Loaded;
+use chaos_tests::{observer, wait};
+use serde_json::json;
+
+/// After this long there must be a new metadata leader that can commit.
+const CONTROL_BACK: Duration = Duration::from_secs(3);
+
+/// Nodes 1 to 3 hold data, 4 to 6 vote.
+fn six_nodes() -> Options {
+    Options { metadata_nodes: 3, check_invariants: true, ..Options::default() }
+}
+
+async fn leader(loaded: &Loaded) -> anyhow::Result<usize> {
+    let look = loaded.wait_whole().await?;
+    Ok(usize::try_from(look.leader.context("no metadata leader")?)?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metadata_leader_is_killed() -> anyhow::Result<()> {
+    let mut loaded = Loaded::start(six_nodes()).await?;
+    let leader = leader(&loaded).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (client, history) = (loaded.cluster.client(), Arc::clone(&loaded.history));
+    let killed = Instant::now();
+    loaded.cluster.kill_node(leader)?;
+    // A look is a linearizable read: whoever answers it leads, and can commit.
+    wait::until("another metadata leader", Duration::from_secs(30), || observer::look(&client, &history)).await?;
+    let back = killed.elapsed();
+    let spec = json!({ "dim": 8, "shards": 1, "copies": 2 });
+    client.create_collection("after", &spec).await?;
+    let created = killed.elapsed();
+    println!(
+        "metadata leader (node {leader}) killed: another one after {back:?}, a collection created after {created:?}"
+    );
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    loaded.cluster.start_node(leader)?;
+    loaded.check(0).await?;
+    ensure!(back <= CONTROL_BACK, "the control plane was back after {back:?}, not {CONTROL_BACK:?}");
+    Ok(())
+}
+
+async fn quorum_down_for(time: Duration) -> anyhow::Result<()> {
+    let mut loaded = Loaded::start(six_nodes()).await?;
+    let leader = leader(&loaded).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let other = (4..=6).find(|node| *node != leader).context("three metadata nodes")?;
+    loaded.cluster.kill_node(leader)?;
+    loaded.cluster.kill_node(other)?;
+    tokio::time::sleep(time).await;
+    loaded.cluster.start_node(leader)?;
+    loaded.cluster.start_node(other)?;
+    let client = loaded.cluster.client();
+    let look = || observer::look(&client, &loaded.history);
+    wait::until("the metadata group", Duration::from_secs(30), look).await?;
+    loaded.check(0).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quorum_is_down_for_ten_seconds() -> anyhow::Result<()> {
+    quorum_down_for(Duration::from_secs(10)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a minute; ops/test --full"]
+async fn the_quorum_is_down_for_a_minute() -> anyhow::Result<()> {
+    quorum_down_for(Duration::from_secs(60)).await
+}
