@@ -71,7 +71,8 @@ pub(super) struct Walk {
 /// One walk, decided by its seed alone.
 pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'static str, u64>) -> Walk {
     let mut rng = Rng::new(seed);
-    let (setting, bounds) = match rng.below(6) {
+    let profile = rng.below(6);
+    let (setting, bounds) = match profile {
         0 => all_at_once(&mut rng),
         1 => one_at_a_time(&mut rng),
         2 => admission(&mut rng),
@@ -82,6 +83,9 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
     let setting = Setting { mutant, ..setting };
     let weights: [u64; KINDS.len()] = std::array::from_fn(|_| [1, 4, 16][rng.below(3) as usize]);
     let mut world = World::new(setting, bounds);
+    if profile > 1 {
+        world.settle();
+    }
     let mut steps = Vec::new();
     let mut possible = Vec::new();
     let mut sights = [false; SIGHTS.len()];
@@ -159,7 +163,7 @@ fn one_at_a_time(rng: &mut Rng) -> (Setting, Bounds) {
     (setting, bounds)
 }
 
-// The guided ones: rare orders of events in the smallest group that has them.
+// The guided ones: rare orders of events in the smallest group that has them, from the moment when it has settled.
 
 /// A copy is admitted while a deposed primary still collects answers.
 fn admission(rng: &mut Rng) -> (Setting, Bounds) {
