@@ -2,7 +2,6 @@
 //!
 //! Everything random comes from one seed. After each step the oracles in [`Group::check`] must hold.
 
-mod faults;
 mod reads;
 mod snapshots;
 
@@ -21,7 +20,6 @@ use node::replication::messages::{
 use node::replication::open::open;
 use node::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError};
 
-use self::faults::node_of;
 use self::reads::Calls;
 use super::Rng;
 use super::disk::SimDisk;
@@ -55,8 +53,6 @@ struct Node {
     /// Taken from another copy, to replace this one.
     snapshot: Option<Vec<EncodedEntry>>,
     appends: BTreeMap<RequestId, (usize, u64, u64)>,
-    /// It could not be opened, because of what its disk holds.
-    refused: bool,
     /// Its log was compared with the externalised entries up to here.
     compared: usize,
 }
@@ -77,8 +73,6 @@ struct Chaos {
     crash: u64,
     failover: u64,
     poison: u64,
-    /// Disks fill up, and bits turn.
-    disk: u64,
     /// Snapshots, strong reads and hand-offs are asked for this often.
     calls: u64,
     retention: Retention,
@@ -118,7 +112,6 @@ impl Group {
             crash: level(&mut rng, [0, 20, 100]),
             failover: level(&mut rng, [0, 20, 100]),
             poison: level(&mut rng, [0, 0, 50]),
-            disk: level(&mut rng, [0, 10, 50]),
             calls: level(&mut rng, [0, 30, 100]),
             // An entry takes 64 bytes, and the log waits for laggards with 10, 64 or all of them.
             retention: Retention {
@@ -138,7 +131,6 @@ impl Group {
             apply_target: 0,
             purge: None,
             snapshot: None,
-            refused: false,
             appends: BTreeMap::new(),
             compared: 0,
         };
@@ -174,14 +166,7 @@ impl Group {
     fn open(&mut self, node: usize) {
         let (now_ms, retention) = (self.now_ms, self.chaos.retention);
         let node = &mut self.nodes[node];
-        let opened = match open(&*node.disk) {
-            Ok(opened) => opened,
-            Err(error) => {
-                assert!(node.disk.is_rotten() && matches!(error, StorageError::Corrupt(_)), "refused: {error}");
-                node.refused = true;
-                return self.count("rot found at open");
-            }
-        };
+        let opened = open(&*node.disk).expect("the simulated disk opens");
         let mut core = Core::new(CoreOptions {
             incarnation: node.incarnation,
             timing: Timing::default(),
@@ -208,9 +193,7 @@ impl Group {
         let node = &mut self.nodes[node];
         (node.purge, node.snapshot) = (None, None);
         for (_, write) in node.writes.drain(..).take(kept) {
-            if node.disk.persist(write).is_err() {
-                break;
-            }
+            node.disk.persist(write).expect("the disk takes it");
         }
         node.disk.lose_applied(node.disk.applied().saturating_sub(lost_applied));
         node.core = None;
@@ -274,7 +257,7 @@ impl Group {
     }
 
     fn core_of(&self, copy: CopyId) -> Option<&Core> {
-        self.nodes[node_of(copy)].core.as_ref()
+        self.nodes[copy.0 as usize - 1].core.as_ref()
     }
 
     // ---- events ------------------------------------------------------------------------------------------------------------
@@ -290,8 +273,8 @@ impl Group {
         match action {
             Action::Persist { write_id, write } => self.nodes[node].writes.push_back((write_id, write)),
             Action::SendAppend(send) => {
-                let Some(append) = self.append_of(node, send) else { return };
-                let to = node_of(send.to);
+                let append = self.append_of(node, send);
+                let to = send.to.0 as usize - 1;
                 self.mail.push(Mail::Append { from: node, life, append_id: send.append_id, to, append });
             }
             Action::ReplyAppend { request, result } => {
@@ -328,23 +311,13 @@ impl Group {
         log
     }
 
-    /// `None` if what is to be sent cannot be read.
-    fn append_of(&mut self, node: usize, send: SendAppend) -> Option<Append> {
+    fn append_of(&mut self, node: usize, send: SendAppend) -> Append {
         let available = (send.up_to.0 - send.prev.seqno.0) as usize;
         let count = if self.rng.percent(30) { self.rng.below(available + 1) } else { available };
         let log = self.memory_log(node);
         let first = send.prev.seqno.0 as usize;
         assert!(first >= self.nodes[node].disk.purged(), "nothing purged is sent");
-        // The newest entries are in memory; older ones are read.
-        let disk = Arc::clone(&self.nodes[node].disk);
-        if self.rng.percent(50)
-            && first < disk.len()
-            && let Err(error) = disk.read_range(first, disk.len().min(first + count))
-        {
-            self.storage_failed(node, error);
-            return None;
-        }
-        Some(Append {
+        Append {
             shard: SHARD,
             to_copy: send.to,
             from_copy: self.nodes[node].copy,
@@ -355,7 +328,7 @@ impl Group {
             entries: log[first..first + count].to_vec(),
             global_checkpoint: send.global_checkpoint,
             log_start: send.log_start,
-        })
+        }
     }
 
     /// Something arrives, or is lost. A loss is noticed by the sender, though not always for what it is.
@@ -457,10 +430,8 @@ impl Group {
                     }
                 }
                 if let Some((write_id, write)) = merged {
-                    match self.nodes[node].disk.persist(write) {
-                        Ok(()) => self.step(node, Event::Persisted(write_id)),
-                        Err(error) => self.storage_failed(node, error),
-                    }
+                    self.nodes[node].disk.persist(write).expect("the disk takes it");
+                    self.step(node, Event::Persisted(write_id));
                 }
             }
             3..=5 => {
@@ -468,10 +439,8 @@ impl Group {
                 let from = disk.applied();
                 if from < target {
                     let to = from + 1 + self.rng.below(target - from);
-                    match disk.read_range(from, to).and_then(|entries| disk.apply(&entries)) {
-                        Ok(()) => self.step(node, Event::Applied(SeqNo(to as u64))),
-                        Err(error) => self.storage_failed(node, error),
-                    }
+                    disk.apply(&disk.history()[from..to]).expect("the disk applies");
+                    self.step(node, Event::Applied(SeqNo(to as u64)));
                 }
             }
             9 => {
@@ -581,9 +550,7 @@ impl Group {
             self.externalise(node);
             let Some(core) = &self.nodes[node].core else { continue };
             core.check().unwrap_or_else(|broken| panic!("copy {}: {broken}", core.copy()));
-            if let Some(StorageError::Corrupt(why)) = core.poisoned()
-                && !self.nodes[node].disk.is_rotten()
-            {
+            if let Some(StorageError::Corrupt(why)) = core.poisoned() {
                 panic!("copy {} diverged: {why}", core.copy());
             }
             // A grant whose term is not durable yet has shown itself to nobody, and may be taken up again after a reopening.
@@ -596,7 +563,7 @@ impl Group {
         // Inv2: a copy of the register's in-sync set holds every externalised entry, durably.
         if let Some(last) = self.externalised.last() {
             for copy in &self.register.group.in_sync {
-                let held = self.nodes[node_of(*copy)].disk.entry(self.externalised.len());
+                let held = self.nodes[copy.0 as usize - 1].disk.entry(self.externalised.len());
                 assert_eq!(held.as_ref(), Some(last), "in-sync copy {copy} lacks a committed entry");
             }
         }
@@ -647,12 +614,8 @@ impl Group {
                     self.register.expire(copy);
                 }
                 99 if self.rng.percent(self.chaos.poison) => self.poison_and_reopen(node),
-                94 if self.rng.percent(self.chaos.disk) => self.fill_or_free(node),
-                99 if self.rng.percent(self.chaos.disk) => self.rot(node),
-                98 => self.mend(node),
                 _ => {}
             }
-            self.spare_the_last();
             self.check();
         }
     }
@@ -688,7 +651,6 @@ impl Group {
     /// Everything works again: the group must come together, and every operation must get its answer.
     pub(crate) fn heal(&mut self) {
         for node in 0..self.nodes.len() {
-            self.nodes[node].disk.fail_with(None);
             if self.nodes[node].core.as_ref().is_some_and(|core| core.poisoned().is_some()) {
                 self.crash(node);
             }
@@ -696,11 +658,8 @@ impl Group {
                 self.restart(node);
             }
         }
-        (0..self.nodes.len()).for_each(|node| self.scrub(node));
         for _ in 0..600 {
             self.now_ms += 100;
-            self.spare_the_last();
-            (0..self.nodes.len()).for_each(|node| self.mend(node));
             self.grant_if_vacant();
             for node in 0..self.nodes.len() {
                 self.step(node, Event::Tick(self.now_ms));

@@ -56,18 +56,6 @@ impl Register {
         self.change(next);
     }
 
-    /// A new copy takes the place of one that is not in sync.
-    pub(crate) fn replace(&mut self, old: CopyId, new: CopyId) {
-        let mut next = self.group.clone();
-        if let Some(record) = next.copies.remove(&old) {
-            next.copies.insert(new, CopyRecord { phase: CopyPhase::CatchingUp, ..record });
-        }
-        if let Some(incarnation) = self.alive.remove(&old) {
-            self.alive.insert(new, incarnation);
-        }
-        self.change(next);
-    }
-
     pub(crate) fn expire(&mut self, copy: CopyId) {
         let mut next = self.group.clone();
         if next.in_sync.len() > 1 && next.primary_copy() != Some(copy) {

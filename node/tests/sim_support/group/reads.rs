@@ -7,7 +7,6 @@ use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use node::replication::core::Core;
 use node::replication::messages::{Event, HandOffRefusal, RequestId, SendConfirm};
 
-use super::faults::node_of;
 use super::{Group, Mail};
 
 /// Calls under way, and what was shown to somebody.
@@ -52,7 +51,7 @@ impl Group {
 
     pub(super) fn send_confirm(&mut self, node: usize, send: SendConfirm) {
         let life = self.nodes[node].life;
-        let to = node_of(send.to);
+        let to = send.to.0 as usize - 1;
         self.mail.push(Mail::Confirm { from: node, life, round: send.round, to });
     }
 

@@ -5,7 +5,6 @@ use node::replication::messages::Event;
 use node::replication::storage::{CopyStorage, EncodedEntry};
 
 use super::Group;
-use super::faults::node_of;
 
 impl Group {
     /// One step of a copy that needs a snapshot: it takes one from any in-sync copy, and later replaces itself by it, in the same process.
@@ -24,8 +23,8 @@ impl Group {
                     .group
                     .in_sync
                     .iter()
-                    .map(|copy| node_of(*copy))
-                    .filter(|at| *at != node && !self.nodes[*at].disk.is_rotten())
+                    .map(|copy| copy.0 as usize - 1)
+                    .filter(|at| *at != node)
                     .collect();
                 let Some(source) = self.rng.pick(&sources).copied() else { return };
                 let snapshot = self.nodes[source].disk.snapshot();
