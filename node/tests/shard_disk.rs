@@ -406,8 +406,11 @@ fn client_writes_are_refused_before_the_disk_is_full_and_taken_again_when_there_
     watch.admit(&[write()]).expect("there is room");
 
     let ballast = place.dir.path().join("ballast");
-    fs::write(&ballast, vec![0; 61 << 20]).expect("fits");
-    watch.look();
+    let mut file = fs::File::create(&ballast).expect("creates");
+    while !watch.is_full() {
+        std::io::Write::write_all(&mut file, &[0; 1 << 18]).expect("the watermark comes before the end");
+        watch.look();
+    }
     assert!((95..100).contains(&gauge.get()), "{} %", gauge.get());
     for refused in [vec![write()], vec![delete("a"), write()]] {
         let error = watch.admit(&refused).expect_err("the disk is nearly full");
@@ -419,6 +422,7 @@ fn client_writes_are_refused_before_the_disk_is_full_and_taken_again_when_there_
     commit(&shard, &[log.entry(vec![write()])]);
     assert_eq!(shard.fetch_documents(&[key("a")], false).expect("reads").len(), 1);
 
+    drop(file);
     fs::remove_file(&ballast).expect("removes");
     watch.look();
     watch.admit(&[write()]).expect("there is room again");

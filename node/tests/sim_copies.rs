@@ -59,6 +59,8 @@ struct Node {
     copies: Arc<Copies>,
     snapshots: Arc<Snapshots>,
     metrics: Arc<Metrics>,
+    /// This life of the process; it ends with the node.
+    _incarnation: watch::Sender<Incarnation>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -143,15 +145,18 @@ impl World {
                 }
             })
         };
+        let (incarnation, followed_incarnation) = watch::channel(Incarnation(1));
         let followed = Followed {
             state: self.state.subscribe(),
-            incarnation: watch::channel(Incarnation(1)).1,
+            incarnation: followed_incarnation,
             register: Arc::new(wire),
             opened,
         };
         let stop = CancellationToken::new();
+        // Held until the node is known: its copy may be open before.
+        let mut nodes = self.nodes.lock();
         let task = tokio::spawn(Arc::clone(&copies).run(followed, stop.clone()));
-        self.nodes.lock().insert(NodeId(number), Node { copies, snapshots, metrics, stop, task });
+        nodes.insert(NodeId(number), Node { copies, snapshots, metrics, _incarnation: incarnation, stop, task });
     }
 
     async fn stop(&self, number: u64) {

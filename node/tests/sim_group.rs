@@ -49,6 +49,7 @@ fn no_acknowledged_write_is_lost_and_the_group_heals() {
         "re-grant",
         "loss",
         "late",
+        "cut off",
         "interrupted",
         "proposal accepted",
         "proposal refused",

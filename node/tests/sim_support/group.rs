@@ -2,6 +2,7 @@
 //!
 //! Everything random comes from one seed. After each step the oracles in [`Group::check`] must hold.
 
+mod cuts;
 mod reads;
 mod snapshots;
 
@@ -20,6 +21,7 @@ use node::replication::messages::{
 use node::replication::open::open;
 use node::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError};
 
+use self::cuts::Cut;
 use self::reads::Calls;
 use super::Rng;
 use super::disk::SimDisk;
@@ -73,6 +75,7 @@ struct Chaos {
     crash: u64,
     failover: u64,
     poison: u64,
+    cut: u64,
     /// Snapshots, strong reads and hand-offs are asked for this often.
     calls: u64,
     retention: Retention,
@@ -94,6 +97,7 @@ pub(crate) struct Group {
     externalised_ids: BTreeSet<OperationId>,
     primaries: BTreeMap<PrimaryTerm, (CopyId, u64)>,
     calls: Calls,
+    cut: Option<Cut>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
     steps: u64,
 }
@@ -112,6 +116,7 @@ impl Group {
             crash: level(&mut rng, [0, 20, 100]),
             failover: level(&mut rng, [0, 20, 100]),
             poison: level(&mut rng, [0, 0, 50]),
+            cut: level(&mut rng, [0, 10, 40]),
             calls: level(&mut rng, [0, 30, 100]),
             // An entry takes 64 bytes, and the log waits for laggards with 10, 64 or all of them.
             retention: Retention {
@@ -149,6 +154,7 @@ impl Group {
             externalised_ids: BTreeSet::new(),
             primaries: BTreeMap::new(),
             calls: Calls::default(),
+            cut: None,
             counts: BTreeMap::new(),
             steps: 0,
         };
@@ -337,6 +343,11 @@ impl Group {
             return;
         }
         let which = self.rng.below(self.mail.len());
+        if !reliable && self.is_cut(&self.mail[which]) {
+            let mail = self.mail.swap_remove(which);
+            self.count("cut off");
+            return self.give_up(&mail);
+        }
         let is_repeated =
             !reliable && self.rng.percent(self.chaos.repeat) && !matches!(self.mail[which], Mail::Propose { .. });
         let mail = if is_repeated { self.mail[which].clone() } else { self.mail.swap_remove(which) };
@@ -592,13 +603,15 @@ impl Group {
             match self.rng.below(100) {
                 0..=39 => self.deliver(false),
                 40..=64 => self.work_disk(node),
-                65..=79 => self.write(node, false),
+                65..=75 => self.write(node, false),
+                76..=79 => self.strong_read(),
                 80..=87 => {
                     self.now_ms += self.rng.next() % 150;
                     let now_ms = self.now_ms;
                     self.step(node, Event::Tick(now_ms));
                 }
-                88..=91 => self.learn(node),
+                88..=90 => self.learn(node),
+                91 if self.rng.percent(self.chaos.cut) => self.cut(node),
                 94 if self.rng.percent(20) => {
                     // A long silence: everything that was behind is late now.
                     self.now_ms += 2500;
@@ -623,7 +636,6 @@ impl Group {
     fn call(&mut self, node: usize) {
         match self.rng.below(10) {
             0..=2 => self.hand_off(node),
-            3..=5 => self.strong_read(node),
             _ => self.fetch_snapshot(node),
         }
     }
@@ -642,6 +654,9 @@ impl Group {
 
     /// A node learns a register; sometimes an old one comes late.
     fn learn(&mut self, node: usize) {
+        if self.is_cut_from_metadata(node) {
+            return;
+        }
         let old = self.rng.percent(20);
         let at = if old { self.rng.below(self.register.history.len()) } else { self.register.history.len() - 1 };
         let group = Arc::new(self.register.history[at].clone());
@@ -650,6 +665,7 @@ impl Group {
 
     /// Everything works again: the group must come together, and every operation must get its answer.
     pub(crate) fn heal(&mut self) {
+        self.cut = None;
         for node in 0..self.nodes.len() {
             if self.nodes[node].core.as_ref().is_some_and(|core| core.poisoned().is_some()) {
                 self.crash(node);
@@ -672,7 +688,7 @@ impl Group {
                 (0..self.nodes.len()).find(|node| self.nodes[*node].core.as_ref().is_some_and(Core::is_primary));
             if let Some(primary) = primary {
                 (0..3).for_each(|_| self.write(primary, true));
-                self.strong_read(primary);
+                self.strong_read();
             }
             for _ in 0..40 {
                 self.deliver(true);

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{NodeId, ShardId};
+use cluster_config::limits;
 use cluster_config::search::{Consistency, CopyPosition, ShardTarget};
 use cluster_config::seqno::{LogPosition, SeqNo};
 use futures::future::BoxFuture;
@@ -16,9 +17,6 @@ use futures::{FutureExt, StreamExt};
 
 use super::{Fault, Inner, Twin, add_collection};
 use crate::cluster::client::*;
-
-/// How long a copy waits at most for the position of a session read.
-const SESSION_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// Counts a search stream while it lives, so that tests see cancellation arrive.
 struct StreamGuard(Arc<AtomicU64>);
@@ -64,7 +62,7 @@ impl Twin {
     ) -> Result<(), NodeError> {
         let ShardTarget { target, min_seqno } = wanted;
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let until = tokio::time::Instant::now() + (remaining / 2).min(SESSION_WAIT_MAX);
+        let until = tokio::time::Instant::now() + (remaining / 2).min(limits::SESSION_WAIT_MAX);
         let mut applied = self.applied.subscribe();
         loop {
             applied.borrow_and_update();

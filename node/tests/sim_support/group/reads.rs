@@ -26,8 +26,11 @@ impl Group {
         self.calls.shown = self.calls.shown.max(seqno);
     }
 
-    pub(super) fn strong_read(&mut self, node: usize) {
-        if self.nodes[node].core.is_some() {
+    /// Asks whoever holds itself to be primary, rather one that is not any more.
+    pub(super) fn strong_read(&mut self) {
+        let believers = self.nodes.iter().enumerate().filter_map(|(node, it)| Some((node, it.core.as_ref()?)));
+        let believers = believers.filter(|(_, core)| core.is_primary());
+        if let Some((node, _)) = believers.min_by_key(|(_, core)| core.confirmed_term()) {
             let request = self.request();
             self.calls.reads.insert(request, self.calls.shown);
             self.step(node, Event::StrongRead { request });
