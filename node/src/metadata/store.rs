@@ -137,12 +137,18 @@ impl Store {
 
     /// Writes without waiting for the disk.
     pub(crate) fn write(&self, batch: WriteBatch) -> io::Result<()> {
-        self.db.write(batch).map_err(io_error)
+        fail::fail_point!("metadata-write-before", |_| Err(io::Error::other("fail point")));
+        self.db.write(batch).map_err(io_error)?;
+        fail::fail_point!("metadata-write-after", |_| Err(io::Error::other("fail point")));
+        Ok(())
     }
 
     /// Returns when everything written so far is on the disk. Blocks.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.db.flush_wal(true).map_err(io_error)
+        fail::fail_point!("metadata-sync-before", |_| Err(io::Error::other("fail point")));
+        self.db.flush_wal(true).map_err(io_error)?;
+        fail::fail_point!("metadata-sync-after", |_| Err(io::Error::other("fail point")));
+        Ok(())
     }
 
     pub(crate) fn meta<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {

@@ -4,6 +4,8 @@
 //! only carries out actions and reports what came of them. The same events give the same actions, always. The core never reads
 //! entries: it knows where each term of its log begins, which is all that the rules ask for.
 
+#[cfg(test)]
+pub(super) mod fingerprint;
 mod inspect;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use super::messages::{
     Action, Append, AppendOutcome, AppendRefusal, AppendResult, Change, Event, HandOffRefusal, Proposal,
     ProposalOutcome, ReadRefusal, RequestId, WriteRefusal,
 };
+use super::mutant::{Mutant, breaks};
 use super::primary::Primary;
 use super::proposer::Proposer;
 use super::retention::{LogSizes, Pins, Retention};
@@ -65,7 +68,7 @@ pub struct CoreOptions {
 }
 
 /// One copy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     local: Local,
     role: Role,
@@ -73,7 +76,7 @@ pub struct Core {
 }
 
 /// What a copy is at the moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Role {
     /// Takes the stream of whoever is primary. Every copy starts so (W1).
     Follower(Follower),
@@ -84,7 +87,7 @@ enum Role {
 }
 
 /// What both roles share, and the actions of the step under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Local {
     pub(super) copy: CopyId,
     shard: ShardId,
@@ -223,7 +226,8 @@ impl Core {
     /// A register is learned. Older ones are ignored; versions only grow.
     fn learn(&mut self, group: Arc<ShardGroup>) {
         let local = &mut self.local;
-        let is_older = local.group.as_ref().is_some_and(|known| group.version <= known.version);
+        let is_older = local.group.as_ref().is_some_and(|known| group.version <= known.version)
+            && !breaks(Mutant::OldRegistersLearned);
         if group.shard != local.shard || is_older {
             return;
         }
@@ -239,7 +243,10 @@ impl Core {
                 // W1: a grant counts once, in the life of the process it was given to. A term that was adopted before is
                 // over, even if it was granted to this very copy: an earlier life may have written entries in it.
                 let current_term = local.log.current_term();
-                if is_granted && group.primary_term > current_term {
+                let is_new = group.primary_term > current_term
+                    || breaks(Mutant::ResumeAfterRestart)
+                    || breaks(Mutant::ResumeAfterReopening);
+                if is_granted && is_new {
                     self.end_primary(false);
                     self.become_primary(group);
                 } else {
@@ -260,7 +267,9 @@ impl Core {
     fn step_down(&mut self, term: PrimaryTerm) {
         self.end_primary(true);
         if term > self.local.log.current_term() {
-            self.local.persist(LogWrite { term: Some(term), ..LogWrite::default() });
+            let cut = self.local.log.committed().next();
+            let truncate_from = (breaks(Mutant::TruncateOnNewTerm) && cut <= self.local.log.last()).then_some(cut);
+            self.local.persist(LogWrite { term: Some(term), truncate_from, ..LogWrite::default() });
         }
     }
 
@@ -280,7 +289,7 @@ impl Core {
             Some(AppendRefusal::UnknownCopy)
         } else if append.lineage != local.lineage {
             Some(AppendRefusal::Lineage)
-        } else if append.term < local.log.current_term() {
+        } else if append.term < local.log.current_term() && !breaks(Mutant::OldTermsAccepted) {
             Some(AppendRefusal::StaleTerm)
         } else {
             match &self.role {
@@ -295,7 +304,8 @@ impl Core {
             return local.reply(request, AppendOutcome::Refused(refusal));
         }
         // A primary that hears a higher term steps down; the follower adopts it with the entries, in one write.
-        self.step_down(self.local.log.current_term());
+        let known = self.local.log.current_term();
+        self.step_down(if breaks(Mutant::TruncateOnNewTerm) { append.term } else { known });
         if let Role::Follower(follower) = &mut self.role
             && let Err(Diverged(problem)) = follower.on_append(&mut self.local, request, append)
         {
@@ -406,6 +416,8 @@ impl Local {
 
     fn is_granted(&self, group: &ShardGroup) -> bool {
         let own = PrimaryGrant { copy: self.copy, incarnation: self.incarnation };
-        group.primary == Some(own) && group.lineage == self.lineage
+        let is_own =
+            group.primary == Some(own) || breaks(Mutant::ResumeAfterRestart) && group.primary_copy() == Some(self.copy);
+        is_own && group.lineage == self.lineage
     }
 }

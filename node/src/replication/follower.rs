@@ -1,16 +1,19 @@
 //! A copy that takes the primary's stream: W6 and W7.
 
 use std::collections::VecDeque;
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 
 use cluster_config::limits::APPENDS_WAITING_MAX;
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 
 use super::core::Local;
 use super::messages::{Append, AppendOutcome, AppendRefusal, RequestId};
+use super::mutant::{Mutant, breaks};
 use super::storage::LogWrite;
 
 /// What a follower holds besides its log: answers that wait for the disk.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Follower {
     waiting: VecDeque<Waiting>,
     /// When a checkpoint was last heard from a primary whose log this one agrees with.
@@ -22,7 +25,7 @@ pub(super) struct Follower {
 }
 
 /// An answer that is true once the write is durable.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     write_id: u64,
     request: RequestId,
@@ -63,7 +66,8 @@ impl Follower {
         let write_id = if write.is_empty() { local.log.last_write() } else { local.persist(write) };
         if let AppendOutcome::Match(seqno) = outcome {
             // Capped by this message: what lies beyond may still be another primary's leftover.
-            local.log.commit(append.global_checkpoint.min(seqno));
+            let cap = if breaks(Mutant::UncappedCheckpoint) { local.log.last() } else { seqno };
+            local.log.commit(append.global_checkpoint.min(cap));
             self.heard_ms = Some(local.now_ms);
         }
         self.waiting.push_back(Waiting { write_id, request, term: append.term, outcome });
@@ -73,7 +77,9 @@ impl Follower {
 
     /// Answers whatever the disk has caught up with.
     pub(super) fn answer(&mut self, local: &mut Local) {
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| local.log.is_persisted(waiting.write_id)) {
+        let early = breaks(Mutant::AnswerBeforeDurable);
+        while let Some(waiting) = self.waiting.pop_front_if(|waiting| early || local.log.is_persisted(waiting.write_id))
+        {
             let superseded = waiting.term != local.log.current_term();
             let stale = AppendOutcome::Refused(AppendRefusal::StaleTerm);
             local.reply(waiting.request, if superseded { stale } else { waiting.outcome });
@@ -117,14 +123,15 @@ fn accept(local: &Local, append: &Append, write: &mut LogWrite) -> Result<Accept
         return Ok(Accepted::Mismatch(log.last_position()));
     }
     // What is purged was committed, so it agrees with every later primary.
-    if prev.seqno >= purged && log.term_at(prev.seqno) != Some(prev.term) {
+    if prev.seqno >= purged && log.term_at(prev.seqno) != Some(prev.term) && !breaks(Mutant::NoPrevCheck) {
         if prev.seqno <= log.committed() {
             return Err(Diverged(format!("entry {} is committed here, but the primary has another", prev.seqno)));
         }
         let hint = log.last_position_within(SeqNo(prev.seqno.0 - 1), prev.term);
         return Ok(Accepted::Mismatch(hint));
     }
-    let is_new = |seqno: SeqNo, term: PrimaryTerm| seqno > purged && log.term_at(seqno) != Some(term);
+    let is_kept = |seqno: SeqNo| seqno <= purged || breaks(Mutant::KeepConflictingTail) && seqno <= log.last();
+    let is_new = |seqno: SeqNo, term: PrimaryTerm| !is_kept(seqno) && log.term_at(seqno) != Some(term);
     if let Some(first) = append.entries.iter().position(|entry| is_new(entry.seqno, entry.term)) {
         let seqno = append.entries[first].seqno;
         if seqno <= log.last() {
@@ -147,4 +154,15 @@ fn is_well_formed(append: &Append) -> bool {
         before.term = entry.term;
         follows
     }) && append.prev.term <= append.term
+}
+
+#[cfg(test)]
+impl Follower {
+    pub(super) fn fingerprint(&self, local: &Local, hasher: &mut impl Hasher) {
+        let Self { waiting, heard_ms: _, log_start, needs_snapshot } = self;
+        (log_start, needs_snapshot).hash(hasher);
+        for Waiting { write_id, request, term, outcome } in waiting {
+            (local.log.last_write() - write_id, request, term, outcome).hash(hasher);
+        }
+    }
 }

@@ -108,3 +108,14 @@ impl HandOff {
         self.held.len()
     }
 }
+
+#[cfg(test)]
+impl HandOff {
+    /// What it hashes to: the request, its aim, how far it has come, how much patience is left, and who waits since when.
+    pub(super) fn fingerprint(&self, now_ms: u64) -> impl std::hash::Hash + use<> {
+        let Self { request, to, phase, give_up_ms, held } = self;
+        let expect_version = if let Phase::Asked { expect_version } = phase { Some(*expect_version) } else { None };
+        let waiting: Vec<_> = held.iter().map(|write| (write.request, now_ms.saturating_sub(write.held_ms))).collect();
+        (*request, *to, std::mem::discriminant(phase), expect_version, give_up_ms.saturating_sub(now_ms), waiting)
+    }
+}

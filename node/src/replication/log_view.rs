@@ -10,10 +10,13 @@
 //! the order of their ids; a write's effect is taken in at once, its durability when the disk says so.
 
 use std::collections::{BTreeMap, VecDeque};
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 
 use cluster_config::ids::OperationId;
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 
+use super::mutant::{Mutant, breaks};
 use super::storage::{LogWrite, StoredState};
 
 /// A write whose fsync is under way.
@@ -26,7 +29,7 @@ struct PendingWrite {
 }
 
 /// The log as the core sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LogView {
     current_term: PrimaryTerm,
     durable_term: PrimaryTerm,
@@ -45,7 +48,7 @@ pub(super) struct LogView {
 
 /// Client operations of the entries after `applied`. Together with the storage's window of applied operations this covers the
 /// whole log, so that a retry is recognised wherever its first attempt stands (W3).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct UnappliedOperations {
     by_id: BTreeMap<OperationId, SeqNo>,
     in_order: VecDeque<(SeqNo, OperationId)>,
@@ -58,7 +61,9 @@ impl LogView {
         unapplied: &[(SeqNo, OperationId)],
     ) -> Self {
         let mut operations = UnappliedOperations::default();
-        unapplied.iter().for_each(|(seqno, id)| operations.add(*seqno, *id));
+        if !breaks(Mutant::UnappliedTailNotLoaded) {
+            unapplied.iter().for_each(|(seqno, id)| operations.add(*seqno, *id));
+        }
         Self {
             current_term: stored.current_term,
             durable_term: stored.current_term,
@@ -106,7 +111,7 @@ impl LogView {
     }
 
     pub(super) fn global_checkpoint(&self) -> SeqNo {
-        self.committed.min(self.durable)
+        self.committed.min(if breaks(Mutant::OwnDiskNotCounted) { self.last } else { self.durable })
     }
 
     pub(super) fn applied(&self) -> SeqNo {
@@ -157,12 +162,17 @@ impl LogView {
         }
         self.last_write += 1;
         self.pending.push_back(PendingWrite { id: self.last_write, end: self.last, term: self.current_term });
+        if breaks(Mutant::AckBeforeFsync) {
+            self.persisted(self.last_write);
+        }
         self.last_write
     }
 
     fn truncate(&mut self, cut: SeqNo) {
         self.last = SeqNo(cut.0 - 1);
-        self.durable = self.durable.min(self.last);
+        if !breaks(Mutant::DurableNotLowered) {
+            self.durable = self.durable.min(self.last);
+        }
         while self.runs.last().is_some_and(|(first, _)| *first > self.last) {
             self.runs.pop();
         }
@@ -207,7 +217,7 @@ impl LogView {
 
     /// The next target of the applier, if it moved.
     pub(super) fn next_apply(&mut self) -> Option<SeqNo> {
-        let target = self.global_checkpoint();
+        let target = if breaks(Mutant::ApplyUncommitted) { self.durable } else { self.global_checkpoint() };
         (target > self.apply_issued).then(|| {
             self.apply_issued = target;
             target
@@ -221,7 +231,8 @@ impl LogView {
 
     /// Where an operation stands in the part of the log that is not applied yet.
     pub(super) fn find_unapplied(&self, id: OperationId) -> Option<SeqNo> {
-        self.unapplied.by_id.get(&id).copied()
+        let found = self.unapplied.by_id.get(&id).copied();
+        found.filter(|_| !breaks(Mutant::RetryAppendedAgain))
     }
 
     /// Checks the order of the watermarks; the text names what is broken.
@@ -264,5 +275,31 @@ impl UnappliedOperations {
         while let Some((_, id)) = self.in_order.pop_front_if(|(seqno, _)| *seqno <= applied) {
             self.by_id.remove(&id);
         }
+    }
+}
+
+#[cfg(test)]
+impl LogView {
+    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        let Self {
+            current_term,
+            durable_term,
+            purged,
+            runs,
+            last,
+            durable,
+            committed,
+            applied,
+            apply_issued,
+            last_write,
+            pending,
+            unapplied,
+        } = self;
+        (current_term, durable_term, purged, runs, last, durable, committed, applied, apply_issued).hash(hasher);
+        pending.len().hash(hasher);
+        for PendingWrite { id, end, term } in pending {
+            (last_write - id, end, term).hash(hasher);
+        }
+        unapplied.in_order.hash(hasher);
     }
 }

@@ -53,7 +53,7 @@ pub struct AppendResult {
 }
 
 /// What became of the entries of an [`Append`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppendOutcome {
     /// Durable, and equal to the primary's log up to here.
     Match(SeqNo),
@@ -62,7 +62,7 @@ pub enum AppendOutcome {
 }
 
 /// Why a copy did not take entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppendRefusal {
     /// A newer primary exists.
     StaleTerm,
@@ -116,7 +116,7 @@ pub struct Proposal {
 }
 
 /// What a primary may ask of the register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// A caught-up copy enters the in-sync set (W8).
     Add {

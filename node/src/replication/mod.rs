@@ -12,6 +12,9 @@ mod hand_off;
 mod handle;
 mod log_view;
 pub mod messages;
+#[cfg(test)]
+mod model;
+mod mutant;
 pub mod open;
 pub mod pool;
 mod primary;

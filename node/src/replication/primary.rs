@@ -1,6 +1,8 @@
 //! A copy that orders the writes of one term: W2 to W5 and W8 to W10. Its strong reads and hand-offs are in files of their own.
 
 use std::collections::{BTreeMap, VecDeque};
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,13 +17,14 @@ use super::messages::{
     Action, AppendOutcome, AppendRefusal, AppendResult, Change, HandOffRefusal, ProposalOutcome, RequestId, SendAppend,
     WriteAck, WriteRefusal,
 };
+use super::mutant::{Mutant, breaks};
 use super::retention::{Needs, decide_purge};
 use super::storage::{EncodedEntry, LogWrite};
 use super::strong_reads::{Asking, StrongReads};
 use super::tracker::{Tracker, UnresolvedAdd};
 
 /// The role, for one term. It ends with the first sign of another grant; what it did not finish is of unknown outcome.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Primary {
     term: PrimaryTerm,
     group: Arc<ShardGroup>,
@@ -46,13 +49,13 @@ pub(super) struct Primary {
     hand_off: Option<HandOff>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiter {
     request: RequestId,
     is_retry: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lookup {
     request: RequestId,
     payload: Bytes,
@@ -130,13 +133,13 @@ impl Primary {
         term: PrimaryTerm,
         found: Option<SeqNo>,
     ) {
-        if term != self.term {
+        if term != self.term && !breaks(Mutant::EarlierLookupCounts) {
             return;
         }
         for lookup in self.lookups.remove(&operation_id).unwrap_or_default() {
             self.waiting -= 1;
             self.bytes -= lookup.payload.len();
-            if let Some(seqno) = found {
+            if let Some(seqno) = found.filter(|_| !breaks(Mutant::AppliedWindowNotSearched)) {
                 let ack = WriteAck { seqno, copies_acked: self.tracker.copies_holding(seqno), deduplicated: true };
                 local.actions.push(Action::AckWrite { request: lookup.request, ack });
             } else if let Some(seqno) = local.log.find_unapplied(operation_id) {
@@ -198,7 +201,7 @@ impl Primary {
         if result.term > self.term {
             return Some(result.term);
         }
-        if append_id < self.first_append {
+        if append_id < self.first_append && !breaks(Mutant::CountEarlierAnswers) {
             return None;
         }
         let peer = self.tracker.peers.get_mut(&result.copy)?;
@@ -318,7 +321,9 @@ impl Primary {
 
     fn propose(&mut self, local: &mut Local) {
         if let Some(copy) = self.tracker.to_remove(local.now_ms, local.timing.ack_timeout_ms) {
-            local.propose(&self.group, Change::Remove(copy));
+            if local.propose(&self.group, Change::Remove(copy)) && breaks(Mutant::LeaveBeforeConsent) {
+                self.tracker.in_sync.remove(&copy);
+            }
         } else if let Some(hand_off) = &mut self.hand_off {
             let (to, last) = (hand_off.to, local.log.last());
             let is_at_rest = local.log.applied() == last && self.tracker.matched(to) == Some(last);
@@ -347,18 +352,22 @@ impl Primary {
                     add.unknown = true;
                 }
             }
-            Some(_) => peer.add = peer.add.filter(|add| add.unknown),
+            Some(_) => peer.add = peer.add.filter(|add| add.unknown && !breaks(Mutant::RefusalResolvesAdd)),
         }
     }
 
     /// Moves everything that can move: the checkpoint, then proposals, then reads, then messages.
     pub(super) fn advance(&mut self, local: &mut Local) {
-        // Nor is anything committed before: a retry acknowledged now could be missed by a strong read in the term before, which this copy
-        // still confirms, and taken back by a crash.
-        if !local.log.is_persisted(self.granted_write) {
+        // Nothing counts before the grant is durable: after a crash this copy would follow an older primary again, whose stream could
+        // cut what it had committed alone; and a strong read in the term before, which this copy still confirms, could miss it.
+        let is_granted = local.log.is_persisted(self.granted_write);
+        if is_granted || breaks(Mutant::CommitBeforeGrantDurable) {
+            let own = if breaks(Mutant::OwnDiskNotCounted) { local.log.last() } else { local.log.durable() };
+            local.log.commit(self.tracker.global_checkpoint(own));
+        }
+        if !is_granted && !breaks(Mutant::SendBeforeGrantDurable) {
             return;
         }
-        local.log.commit(self.tracker.global_checkpoint(local.log.durable()));
         self.resume_if_not_handed_off(local);
         self.propose(local);
         if !self.reads.is_idle() {
@@ -468,5 +477,50 @@ impl Primary {
         }
         let outside = self.waiters.keys().find(|seqno| **seqno <= local.log.applied() || **seqno > local.log.last());
         outside.map_or(Ok(()), |seqno| Err(format!("a write waits for entry {seqno}, which is applied or absent")))
+    }
+}
+
+#[cfg(test)]
+impl Primary {
+    pub(super) fn fingerprint(&self, local: &Local, hasher: &mut impl Hasher) {
+        // How much waits follows from what waits; the model stays far below the limits.
+        let Self {
+            term,
+            group,
+            barrier,
+            granted_write,
+            first_append: _,
+            tracker,
+            waiters,
+            lookups,
+            waiting: _,
+            bytes: _,
+            entry_bytes: _,
+            reads,
+            hand_off,
+        } = self;
+        reads.fingerprint(local.now_ms, hasher);
+        hand_off.as_ref().map(|hand_off| hand_off.fingerprint(local.now_ms)).hash(hasher);
+        let grant_is_durable = local.log.is_persisted(*granted_write);
+        (term, group.version, barrier, grant_is_durable).hash(hasher);
+        (!grant_is_durable).then(|| local.log.last_write() - granted_write).hash(hasher);
+        tracker.fingerprint(local.now_ms, &local.timing, hasher);
+        for (seqno, waiters) in waiters {
+            (seqno, waiters.len()).hash(hasher);
+            waiters.iter().for_each(|waiter| (waiter.request, waiter.is_retry).hash(hasher));
+        }
+        for (operation, lookups) in lookups {
+            (operation, lookups.len()).hash(hasher);
+            lookups.iter().for_each(|lookup| lookup.request.hash(hasher));
+        }
+    }
+
+    pub(super) fn awaits_round(&self, round: u64) -> bool {
+        self.reads.awaits(round)
+    }
+
+    pub(super) fn standing_of_append(&self, to: CopyId, append_id: u64) -> u8 {
+        let is_awaited = self.tracker.peers.get(&to).is_some_and(|peer| peer.outstanding == Some(append_id));
+        u8::from(append_id >= self.first_append) + u8::from(is_awaited)
     }
 }

@@ -1,18 +1,21 @@
 //! One question at a time to the metadata group, and what an unanswered one obliges to (W11).
 
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
+
 use cluster_config::shard_group::ShardGroup;
 
 use super::messages::{Action, Change, Proposal};
 
 /// The proposal slot of a copy. Proposals compare-and-set on the register's version, so a second one at a time could only lose.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Proposer {
     last_id: u64,
     state: State,
     not_before_ms: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 enum State {
     #[default]
     Idle,
@@ -90,5 +93,21 @@ impl Proposer {
             self.state = State::Reading(proposal);
         }
         Some(Action::ReadRegister)
+    }
+}
+
+#[cfg(test)]
+impl Proposer {
+    pub(super) fn fingerprint(&self, now_ms: u64, hasher: &mut impl Hasher) {
+        let Self { last_id: _, state, not_before_ms } = self;
+        not_before_ms.saturating_sub(now_ms).hash(hasher);
+        std::mem::discriminant(state).hash(hasher);
+        if let State::Asked(proposal) | State::Reading(proposal) | State::MustRead(proposal) = state {
+            (proposal.expect_version, proposal.term, proposal.change).hash(hasher);
+        }
+    }
+
+    pub(super) fn awaits(&self, id: u64) -> bool {
+        matches!(&self.state, State::Asked(proposal) if proposal.id == id)
     }
 }

@@ -6,6 +6,8 @@
 //! newest entries stay although nobody needs them, so that a copy that comes back, or comes new to a small shard, needs no snapshot.
 
 use std::collections::{BTreeMap, VecDeque};
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 
 use cluster_config::limits::{LOG_KEPT_AGE_MAX, LOG_KEPT_BYTES_MAX, LOG_KEPT_BYTES_MIN, LOG_PINS_MAX};
 use cluster_config::seqno::SeqNo;
@@ -175,6 +177,22 @@ impl Pins {
 
     pub(super) fn lowest(&self) -> Option<SeqNo> {
         self.0.keys().next().copied()
+    }
+}
+
+#[cfg(test)]
+impl LogSizes {
+    /// Ages are left out: the model's log never grows old.
+    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        let Self { retention: _, pieces } = self;
+        pieces.iter().for_each(|piece| (piece.end, piece.bytes).hash(hasher));
+    }
+}
+
+#[cfg(test)]
+impl Pins {
+    pub(super) fn fingerprint(&self, now_ms: u64, hasher: &mut impl Hasher) {
+        self.0.iter().for_each(|(from, until_ms)| (from, until_ms.saturating_sub(now_ms)).hash(hasher));
     }
 }
 

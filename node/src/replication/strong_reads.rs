@@ -6,6 +6,8 @@
 //! questions must be asked after the read began.
 
 use std::collections::{BTreeMap, VecDeque};
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 
 use cluster_config::ids::{CopyId, NodeId};
 use cluster_config::limits::STRONG_READS_MAX;
@@ -13,6 +15,7 @@ use cluster_config::seqno::{PrimaryTerm, SeqNo};
 
 use super::core::Local;
 use super::messages::{Action, ReadRefusal, RequestId, SendConfirm};
+use super::mutant::{Mutant, breaks};
 
 /// The reads of one term.
 #[derive(Clone, Debug, Default)]
@@ -95,8 +98,10 @@ impl StrongReads {
     pub(super) fn advance(&mut self, local: &mut Local, asking: Asking, members: &BTreeMap<CopyId, NodeId>) {
         loop {
             let checkpoint = local.log.global_checkpoint();
-            if self.round.is_none() && !self.arrived.is_empty() && checkpoint >= asking.barrier {
-                let unconfirmed = members.keys().map(|copy| (*copy, Some(0))).collect();
+            let knows_what_is_committed = checkpoint >= asking.barrier || breaks(Mutant::ReadBeforeBarrier);
+            if self.round.is_none() && !self.arrived.is_empty() && knows_what_is_committed {
+                let asked = members.keys().filter(|_| !breaks(Mutant::ReadUnconfirmed));
+                let unconfirmed = asked.map(|copy| (*copy, Some(0))).collect();
                 let (id, reads) = (local.next_message_id, std::mem::take(&mut self.arrived));
                 local.next_message_id += 1;
                 self.round = Some(Round { id, seqno: checkpoint, reads, unconfirmed });
@@ -147,5 +152,23 @@ impl StrongReads {
             return Err(format!("{waiting} strong reads wait, {} counted", self.waiting));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl StrongReads {
+    pub(super) fn fingerprint(&self, now_ms: u64, hasher: &mut impl Hasher) {
+        let Self { arrived, round, confirmed, waiting: _ } = self;
+        (arrived, confirmed).hash(hasher);
+        if let Some(Round { id: _, seqno, reads, unconfirmed }) = round {
+            (seqno, reads).hash(hasher);
+            for (copy, ask_at_ms) in unconfirmed {
+                (copy, ask_at_ms.map(|ask_at_ms| ask_at_ms.saturating_sub(now_ms))).hash(hasher);
+            }
+        }
+    }
+
+    pub(super) fn awaits(&self, round: u64) -> bool {
+        self.round.as_ref().is_some_and(|current| current.id == round)
     }
 }

@@ -5,13 +5,20 @@
 //! to have removed it, or, while merely tracked, when no proposal to add it can come true any more.
 
 use std::collections::{BTreeMap, BTreeSet};
+#[cfg(test)]
+use std::hash::{Hash, Hasher};
 
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
 use cluster_config::limits::{LOG_PIN_MAX, TRACKING_LAG_ENTRIES_MAX};
 use cluster_config::seqno::{LogPosition, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, ShardGroup};
 
+#[cfg(test)]
+use super::core::Timing;
+#[cfg(test)]
+use super::core::fingerprint::age;
 use super::log_view::LogView;
+use super::mutant::{Mutant, breaks};
 use super::retention::Needs;
 
 /// One other copy as its primary sees it, in this term.
@@ -57,10 +64,10 @@ pub(super) struct UnresolvedAdd {
 }
 
 /// All other copies of the shard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tracker {
     own: CopyId,
-    in_sync: BTreeSet<CopyId>,
+    pub(super) in_sync: BTreeSet<CopyId>,
     pub(super) peers: BTreeMap<CopyId, Peer>,
 }
 
@@ -100,7 +107,8 @@ impl Tracker {
 
     /// Members of the ack set other than this copy, with their nodes. Every in-sync copy exists, or the register would be broken.
     pub(super) fn ack_members(&self) -> BTreeMap<CopyId, NodeId> {
-        let counts = |copy: &CopyId, peer: &Peer| peer.tracked || self.in_sync.contains(copy);
+        let is_tracked = |peer: &Peer| peer.tracked && !breaks(Mutant::ReadWithoutTracked);
+        let counts = |copy: &CopyId, peer: &Peer| is_tracked(peer) || self.in_sync.contains(copy);
         self.peers.iter().filter(|(copy, peer)| counts(copy, peer)).map(|(copy, peer)| (*copy, peer.node())).collect()
     }
 
@@ -131,6 +139,11 @@ impl Tracker {
 
     /// W4: the commit point, the smallest durable position in the ack set.
     pub(super) fn global_checkpoint(&self, own_durable: SeqNo) -> SeqNo {
+        if breaks(Mutant::MajorityAck) {
+            let mut held: Vec<SeqNo> = self.ack_peers().map(Option::unwrap_or_default).chain([own_durable]).collect();
+            held.sort_unstable();
+            return held[held.len() / 2];
+        }
         self.ack_peers().fold(own_durable, |least, matched| least.min(matched.unwrap_or_default()))
     }
 
@@ -150,9 +163,10 @@ impl Tracker {
                 continue;
             }
             let failing = peer.is_failing(now_ms, ack_timeout_ms);
-            if peer.tracked && failing && peer.add.is_none() {
+            let may_leave = peer.add.is_none() || breaks(Mutant::UntrackWithAddInFlight);
+            if peer.tracked && failing && may_leave {
                 peer.tracked = false;
-            } else if !peer.tracked && !failing && peer.may_enter() {
+            } else if !peer.tracked && !failing && peer.may_enter() && !breaks(Mutant::AddUntracked) {
                 peer.tracked = peer.matched.is_some_and(|matched| last.0 - matched.0 <= TRACKING_LAG_ENTRIES_MAX);
             }
         }
@@ -160,10 +174,11 @@ impl Tracker {
 
     /// W8: a copy that may be proposed for the in-sync set now. `barrier` is the first entry of this term.
     pub(super) fn ready_to_add(&self, global_checkpoint: SeqNo, barrier: SeqNo) -> Option<(CopyId, Incarnation)> {
-        if global_checkpoint < barrier {
+        if global_checkpoint < barrier && !breaks(Mutant::AddBeforeBarrier) {
             return None;
         }
-        let ready = |peer: &Peer| peer.tracked && peer.matched.is_some_and(|matched| matched >= global_checkpoint);
+        let is_counted = |peer: &Peer| peer.tracked || breaks(Mutant::AddUntracked) && peer.may_enter();
+        let ready = |peer: &Peer| is_counted(peer) && peer.matched.is_some_and(|matched| matched >= global_checkpoint);
         self.peers.iter().find(|(_, peer)| ready(peer)).map(|(copy, peer)| (*copy, peer.incarnation))
     }
 
@@ -261,6 +276,41 @@ impl Peer {
         // In sync or not, a copy that lacks what it acknowledged has acknowledged nothing.
         self.matched = self.matched.filter(|matched| *matched < self.next);
         self.needs_snapshot = hint.seqno < log.purged().seqno;
+    }
+}
+
+#[cfg(test)]
+impl Tracker {
+    pub(super) fn fingerprint(&self, now_ms: u64, timing: &Timing, hasher: &mut impl Hasher) {
+        let Self { own: _, in_sync, peers } = self;
+        in_sync.hash(hasher);
+        for (copy, peer) in peers {
+            let Peer {
+                record: _,
+                next,
+                matched,
+                tracked,
+                add,
+                incarnation,
+                outstanding,
+                sent_ms,
+                sent_checkpoint,
+                not_before_ms,
+                heard_ms,
+                probing,
+                behind,
+                broken,
+                needs_snapshot,
+                pinned,
+            } = peer;
+            (copy, next, matched, tracked, incarnation, outstanding.is_some()).hash(hasher);
+            add.map(|add| (add.expect_version, add.unknown)).hash(hasher);
+            let late_ms = timing.ack_timeout_ms + 1;
+            (age(now_ms, *sent_ms, timing.heartbeat_ms), age(now_ms, *heard_ms, late_ms)).hash(hasher);
+            behind.map(|(target, since)| (target, age(now_ms, since, late_ms))).hash(hasher);
+            (sent_checkpoint, not_before_ms.saturating_sub(now_ms), probing, broken, needs_snapshot, pinned)
+                .hash(hasher);
+        }
     }
 }
 
