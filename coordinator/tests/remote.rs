@@ -212,7 +212,8 @@ async fn a_deadline_ends_a_call_that_is_never_answered() {
     let error =
         client.fetch(NodeId(1), Vec::new(), false, Consistency::Session, deadline).await.expect_err("no answer");
     assert_eq!((error.kind, error.disconnected), (ErrorKind::DeadlineExceeded, false), "{error}");
-    assert!(Instant::now() >= deadline);
+    // The node is given a little less, so that its refusal arrives in time.
+    assert!(Instant::now() >= deadline - Duration::from_millis(2));
 }
 
 #[tokio::test]

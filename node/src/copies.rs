@@ -340,6 +340,7 @@ impl Copies {
             check: self.context.check,
         })
         .await?;
+        self.pin_what_follows(id, &handle).await;
         handle.reconfigure(Arc::new(group.clone()));
         let copy = Arc::new(Copy {
             id,

@@ -396,6 +396,8 @@ async fn a_copy_that_comes_late_is_fetched_and_admitted_while_writes_go_on() {
     assert!(world.copies(NodeId(3)).expect("runs").failure().is_none());
 
     // A copy that was in sync, was away, and comes back too late for the log.
+    let lets_go = |number| world.copy(number).is_some_and(|copy| copy.handle.report().pinned.is_none());
+    until("nothing keeps the log any more", || (1..=3).all(lets_go)).await;
     world.stop(2).await;
     world.in_sync(&[1, 3]).await;
     world.write(1, count..count + 400).await;

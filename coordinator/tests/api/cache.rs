@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::support::{Coordinator, Setup};
 
+/// Asks the primaries, whose word counts for the staleness bound: which copy answers is left to chance otherwise.
 async fn search(c: &Coordinator, vector: [f64; 3], session: Option<&Value>) -> Value {
-    let mut body = json!({"collection": "v", "vector": vector, "top_k": 5, "explain": true});
+    let mut body = json!({"collection": "v", "vector": vector, "top_k": 5, "explain": true, "prefer_copy": "primary"});
     if let Some(session) = session {
         body["consistency"] = json!("session");
         body["session"] = session.clone();

@@ -5,22 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::CopyId;
 use cluster_config::limits::{SNAPSHOT_LEASE, TRANSFERS_IN_MAX};
+use cluster_config::seqno::SeqNo;
 use cluster_config::shard_group::{CopyPhase, ShardGroup};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{COPY_DIR_PREFIX, Copies, Copy, Followed};
+use super::{COPY_DIR_PREFIX, Copies, Copy, Followed, REOPEN_INTERVAL};
 use crate::error::Error;
 use crate::replication::{CopyHandle, RegisterClient};
 use crate::transfer::decide::FetchFrom;
 use crate::transfer::fetch::{PinLog, blocking};
 use crate::transfer::{Attempts, Fetch, Progress, SnapshotSource, Snapshots, decide_fetch, incoming};
+
+/// How long a pin of [`Copies::pin_what_follows`] holds: some rounds of the loop that renews it.
+const CATCH_UP_PIN: Duration = Duration::from_secs(3 * REOPEN_INTERVAL.as_secs());
 
 /// How snapshots come and go.
 pub struct Transfers {
@@ -38,6 +42,8 @@ pub(super) struct Replacing {
     attempts: Mutex<Attempts>,
     /// Copies for which something may lie in the incoming directory.
     begun: Mutex<BTreeSet<CopyId>>,
+    /// First entry that each copy lacked which was replaced and has not caught up since.
+    replaced: Mutex<BTreeMap<CopyId, SeqNo>>,
     slots: Arc<Semaphore>,
 }
 
@@ -47,6 +53,7 @@ impl Default for Replacing {
             fetching: Mutex::default(),
             attempts: Mutex::default(),
             begun: Mutex::default(),
+            replaced: Mutex::default(),
             slots: Arc::new(Semaphore::new(TRANSFERS_IN_MAX)),
         }
     }
@@ -95,7 +102,11 @@ impl Copies {
             let has_caught_up = group.copies.get(&copy.id).is_some_and(|record| record.phase == CopyPhase::InSync);
             if has_caught_up {
                 self.replacing.attempts.lock().forget(copy.id);
+                self.replacing.replaced.lock().remove(&copy.id);
                 self.discard_incoming(copy.id);
+            } else {
+                let (copies, copy) = (Arc::clone(self), Arc::clone(copy));
+                self.tasks.spawn(async move { copies.pin_what_follows(copy.id, &copy.handle).await });
             }
             return;
         }
@@ -174,7 +185,19 @@ impl Copies {
         }
         may_be_replaced(&*register, &group, id).await?;
         let dir = self.directory(id);
-        blocking(move || incoming.install(&dir)).await
+        blocking(move || incoming.install(&dir)).await?;
+        self.replacing.replaced.lock().insert(id, base.seqno.next());
+        Ok(())
+    }
+
+    /// Keeps what follows a snapshot in the primary's log until the copy that was made of it has caught up, from its first answer on: one
+    /// without the pin would let the log go, and the copy would need the next snapshot.
+    pub(super) async fn pin_what_follows(&self, copy: CopyId, handle: &CopyHandle) {
+        let from = self.replacing.replaced.lock().get(&copy).copied();
+        if let Some(from) = from {
+            // A closed copy needs none.
+            let _ = handle.pin_log(from, CATCH_UP_PIN).await;
+        }
     }
 
     fn incoming_dir(&self, copy: CopyId) -> PathBuf {
