@@ -23,6 +23,8 @@ pub struct Options {
     pub metadata_nodes: usize,
     /// Directory of the embedding model; `None` starts the coordinator without an embedder.
     pub model_dir: Option<PathBuf>,
+    /// Without a model: embed with the stand-in, so that texts can be searched for.
+    pub fake_embedder: bool,
     /// Further lines of the coordinator's configuration, for example an LLM backend.
     pub coordinator_extra: String,
     /// Lead every connection between processes through a proxy.
@@ -39,6 +41,7 @@ impl Default for Options {
             nodes: 3,
             metadata_nodes: 0,
             model_dir: None,
+            fake_embedder: false,
             coordinator_extra: String::new(),
             is_proxied: false,
             check_invariants: false,
@@ -71,6 +74,7 @@ pub struct Cluster {
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
     links: Links,
+    rpc: Vec<u16>,
     node_http: Vec<u16>,
     http: u16,
     path: PathBuf,
@@ -102,6 +106,7 @@ impl Cluster {
             nodes: (0..count).map(|_| None).collect(),
             coordinator: None,
             links,
+            rpc: rpc.to_vec(),
             node_http: node_http.to_vec(),
             http: *http,
             path,
@@ -109,7 +114,7 @@ impl Cluster {
             dir: Some(dir),
             options,
         };
-        cluster.write_configurations(rpc)?;
+        cluster.write_configurations()?;
         for node in 1..=count {
             cluster.start_node(node)?;
         }
@@ -118,8 +123,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn write_configurations(&self, rpc: &[u16]) -> anyhow::Result<()> {
-        let dir = self.path.display();
+    fn write_configurations(&self) -> anyhow::Result<()> {
+        let (dir, rpc) = (self.path.display(), &self.rpc);
         let mut voters = String::new();
         for node in self.options.voters() {
             write!(voters, "{{ node_id = {node}, address = \"127.0.0.1:{}\" }}, ", rpc[node - 1])?;
@@ -136,26 +141,35 @@ impl Cluster {
             );
             std::fs::write(self.path.join(format!("n{id}.toml")), text)?;
         }
+        std::fs::write(self.path.join("coordinator.toml"), self.coordinator_config("coordinator", self.http))?;
+        Ok(())
+    }
+
+    /// The configuration of a coordinator called `name` that listens on `http`.
+    pub(crate) fn coordinator_config(&self, name: &str, http: u16) -> String {
+        let dir = self.path.display();
         let seed = |(index, port): (usize, &u16)| {
             let port = self.links.port(End::Coordinator, index + 1).unwrap_or(*port);
             format!("\"127.0.0.1:{port}\"")
         };
-        let seeds: Vec<String> = rpc.iter().enumerate().map(seed).collect();
-        let embedder = self
-            .options
-            .model_dir
-            .as_ref()
-            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
-        let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{}\"\nnodes = [{}]\ndata_dir = \"{dir}/coordinator\"\n\n\
+        let seeds: Vec<String> = self.rpc.iter().enumerate().map(seed).collect();
+        let embedder = match (&self.options.model_dir, self.options.fake_embedder) {
+            (Some(model), _) => format!("model_dir = \"{}\"", model.display()),
+            (None, true) => "name = \"fake\"".to_owned(),
+            (None, false) => "name = \"none\"".to_owned(),
+        };
+        format!(
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\n\
              [embedder]\n{embedder}\n{}\n{}",
-            self.http,
             seeds.join(", "),
             self.options.coordinator_extra,
             self.overrides(End::Coordinator),
-        );
-        std::fs::write(self.path.join("coordinator.toml"), text)?;
-        Ok(())
+        )
+    }
+
+    /// The scratch directory.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
     }
 
     /// `[dial_overrides]` that lead one process over its links.

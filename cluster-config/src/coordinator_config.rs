@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache_config::{CacheConfig, WrittenCache};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
 use crate::limits;
-use crate::units::{ByteSize, WrittenDuration};
+use crate::units::WrittenDuration;
 
 /// A validated coordinator configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,17 +77,6 @@ pub struct EmbedderConfig {
     pub batch_max: usize,
     /// Embeddings of query texts kept; 0 switches the cache off.
     pub cache_entries: u64,
-}
-
-/// The cache of results and answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheConfig {
-    /// Whether anything is cached.
-    pub enabled: bool,
-    /// Longest life of an entry.
-    pub ttl: Duration,
-    /// Bytes held in this process.
-    pub memory: ByteSize,
 }
 
 /// Generation of answers. Without backends answers are extractive.
@@ -189,16 +179,6 @@ pub struct WrittenEmbedder {
     pub cache_entries: Option<u64>,
 }
 
-/// `[cache]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as CacheConfig")]
-pub struct WrittenCache {
-    pub enabled: Option<bool>,
-    pub ttl: Option<WrittenDuration>,
-    pub memory: Option<ByteSize>,
-}
-
 /// `[llm]` as written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -271,6 +251,7 @@ impl WrittenCoordinatorConfig {
                 continue;
             }
             match name.as_str() {
+                "REDIS_URL" => self.cache.redis_url = Some(value.to_owned()),
                 "ENABLE_CACHING" => self.cache.enabled = Some(read_bool(&name, value)?),
                 "CACHE_TTL_SECONDS" => self.cache.ttl = Some(read_seconds(&name, value)?),
                 "DATABASE_POOL_SIZE" => self.catalog.pool_size = Some(read_number(&name, value)?),
@@ -381,18 +362,6 @@ impl WrittenEmbedder {
             threads,
             batch_max: text::in_range("embedder.batch_max", self.batch_max.unwrap_or(32), 1, limits::EMBED_BATCH_MAX)?,
             cache_entries: text::in_range("embedder.cache_entries", cache_entries, 0, limits::EMBED_CACHE_ENTRIES_MAX)?,
-        })
-    }
-}
-
-impl WrittenCache {
-    fn validate(self) -> Result<CacheConfig, ConfigError> {
-        let ttl = self.ttl.unwrap_or(WrittenDuration(Duration::from_secs(3600)));
-        let memory = self.memory.unwrap_or(ByteSize::mib(64));
-        Ok(CacheConfig {
-            enabled: self.enabled.unwrap_or(true),
-            ttl: text::duration_in("cache.ttl", ttl, Duration::from_secs(1), limits::CACHE_TTL_MAX)?,
-            memory: text::size_at_least("cache.memory", memory, ByteSize::mib(1))?,
         })
     }
 }

@@ -5,10 +5,12 @@
 //! coordinator and the command line all import it, so whatever they must agree on is written once, here.
 
 pub mod audit;
+pub mod cache_config;
 pub mod cluster_state;
 pub mod collection;
 mod config_text;
 pub mod coordinator_config;
+pub mod cpu;
 pub mod error;
 pub mod filter;
 pub mod ids;

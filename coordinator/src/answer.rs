@@ -1,5 +1,7 @@
 //! The query's straight line: embed > plan > cache > scatter > merge > fetch, and, if text is asked for, > prompt > generate.
 
+mod cached;
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -199,7 +201,7 @@ pub enum AnswerEvent {
 /// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
 /// Cancel: dropping the future or the answer's stream closes the backend's connection.
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
-    let asked = question.text.clone().unwrap_or_default();
+    let (asked, tenant) = (question.text.clone().unwrap_or_default(), question.tenant.clone());
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
     let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
@@ -207,7 +209,7 @@ pub async fn run(services: &Services, question: Question, text: TextOptions) -> 
     let answer = match &services.llm {
         _ if found.is_empty() => fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())]),
         None => extract(ranked, asked, found).await?,
-        Some(pool) => generate(pool, ranked, &asked, found, text).await?,
+        Some(pool) => generate(services, pool, &tenant, ranked, &asked, found, text).await?,
     };
     services.metrics.stage("begin_text", began.elapsed());
     Ok(answer)
@@ -250,11 +252,19 @@ fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> 
     Answer { ranked, sources, generator: "extractive".to_owned(), model: None, events: stream::iter(events).boxed() }
 }
 
-async fn generate(pool: &Pool, ranked: Ranked, asked: &str, found: Vec<Source>, text: TextOptions) -> Result<Answer> {
+async fn generate(
+    services: &Services,
+    pool: &Pool,
+    tenant: &str,
+    ranked: Ranked,
+    asked: &str,
+    found: Vec<Source>,
+    text: TextOptions,
+) -> Result<Answer> {
     let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
     let request =
         GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
-    let generation = pool.generate(request, text.deadline).await?;
+    let generation = cached::generate(services.answers.as_ref(), tenant, pool, request, text.deadline).await?;
     let events = with_citations(generation.events, prompt.sources.clone());
     Ok(Answer {
         ranked,

@@ -10,6 +10,7 @@ use cluster_config::ids::check_collection_name;
 use tokio::sync::Semaphore;
 
 use crate::api::json::BodyBudget;
+use crate::cache::answers::AnswerCache;
 use crate::catalog::Catalog;
 use crate::cluster::client::NodeClient;
 use crate::cluster::stats::NodeStats;
@@ -42,6 +43,8 @@ pub struct Services {
     pub embedder: Arc<dyn Embedder>,
     /// Language models; without any, answers are extractive.
     pub llm: Option<Pool>,
+    /// Texts that they wrote; `None` where caching is switched off.
+    pub answers: Option<Arc<AnswerCache>>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Bound on requests answered at one time.

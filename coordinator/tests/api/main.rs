@@ -2,12 +2,15 @@
 
 mod cache;
 mod collections;
+mod conditional;
 mod consistency;
 mod documents;
 mod faults;
 mod jobs;
 mod operators;
 mod query;
+mod redis_server;
 mod refusals;
 mod search;
+mod shared_cache;
 mod support;

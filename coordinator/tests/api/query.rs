@@ -175,3 +175,61 @@ async fn a_whole_answer_from_a_model_has_its_citations_and_usage() {
     assert_eq!(reply["usage"], json!({"prompt_tokens": 7, "completion_tokens": 3}));
     c.stop().await;
 }
+
+#[tokio::test]
+async fn the_same_prompt_is_generated_once_and_another_text_or_option_anew() {
+    let script = Arc::new(Script { pieces: vec!["Lift ", "[1]."], ..Script::default() });
+    script.permits.0.add_permits(1000);
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&script)), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    c.upload("t", "wings", "Wings", TEXT).await;
+    let question = json!({"query": "what makes lift", "collection": "t"});
+    let asked = || script.asked.lock().take().is_some();
+
+    let first = c.post("/api/v1/query", question.clone()).await.ok();
+    assert!(asked());
+    let again = c.post("/api/v1/query", question.clone()).await.ok();
+    assert!(!asked(), "found in the cache");
+    for part in ["answer", "generator", "model", "citations", "finish_reason"] {
+        assert_eq!(again[part], first[part], "{part}");
+    }
+    assert_eq!((&first["usage"]["completion_tokens"], again.get("usage")), (&json!(3), None), "it cost no tokens");
+    let mut streamed = question.clone();
+    streamed["stream"] = json!(true);
+    let streamed = c.http.post(format!("{}/api/v1/query", c.base)).json(&streamed).send().await.expect("answers");
+    let streamed = events(&streamed.text().await.expect("text"));
+    assert!(!asked());
+    let delta = streamed.iter().find(|(_, name, _)| name == "delta").expect("text");
+    assert_eq!(delta.2["text"], first["answer"]);
+
+    for (option, value) in [("temperature", json!(0.9)), ("max_tokens", json!(9)), ("model", json!("other"))] {
+        let mut other = question.clone();
+        other[option] = value;
+        c.post("/api/v1/query", other).await.ok();
+        assert!(asked(), "{option}");
+    }
+    c.upload("t", "wings", "Wings", "Lift is made by something else.").await;
+    c.post("/api/v1/query", question).await.ok();
+    assert!(asked(), "the sources read differently");
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_read_to_its_end_is_not_kept() {
+    let script = Arc::new(Script { pieces: vec!["a", "b"], ..Script::default() });
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&script)), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    c.upload("t", "wings", "Wings", TEXT).await;
+    let question = json!({"query": "what makes lift", "collection": "t", "stream": true});
+    script.permits.0.add_permits(1);
+    let left = c.http.post(format!("{}/api/v1/query", c.base)).json(&question).send().await.expect("answers");
+    drop(left);
+    while !script.was_dropped.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    script.asked.lock().take();
+    script.permits.0.add_permits(1000);
+    c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    assert!(script.asked.lock().is_some());
+    c.stop().await;
+}
