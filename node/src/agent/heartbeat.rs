@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cluster_config::ids::{Incarnation, NodeId};
+use futures::future::join_all;
 use proto::v1;
 use proto::v1::metadata_service_client::MetadataServiceClient;
 use tokio::time::MissedTickBehavior;
@@ -31,7 +32,7 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
         if incarnation == Incarnation(0) {
             continue;
         }
-        match send(&agent, voter, incarnation, &reporter).await {
+        match send(&agent, voter, alive(&agent, voter, incarnation, &reporter)).await {
             Ok(reply) => {
                 agent.inner.seen_version.fetch_max(reply.state_version, Ordering::Relaxed);
                 if reply.must_register {
@@ -49,16 +50,23 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
     }
 }
 
-async fn send(
-    agent: &Agent,
-    voter: NodeId,
-    incarnation: Incarnation,
-    reporter: &Reporter,
-) -> Result<v1::HeartbeatReply, String> {
+/// Tells every voter that `incarnation` is about to end.
+pub(super) async fn say_goodbye(agent: &Agent, incarnation: Incarnation) {
+    let goodbye = |voter| v1::HeartbeatRequest {
+        envelope: Some(agent.inner.metadata.peers().envelope(voter)),
+        incarnation: incarnation.0,
+        stopping: true,
+        ..v1::HeartbeatRequest::default()
+    };
+    // A voter that does not hear it notices the silence.
+    let _ = join_all(agent.inner.metadata.voters().map(|voter| send(agent, voter, goodbye(voter)))).await;
+}
+
+fn alive(agent: &Agent, voter: NodeId, incarnation: Incarnation, reporter: &Reporter) -> v1::HeartbeatRequest {
     let metadata = &agent.inner.metadata;
     let peers = metadata.peers();
     let report = reporter();
-    let message = v1::HeartbeatRequest {
+    v1::HeartbeatRequest {
         envelope: Some(peers.envelope(voter)),
         incarnation: incarnation.0,
         copies: report.copies,
@@ -66,7 +74,13 @@ async fn send(
         refused_peers: report.refused_peers.into_iter().map(|peer| peer.0).collect(),
         disk_stalled: report.is_disk_stalled,
         deleted_copies: report.deleted.into_iter().map(|copy| copy.0).collect(),
-    };
+        stopping: false,
+    }
+}
+
+async fn send(agent: &Agent, voter: NodeId, message: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply, String> {
+    let metadata = &agent.inner.metadata;
+    let peers = metadata.peers();
     if voter == peers.self_node() {
         return metadata.hear(message).ok_or_else(|| "this node does not vote, the configuration says it does".into());
     }

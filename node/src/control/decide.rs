@@ -67,12 +67,12 @@ pub fn decide(view: &View<'_>) -> Vec<Command> {
     commands
 }
 
-/// Nodes whose life is over: silent for the node timeout, counted from when this leader could have heard them, or found refusing
-/// connections, which needs no waiting.
+/// Nodes whose life is over: silent for the node timeout, counted from when this leader could have heard them; or, which needs no
+/// waiting, found refusing connections, or stopping by their own word.
 fn decide_deaths(view: &View<'_>) -> BTreeSet<NodeId> {
     let is_over = |seen: Option<&NodeSeen>| {
         let heard_ms = seen.map_or(0, |seen| seen.heard_ms).max(view.leader_since_ms);
-        seen.is_some_and(|seen| seen.is_refused)
+        seen.is_some_and(|seen| seen.is_refused || seen.is_stopping)
             || view.now_ms.saturating_sub(heard_ms) >= view.patience.node_timeout_ms
     };
     view.state

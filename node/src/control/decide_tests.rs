@@ -182,6 +182,18 @@ fn a_new_leader_waits_one_node_timeout_but_for_refused_connections() {
 }
 
 #[test]
+fn a_node_that_says_that_it_stops_needs_no_waiting() {
+    let mut scene = Scene::new();
+    scene.shard(0, &[(1, 1), (2, 2)], &[1, 2], Some((1, 1)));
+    scene.hear(1, 1, &[(1, 9)], 1000);
+    scene.hear_with(2, 1, &[], 1000, |heartbeat| heartbeat.is_stopping = true);
+    scene.hear(3, 1, &[], 1000);
+    let commands = scene.decide(1000);
+    let [first, Command::Reconfigure(parts)] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!((first, parts[0].drop.as_slice()), (&dead(2), [CopyId(2)].as_slice()), "no write waits for it any more");
+}
+
+#[test]
 fn a_heartbeat_after_the_probe_outweighs_it() {
     let mut scene = Scene::new();
     for node in 1..=3 {

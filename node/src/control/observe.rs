@@ -46,6 +46,8 @@ pub struct NodeSeen {
     pub suspected_ms: Option<u64>,
     /// This process found its port refusing twice, and heard nothing since.
     pub is_refused: bool,
+    /// It said that it stops.
+    pub is_stopping: bool,
     /// When the agreed state first showed it dead.
     pub dead_since_ms: Option<u64>,
 }
@@ -65,6 +67,8 @@ pub struct Heartbeat {
     pub refused_peers: Vec<NodeId>,
     /// See [`NodeSeen::is_disk_stalled`].
     pub is_disk_stalled: bool,
+    /// See [`NodeSeen::is_stopping`].
+    pub is_stopping: bool,
 }
 
 /// Everything seen.
@@ -102,6 +106,7 @@ impl Observed {
         seen.heard_ms = now_ms;
         seen.is_disk_stalled = heartbeat.is_disk_stalled;
         seen.deleted = heartbeat.deleted;
+        seen.is_stopping = heartbeat.is_stopping;
         seen.is_refused = false;
         seen.suspected_ms = None;
         for report in heartbeat.copies {
