@@ -234,6 +234,11 @@ impl Cluster {
         self.nodes.len()
     }
 
+    /// The data directory of a node, from 1.
+    pub fn data_dir(&self, node: usize) -> PathBuf {
+        self.path.join(format!("n{node}"))
+    }
+
     /// Node `node`, from 1. Errors: it is not running.
     pub fn node(&mut self, node: usize) -> anyhow::Result<&mut Process> {
         self.nodes[node - 1].as_mut().with_context(|| format!("node {node} is not running"))

@@ -39,7 +39,8 @@ use crate::vector;
 const TRAINING_QUEUE_MAX: usize = 64;
 /// Longest call of one append. The copy's task gives up earlier, by the size of what it sent; this only ends what it forgot.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a node that stops waits for others to take its primary roles; what is left then fails over.
+/// How long a node that stops waits for others to take its primary roles, and for the metadata group to let it go; what is left then
+/// fails over.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Applying jobs at a time; one that extends an index may take a second.
 const APPLY_JOBS: usize = 2;
@@ -141,6 +142,7 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
         tracing::info!("stopping");
         let state = agent.state().borrow().clone();
         handoff::leave(&copies, &state, config.node_id, LEAVE_PATIENCE).await;
+        agent.leave(LEAVE_PATIENCE).await;
         copies_stop.cancel();
         handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;

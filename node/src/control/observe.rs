@@ -36,6 +36,8 @@ pub struct NodeSeen {
     pub incarnation: Incarnation,
     /// Last heartbeat, or when this life was first heard of.
     pub heard_ms: u64,
+    /// When it last heard an answer of this voter, as it says.
+    pub answered_ms: u64,
     /// Its log could not be synced for longer than the node timeout.
     pub is_disk_stalled: bool,
     /// Its copies, open or [`CopySeen::is_corrupt`].
@@ -46,6 +48,8 @@ pub struct NodeSeen {
     pub suspected_ms: Option<u64>,
     /// This process found its port refusing twice, and heard nothing since.
     pub is_refused: bool,
+    /// It said that it stops, which ends this life.
+    pub is_stopping: bool,
     /// When the agreed state first showed it dead.
     pub dead_since_ms: Option<u64>,
 }
@@ -65,6 +69,10 @@ pub struct Heartbeat {
     pub refused_peers: Vec<NodeId>,
     /// See [`NodeSeen::is_disk_stalled`].
     pub is_disk_stalled: bool,
+    /// See [`NodeSeen::is_stopping`].
+    pub is_stopping: bool,
+    /// How long it has not heard an answer of this voter.
+    pub unanswered_ms: u64,
 }
 
 /// Everything seen.
@@ -100,8 +108,11 @@ impl Observed {
         }
         let former = std::mem::take(&mut seen.copies);
         seen.heard_ms = now_ms;
+        seen.answered_ms = seen.answered_ms.max(now_ms.saturating_sub(heartbeat.unanswered_ms));
         seen.is_disk_stalled = heartbeat.is_disk_stalled;
         seen.deleted = heartbeat.deleted;
+        // Heartbeats under way may arrive after the goodbye.
+        seen.is_stopping |= heartbeat.is_stopping;
         seen.is_refused = false;
         seen.suspected_ms = None;
         for report in heartbeat.copies {
@@ -131,7 +142,12 @@ impl Observed {
         for record in state.nodes.values() {
             let seen = self.nodes.entry(record.id).or_default();
             if seen.incarnation < record.incarnation {
-                *seen = NodeSeen { incarnation: record.incarnation, heard_ms: now_ms, ..NodeSeen::default() };
+                *seen = NodeSeen {
+                    incarnation: record.incarnation,
+                    heard_ms: now_ms,
+                    answered_ms: now_ms,
+                    ..NodeSeen::default()
+                };
             }
             if record.liveness == Liveness::Alive {
                 seen.dead_since_ms = None;

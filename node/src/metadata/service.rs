@@ -112,6 +112,8 @@ impl Metadata {
             deleted: message.deleted_copies.into_iter().map(CopyId).collect(),
             refused_peers: message.refused_peers.into_iter().map(NodeId).collect(),
             is_disk_stalled: message.disk_stalled,
+            is_stopping: message.stopping,
+            unanswered_ms: message.unanswered_ms,
         };
         watching.with(|observed, now_ms| observed.hear(heartbeat, now_ms));
         let leader = self.leader();

@@ -37,7 +37,7 @@ pub struct Timing {
     pub ack_timeout_ms: u64,
     /// Pause after a failed message.
     pub retry_ms: u64,
-    /// Pause after an answered proposal.
+    /// Pause after a proposal that was refused or not answered.
     pub proposal_pause_ms: u64,
 }
 
@@ -81,7 +81,7 @@ enum Role {
     /// Takes the stream of whoever is primary. Every copy starts so (W1).
     Follower(Follower),
     /// Orders writes.
-    Primary(Primary),
+    Primary(Box<Primary>),
     /// Its disk, or its agreement with the group, failed; of no use until reopened.
     Poisoned(StorageError),
 }
@@ -258,7 +258,7 @@ impl Core {
 
     fn become_primary(&mut self, group: Arc<ShardGroup>) {
         let primary = Primary::begin(&mut self.local, group, self.barrier_payload.clone());
-        if let Role::Follower(follower) = std::mem::replace(&mut self.role, Role::Primary(primary)) {
+        if let Role::Follower(follower) = std::mem::replace(&mut self.role, Role::Primary(Box::new(primary))) {
             follower.end(&mut self.local, AppendRefusal::StaleTerm);
         }
     }
@@ -315,7 +315,9 @@ impl Core {
     }
 
     fn on_proposal(&mut self, id: u64, outcome: Option<ProposalOutcome>) {
-        let pause_until = self.local.now_ms + self.local.timing.proposal_pause_ms;
+        let is_accepted = outcome.as_ref().is_some_and(|outcome| outcome.accepted);
+        let pause_ms = if is_accepted { 0 } else { self.local.timing.proposal_pause_ms };
+        let pause_until = self.local.now_ms + pause_ms;
         if let Some((change, read)) = self.local.proposer.answered(id, outcome.is_some(), pause_until) {
             self.local.actions.extend(read);
             if let Role::Primary(primary) = &mut self.role {
@@ -394,7 +396,9 @@ impl Local {
 
     /// Proposes a change, if no other proposal is under way. Returns whether it did.
     pub(super) fn propose(&mut self, group: &ShardGroup, change: Change) -> bool {
-        if !self.proposer.is_free(self.now_ms) {
+        // Writes wait for a hand-off, so it does not wait out a pause; it is asked once per register.
+        let is_urgent = matches!(change, Change::HandOff(_));
+        if !(self.proposer.is_free(self.now_ms) || is_urgent && self.proposer.is_idle()) {
             return false;
         }
         let action = self.proposer.ask(Proposal {

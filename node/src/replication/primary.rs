@@ -352,7 +352,13 @@ impl Primary {
                     add.unknown = true;
                 }
             }
-            Some(_) => peer.add = peer.add.filter(|add| add.unknown && !breaks(Mutant::RefusalResolvesAdd)),
+            Some(decision) => {
+                peer.add = peer.add.filter(|add| add.unknown && !breaks(Mutant::RefusalResolvesAdd));
+                let is_same_register = decision.register.version == self.group.version;
+                if !decision.accepted && is_same_register && peer.add.is_none() {
+                    peer.on_add_refused();
+                }
+            }
         }
     }
 
