@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Reporter};
 use crate::copies::{Copies, CopiesContext, Followed, Transfers, copies_on_disk};
 use crate::disk::DiskWatch;
 use crate::handoff;
@@ -136,13 +136,14 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
         let handing_off = handoff::run(copies.clone(), agent.state(), config.node_id, copies_stop.child_token());
         let handoff_task = tokio::spawn(handing_off);
-        agent.start_heartbeats(Arc::new(move || reporting.report()));
+        let reporter: Reporter = Arc::new(move || reporting.report());
+        agent.start_heartbeats(reporter.clone());
 
         stopping.await;
         tracing::info!("stopping");
         let state = agent.state().borrow().clone();
         handoff::leave(&copies, &state, config.node_id, LEAVE_PATIENCE).await;
-        agent.leave(LEAVE_PATIENCE).await;
+        agent.leave(&reporter, LEAVE_PATIENCE).await;
         copies_stop.cancel();
         handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;

@@ -54,13 +54,9 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
 }
 
 /// Tells every voter that `incarnation` is about to end. Returns whether enough of them heard it to act on it.
-pub(super) async fn say_goodbye(agent: &Agent, incarnation: Incarnation) -> bool {
-    let goodbye = |voter| v1::HeartbeatRequest {
-        envelope: Some(agent.inner.metadata.peers().envelope(voter)),
-        incarnation: incarnation.0,
-        stopping: true,
-        ..v1::HeartbeatRequest::default()
-    };
+pub(super) async fn say_goodbye(agent: &Agent, incarnation: Incarnation, reporter: &Reporter) -> bool {
+    let goodbye =
+        |voter| v1::HeartbeatRequest { stopping: true, ..alive(agent, voter, incarnation, Duration::ZERO, reporter) };
     let told = join_all(agent.inner.metadata.voters().map(|voter| send(agent, voter, goodbye(voter)))).await;
     let heard = told.iter().filter(|answer| answer.is_ok()).count();
     2 * heard > told.len()

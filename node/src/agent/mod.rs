@@ -146,7 +146,7 @@ impl Agent {
     /// Says that this life is about to end, and waits, at most for `patience`, until the group has acted on it: then no write waits for a
     /// copy on this node, and nobody reads from it by choice. A copy that is the last in sync of its shard is not let go; nor is any where
     /// the group has no majority, which is not waited for.
-    pub async fn leave(&self, patience: Duration) {
+    pub async fn leave(&self, reporter: &Reporter, patience: Duration) {
         self.inner.leaving.cancel();
         let incarnation = *self.inner.incarnation.borrow();
         let this = self.inner.identity.id;
@@ -156,8 +156,9 @@ impl Agent {
             };
             !state.is_alive_in(this, incarnation) && !state.shards.values().any(waits)
         };
-        let leaving =
-            async { heartbeat::say_goodbye(self, incarnation).await && self.state().wait_for(is_let_go).await.is_ok() };
+        let leaving = async {
+            heartbeat::say_goodbye(self, incarnation, reporter).await && self.state().wait_for(is_let_go).await.is_ok()
+        };
         match tokio::time::timeout(patience, leaving).await {
             Ok(true) => tracing::info!(%incarnation, "let go by the metadata group"),
             Ok(false) | Err(_) => tracing::info!(%incarnation, "not let go, the group will notice the silence"),

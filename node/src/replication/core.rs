@@ -37,7 +37,7 @@ pub struct Timing {
     pub ack_timeout_ms: u64,
     /// Pause after a failed message.
     pub retry_ms: u64,
-    /// Pause after a proposal that was refused or not answered.
+    /// Pause after an answered proposal.
     pub proposal_pause_ms: u64,
 }
 
@@ -315,9 +315,7 @@ impl Core {
     }
 
     fn on_proposal(&mut self, id: u64, outcome: Option<ProposalOutcome>) {
-        let is_accepted = outcome.as_ref().is_some_and(|outcome| outcome.accepted);
-        let pause_ms = if is_accepted { 0 } else { self.local.timing.proposal_pause_ms };
-        let pause_until = self.local.now_ms + pause_ms;
+        let pause_until = self.local.now_ms + self.local.timing.proposal_pause_ms;
         if let Some((change, read)) = self.local.proposer.answered(id, outcome.is_some(), pause_until) {
             self.local.actions.extend(read);
             if let Role::Primary(primary) = &mut self.role {
