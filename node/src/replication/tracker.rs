@@ -165,7 +165,8 @@ impl Tracker {
             if self.in_sync.contains(copy) {
                 continue;
             }
-            let failing = peer.is_failing(now_ms, ack_timeout_ms);
+            // Nobody has to wait for a copy on its way into the set: the first message without an answer ends it.
+            let failing = peer.probing || peer.is_failing(now_ms, ack_timeout_ms);
             let may_leave = peer.add.is_none() || breaks(Mutant::UntrackWithAddInFlight);
             if peer.tracked && failing && may_leave {
                 peer.tracked = false;
