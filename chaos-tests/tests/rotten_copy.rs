@@ -80,6 +80,15 @@ async fn a_copy_with_a_rotten_table_is_refused_by_name_and_built_anew() -> anyho
     let before = shard(&cluster).await?;
     let victim = copies(&before).find(|copy| copy["role"] == "in_sync").context("nobody follows")?;
     let (copy, node) = (victim["copy"].as_u64().context("no id")?, victim["node"].as_u64().context("no node")?);
+    // What was written to the log only becomes table files when the log is replayed: at the second start.
+    cluster.stop_node(node as usize, PATIENCE).await?;
+    cluster.start_node(node as usize)?;
+    wait::until("the node to be back", PATIENCE, || async {
+        let shard = shard(&cluster).await?;
+        ensure!(shard["health"] == "green", "{shard}");
+        Ok(())
+    })
+    .await?;
     cluster.stop_node(node as usize, PATIENCE).await?;
     let table = largest_table(&cluster.data_dir(node as usize).join(format!("copies/copy-{copy}/rocksdb")))?;
     rot(&table)?;
