@@ -87,6 +87,8 @@ pub(crate) struct Group {
     chaos: Chaos,
     register: Register,
     nodes: Vec<Node>,
+    /// Of copies that others were built in place of: what they acknowledged was true at the time.
+    lost_disks: Vec<Arc<SimDisk>>,
     mail: Vec<Mail>,
     requests: BTreeMap<RequestId, (OperationId, usize, u64)>,
     next_request: u64,
@@ -158,6 +160,7 @@ impl Group {
             chaos,
             register: Register::new(voters, copies, in_sync, min_in_sync),
             nodes: (1..=copies).map(node).collect(),
+            lost_disks: Vec::new(),
             mail: Vec::new(),
             requests: BTreeMap::new(),
             next_request: 0,

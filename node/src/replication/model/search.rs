@@ -85,7 +85,7 @@ struct Found {
 }
 
 fn search(question: Question) -> Found {
-    let (began, states) = (Instant::now());
+    let (began, states) = (Instant::now(), states_max());
     let options = question.checker().finish_when(HasDiscoveries::AnyFailures).target_state_count(states);
     let checker = options.spawn_bfs().join();
     let mut discoveries = checker.discoveries();

@@ -57,8 +57,8 @@ impl Group {
         let entry = self.externalised.get(seqno.0 as usize - 1).expect("an acknowledged write is committed");
         assert_eq!(entry.operation_id, operation_id, "acknowledged at {seqno}, but another operation stands there");
         assert!(self.nodes[node].disk.applied() >= seqno.0 as usize, "an acknowledged write is applied on its primary");
-        let holders =
-            self.nodes.iter().filter(|node| node.disk.entry(seqno.0 as usize).as_ref() == Some(entry)).count();
+        let disks = self.nodes.iter().map(|node| &node.disk).chain(&self.lost_disks);
+        let holders = disks.filter(|disk| disk.entry(seqno.0 as usize).as_ref() == Some(entry)).count();
         assert!(holders >= copies_acked as usize, "{copies_acked} copies acknowledged {seqno}, {holders} hold it");
         let before = self.operations.insert(operation_id, Fate::Acked(seqno));
         if let Some(Fate::Acked(earlier)) = before {

@@ -85,7 +85,8 @@ impl Group {
         let old = self.nodes[node].copy;
         let new = CopyId(old.0 + COPIES_MAX);
         self.nodes[node].copy = new;
-        self.nodes[node].disk = Arc::new(SimDisk::new(new, SHARD));
+        let lost = std::mem::replace(&mut self.nodes[node].disk, Arc::new(SimDisk::new(new, SHARD)));
+        self.lost_disks.push(lost);
         self.register.replace(old, new);
         self.open(node);
     }
