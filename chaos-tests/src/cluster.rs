@@ -29,6 +29,8 @@ pub struct Options {
     pub is_proxied: bool,
     /// Nodes check their invariants after each step (`SUSUI_CHECK=1`).
     pub check_invariants: bool,
+    /// Failpoints of every node (`SUSUI_FAILPOINTS`).
+    pub failpoints: String,
     /// Put this node's data on a file system of that many bytes.
     pub small_disk: Option<(usize, u64)>,
 }
@@ -42,6 +44,7 @@ impl Default for Options {
             coordinator_extra: String::new(),
             is_proxied: false,
             check_invariants: false,
+            failpoints: String::new(),
             small_disk: None,
         }
     }
@@ -172,9 +175,10 @@ impl Cluster {
         let config = self.path.join(format!("n{node}.toml"));
         let log = self.path.join(format!("n{node}.log"));
         let arguments = ["--config", &config.to_string_lossy()];
-        let check: &[_] = if self.options.check_invariants { &[("SUSUI_CHECK", "1")] } else { &[] };
+        let check = if self.options.check_invariants { "1" } else { "0" };
+        let hooks = [("SUSUI_CHECK", check), ("SUSUI_FAILPOINTS", &self.options.failpoints)];
         self.links.set_refusing(node, false);
-        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, check, &log)?;
+        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, &hooks, &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
 use crate::pace::Pace;
 use crate::pool::Pool;
-use crate::replication::{Retention, StoragePool, Timing};
+use crate::replication::{Retention, StoragePool, Timing, break_rule};
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
@@ -217,7 +217,16 @@ fn set_failpoints(points: &str) -> anyhow::Result<()> {
             .map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {point}: {problem}"))?;
     }
     tracing::warn!(points, "failpoints are set");
+    if let Some(rule) = rule_to_break() {
+        break_rule(&rule).map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {problem}"))?;
+    }
     Ok(())
+}
+
+/// Not a place to fail at, but a rule of replication to break: `break-a-rule=return(ApplyUncommitted)`.
+fn rule_to_break() -> Option<String> {
+    fail::fail_point!("break-a-rule", |rule| rule);
+    None
 }
 
 fn cpus() -> usize {
