@@ -34,6 +34,21 @@ pub enum FieldType {
     Float,
     /// true or false.
     Bool,
+    /// A point in time to the millisecond: RFC 3339 text, a date, or milliseconds since 1970.
+    Datetime,
+}
+
+impl FieldType {
+    /// What a value of the type looks like, for hints.
+    pub fn expected(self) -> &'static str {
+        match self {
+            FieldType::Keyword => "keyword: a text",
+            FieldType::Integer => "integer: a whole number within 64 bits",
+            FieldType::Float => "float: a finite number",
+            FieldType::Bool => "bool: true or false",
+            FieldType::Datetime => "datetime: as \"2024-05-01T12:00:00Z\", \"2024-05-01\", or milliseconds since 1970",
+        }
+    }
 }
 
 /// Index settings. `None` means "chosen by the shard from its size"; the chosen values are reported by `susui status`.

@@ -9,6 +9,7 @@ pub mod cluster_state;
 pub mod collection;
 mod config_text;
 pub mod coordinator_config;
+pub mod datetime;
 pub mod error;
 pub mod filter;
 pub mod ids;

@@ -86,6 +86,10 @@ pub struct NodeSearchConfig {
     pub threads: Option<usize>,
     /// Searches waiting for a thread before `Overloaded`.
     pub queue_max: usize,
+    /// Threads that train generations and measure recall, one shard each. They yield to searches.
+    pub training_threads: usize,
+    /// Memory that each of them may take for the sample it trains on.
+    pub training_memory: ByteSize,
 }
 
 /// Clocks of liveness and replication. They decide how soon something is done, never whether it is safe.
@@ -178,6 +182,8 @@ pub struct WrittenStorage {
 pub struct WrittenNodeSearch {
     pub threads: Option<usize>,
     pub queue_max: Option<usize>,
+    pub training_threads: Option<usize>,
+    pub training_memory: Option<ByteSize>,
 }
 
 /// `[timing]` as written.
@@ -420,6 +426,18 @@ impl WrittenNodeSearch {
         Ok(NodeSearchConfig {
             threads,
             queue_max: text::in_range("search.queue_max", queue_max, 1, limits::SEARCH_QUEUE_MAX)?,
+            training_threads: text::in_range(
+                "search.training_threads",
+                self.training_threads.unwrap_or(1),
+                1,
+                limits::THREADS_MAX,
+            )?,
+            training_memory: text::in_range(
+                "search.training_memory",
+                self.training_memory.unwrap_or(limits::TRAINING_MEMORY_DEFAULT),
+                limits::TRAINING_MEMORY_MIN,
+                limits::TRAINING_MEMORY_MAX,
+            )?,
         })
     }
 }

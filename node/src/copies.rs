@@ -78,7 +78,7 @@ pub struct CopiesContext {
     pub resources: Arc<StorageResources>,
     /// Where the copies' logs are written and their entries applied.
     pub storage_pool: StoragePool,
-    /// For training; one thread.
+    /// For training and measuring.
     pub training_pool: Pool,
     /// How entries reach other copies.
     pub transport: Arc<dyn ReplicationTransport>,

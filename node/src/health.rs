@@ -72,6 +72,9 @@ impl Health for NodeHealth {
             metrics.shard_is_primary.with_label_values(&labels).set(i64::from(copy.handle.is_primary()));
             metrics.shard_term.with_label_values(&labels).set(gauge(position.term.0));
             metrics.shard_memory_bytes.with_label_values(&labels).set(gauge(stats.memory_bytes));
+            if let Some(recall) = copy.shard.recall_at_10() {
+                metrics.recall_at_10.with_label_values(&labels).set(recall);
+            }
             if let Some(scrubbed) = copy.shard.last_scrub() {
                 let age = scrubbed.at.elapsed().as_secs();
                 metrics.shard_scrub_age_seconds.with_label_values(&labels).set(gauge(age));

@@ -17,6 +17,8 @@ pub enum IndexState {
     Building,
     /// Most rows are in the index.
     Indexed,
+    /// As `Indexed`, and the index of the next generation grows beside it.
+    Renewing,
     /// The disk failed; nothing is answered until the copy is reopened.
     Poisoned,
 }
@@ -29,6 +31,7 @@ impl IndexState {
             IndexState::Training => "training",
             IndexState::Building => "building",
             IndexState::Indexed => "indexed",
+            IndexState::Renewing => "renewing",
             IndexState::Poisoned => "poisoned",
         }
     }
@@ -84,6 +87,8 @@ impl Shard {
             IndexState::Exact
         } else if rows_tail > rows_indexed {
             IndexState::Building
+        } else if view.applied.renewal.is_some() {
+            IndexState::Renewing
         } else {
             IndexState::Indexed
         };
@@ -98,7 +103,7 @@ impl Shard {
             indexed_row_end: view.applied.indexed_row_end,
             generation: view.applied.generation,
             index_state,
-            codes: view.index.as_ref().map_or(0, |index| index.len()),
+            codes: view.indexes.serving.as_ref().map_or(0, |index| index.len()),
             disk_bytes: self.store.disk_bytes() + mapped_bytes,
             memory_bytes: view.memory_bytes() + self.log.memory_bytes() + reclaimer_bytes + mapped_bytes,
             mapped_bytes,

@@ -2,9 +2,10 @@
 
 use cluster_config::collection::Metric;
 use cluster_config::limits::GENERATION_BYTES_MAX;
+use cluster_config::search::EffortRung;
 use serde::{Deserialize, Serialize};
 
-use super::calibration::{Calibration, Rung};
+use super::calibration::Calibration;
 use super::ffi::{Distance, IvfPq, WriteFailure};
 use super::projection::{Projection, clamp};
 use super::{VectorError, ffi};
@@ -167,7 +168,7 @@ struct Body {
     /// Empty where there is no projection.
     matrix: Vec<f32>,
     bias: Vec<f32>,
-    rungs: Vec<Rung>,
+    rungs: Vec<EffortRung>,
     /// The empty trained index in FAISS' format.
     index: Vec<u8>,
 }

@@ -140,6 +140,12 @@ impl IvfIndex {
         Ok(read)
     }
 
+    /// FAISS' own search and nothing of ours, for reduced queries `[reduced_dim]`: the yardstick of the benches. Gives how many
+    /// candidates it found.
+    pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<usize, VectorError> {
+        Ok(self.index.search(reduced, count, nprobe as usize, None)?.len())
+    }
+
     fn preamble(&self) -> [u8; PREAMBLE_BYTES] {
         let mut preamble = [0; PREAMBLE_BYTES];
         preamble[..8].copy_from_slice(MAGIC);

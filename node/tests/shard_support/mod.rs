@@ -70,6 +70,7 @@ pub(crate) fn spec(dim: u32) -> CollectionSpec {
         ("year", FieldType::Integer),
         ("price", FieldType::Float),
         ("tag", FieldType::Keyword),
+        ("when", FieldType::Datetime),
     ];
     spec.fields = fields.into_iter().map(|(name, field_type)| (name.to_owned(), field_type)).collect();
     spec
