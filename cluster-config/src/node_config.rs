@@ -77,6 +77,8 @@ pub struct StorageConfig {
     pub scrub_interval: Duration,
     /// Share of the file system that may be in use before client writes are refused, percent.
     pub full_percent: u8,
+    /// Anonymous memory of the process at which it takes no new copies; `None`: a share of the machine's.
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// The search pool of one process.
@@ -173,6 +175,7 @@ pub struct WrittenStorage {
     pub log_kept_for: Option<WrittenDuration>,
     pub scrub_interval: Option<WrittenDuration>,
     pub full_percent: Option<u8>,
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// `[search]` of a node as written.
@@ -414,6 +417,10 @@ impl WrittenStorage {
                 1,
                 100,
             )?,
+            memory_budget: self
+                .memory_budget
+                .map(|budget| text::size_at_least("storage.memory_budget", budget, ByteSize::mib(1)))
+                .transpose()?,
         })
     }
 }

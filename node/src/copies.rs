@@ -16,6 +16,7 @@ use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::CollectionSpec;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Incarnation, Lineage, NodeId, ShardId};
+use cluster_config::memory::CopyMemory;
 use cluster_config::search::CopyPosition;
 use cluster_config::shard_group::{CopyPhase, CopyTarget, ShardGroup};
 use parking_lot::{Mutex, RwLock};
@@ -63,6 +64,12 @@ impl Copy {
     /// Where the copy stands, with the generation its index uses.
     pub fn position(&self) -> CopyPosition {
         CopyPosition { generation: self.shard.position().generation, ..self.handle.position() }
+    }
+
+    /// Its bytes in memory.
+    pub fn memory(&self) -> CopyMemory {
+        let memory = self.shard.memory();
+        CopyMemory { log: memory.log + self.handle.report().recent_bytes as u64, ..memory }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::disk::DiskWatch;
 use crate::handoff;
 use crate::health::{NodeHealth, Reporting};
 use crate::http;
+use crate::memory::MemoryLedger;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
@@ -89,10 +90,13 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     let copies = Copies::new(context);
     copies.sweep_transfers().context("data_dir: cannot delete what was left of snapshots")?;
 
+    let ledger = Arc::new(MemoryLedger::begin(config.storage.memory_budget));
     let health = Arc::new(NodeHealth::new(
         copies.clone(),
         metadata.clone(),
         BTreeMap::from([("search", search_pool.clone()), ("training", training_pool.clone())]),
+        resources.clone(),
+        ledger.clone(),
     ));
     let (http_port, http_server) = http::serve(config.http_listen, health.clone(), metrics.clone(), stop.child_token())
         .await
@@ -136,7 +140,7 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     if let Some(agent) = &agent {
         health.registered();
         let nudge = agent.clone();
-        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, config.timing.node_timeout);
+        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, ledger, config.timing.node_timeout);
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),

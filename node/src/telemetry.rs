@@ -52,8 +52,10 @@ pub struct Metrics {
     pub shard_term: IntGaugeVec,
     /// Per shard copy: recall@10 of sampled live queries at the default effort; absent while they are too few.
     pub recall_at_10: GaugeVec,
-    /// Per shard copy: memory held for searching, bytes.
+    /// Per shard copy and part of the ledger: bytes of memory.
     pub shard_memory_bytes: IntGaugeVec,
+    /// Per part of the ledger: bytes of memory of the process.
+    pub memory_bytes: IntGaugeVec,
     /// Bytes of snapshots, by direction: `in`, `out`.
     pub transfer_bytes: IntCounterVec,
     /// Attempts of this node to fetch a snapshot, by outcome: `ok` or an error kind.
@@ -127,7 +129,12 @@ impl Metrics {
             shard_is_primary: gauges("susui_shard_is_primary", "1 where the copy is the primary", &shard)?,
             shard_term: gauges("susui_shard_primary_term", "primary term the copy follows", &shard)?,
             recall_at_10,
-            shard_memory_bytes: gauges("susui_shard_memory_bytes", "memory of the copy's search state", &shard)?,
+            shard_memory_bytes: gauges(
+                "susui_shard_memory_bytes",
+                "memory of the copy by part; rescoring and its tail are pages of a file",
+                &["collection", "shard", "part"],
+            )?,
+            memory_bytes: gauges("susui_memory_bytes", "memory of the process by part of the ledger", &["part"])?,
             transfer_bytes: counters(
                 "susui_transfer_bytes_total",
                 "bytes of snapshots sent and received",

@@ -354,17 +354,40 @@ fn training_needs_rows_and_can_be_cancelled() {
 }
 
 #[test]
+fn a_search_of_the_index_at_the_default_effort_is_sampled_and_compared() {
+    let place = place();
+    let shard = place.open(1);
+    let mut primary = Primary::new(&shard);
+    primary.load("a", &clustered(16, 1200));
+    let queries = clustered(17, 1);
+    answers(&shard, &queries, false);
+    assert!(!shard.has_sample(), "exact search has nothing to show");
+    primary.maintain();
+    answers(&shard, &queries, true);
+    let named = SearchKnobs { nprobe: Some(1), ..SearchKnobs::default() };
+    shard.search(&ShardQuery { knobs: named, ..query(&queries[0], 10) }, &Cancel::never()).expect("searches");
+    assert!(!shard.has_sample(), "the caller chose the effort");
+    answers(&shard, &queries, false);
+    assert!(shard.has_sample());
+    shard.check_sample(&Cancel::never()).expect("compares");
+    assert!(!shard.has_sample());
+    assert_eq!(shard.recall_at_10(), None, "one sample says nothing");
+}
+
+#[test]
 fn memory_that_grows_with_rows_is_counted() {
     let place = place();
     let shard = place.open(1);
     let mut primary = Primary::new(&shard);
-    let empty = shard.stats().memory_bytes;
+    let empty = shard.memory();
     primary.load("a", &clustered(12, 1200));
     let loaded = shard.stats();
-    assert!(loaded.memory_bytes >= empty + 1200 * DIM as u64 * 2);
+    assert_eq!(loaded.memory.rescoring, empty.rescoring + 1200 * DIM as u64 * 2);
+    assert_eq!(loaded.memory.tail, loaded.memory.rescoring);
     primary.maintain();
     let indexed = shard.stats();
-    assert!(indexed.memory_bytes >= loaded.memory_bytes + 1200 * 8, "codes and row numbers: {indexed:?}");
+    assert!(indexed.memory.codes >= loaded.memory.codes + 1200 * 8, "codes and row numbers: {indexed:?}");
+    assert_eq!(indexed.memory.tail, 0);
     assert!(indexed.disk_bytes > 0);
 }
 

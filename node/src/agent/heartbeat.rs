@@ -66,6 +66,7 @@ async fn send(
         refused_peers: report.refused_peers.into_iter().map(|peer| peer.0).collect(),
         disk_stalled: report.is_disk_stalled,
         deleted_copies: report.deleted.into_iter().map(|copy| copy.0).collect(),
+        memory: Some(report.memory.into()),
     };
     if voter == peers.self_node() {
         return metadata.hear(message).ok_or_else(|| "this node does not vote, the configuration says it does".into());

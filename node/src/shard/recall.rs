@@ -133,3 +133,35 @@ impl Shard {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Sample {
+        Sample { generation: 1, allowed: RowSet::all(1), query: vec![1.0], rows: vec![0], fetch_k: 1 }
+    }
+
+    #[test]
+    fn recall_is_the_mean_of_the_newest_samples_of_one_generation() {
+        let watch = RecallWatch::new();
+        (0..WINDOW_MIN - 1).for_each(|_| watch.note(1, 5, 10, Duration::ZERO));
+        assert_eq!(watch.recall(), None, "too few");
+        watch.note(1, 5, 10, Duration::ZERO);
+        assert_eq!(watch.recall(), Some(0.5));
+        (0..WINDOW).for_each(|_| watch.note(1, 2, 2, Duration::ZERO));
+        assert_eq!(watch.recall(), Some(1.0), "old samples have left");
+        watch.note(2, 0, 10, Duration::ZERO);
+        assert_eq!(watch.recall(), None, "another generation");
+    }
+
+    #[test]
+    fn samples_are_taken_one_at_a_time_and_seldom() {
+        let watch = RecallWatch::new();
+        watch.offer(sample);
+        assert!(watch.waiting.lock().take().is_some());
+        watch.offer(|| unreachable!("the next one is not due"));
+        watch.note(1, 1, 1, Duration::from_secs(3600));
+        watch.offer(|| unreachable!("comparing took long, so the next one is far off"));
+    }
+}

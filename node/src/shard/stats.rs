@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 
+use cluster_config::memory::CopyMemory;
+
 use super::Shard;
 use crate::vector::VectorIndex;
 
@@ -66,10 +68,8 @@ pub struct ShardStats {
     pub codes: u64,
     /// Bytes of table files, write-ahead logs and mapped vectors.
     pub disk_bytes: u64,
-    /// Bytes of memory that grow with the rows: index, row sets, and the mapped vectors as if all were resident.
-    pub memory_bytes: u64,
-    /// The mapped vectors' part of `memory_bytes`; the operating system may give it up and read it again.
-    pub mapped_bytes: u64,
+    /// Bytes of memory, by part.
+    pub memory: CopyMemory,
 }
 
 impl Shard {
@@ -92,8 +92,7 @@ impl Shard {
         } else {
             IndexState::Indexed
         };
-        let mapped_bytes = self.vectors.len() * self.vectors.dim() as u64 * 2;
-        let reclaimer_bytes = self.applier.try_lock().map_or(0, |reclaimer| reclaimer.memory_bytes());
+        let memory = self.memory();
         ShardStats {
             document_count: view.applied.document_count,
             rows_live,
@@ -104,9 +103,22 @@ impl Shard {
             generation: view.applied.generation,
             index_state,
             codes: view.indexes.serving.as_ref().map_or(0, |index| index.len()),
-            disk_bytes: self.store.disk_bytes() + mapped_bytes,
-            memory_bytes: view.memory_bytes() + self.log.memory_bytes() + reclaimer_bytes + mapped_bytes,
-            mapped_bytes,
+            disk_bytes: self.store.disk_bytes() + memory.rescoring,
+            memory,
+        }
+    }
+
+    /// Bytes of memory, by part; without the entries that replication keeps.
+    pub fn memory(&self) -> CopyMemory {
+        let view = self.view();
+        let row_bytes = self.vectors.row_bytes() as u64;
+        let reclaimer_bytes = self.applier.try_lock().map_or(0, |reclaimer| reclaimer.memory_bytes());
+        CopyMemory {
+            codes: view.index_bytes(),
+            row_sets: view.row_set_bytes(),
+            log: self.log.memory_bytes() + reclaimer_bytes,
+            rescoring: self.vectors.len() * row_bytes,
+            tail: (view.applied.row_end - view.applied.indexed_row_end) * row_bytes,
         }
     }
 }

@@ -80,12 +80,16 @@ impl View {
         (end - start) - self.tombstones.range_cardinality(start..end)
     }
 
-    /// Heap bytes that grow with the rows. Bitmaps count as serialised, which is how they lie in memory.
-    pub(crate) fn memory_bytes(&self) -> u64 {
+    /// Heap bytes of the indexes and their generations.
+    pub(crate) fn index_bytes(&self) -> u64 {
         let indexes = [&self.indexes.serving, &self.indexes.renewal];
-        let index: u64 = indexes.into_iter().flatten().map(|index| index.memory_bytes()).sum();
-        let live = self.live_rows.get().map_or(0, |rows| rows.row_end().div_ceil(8));
-        index + live + self.tombstones.serialized_size() as u64
+        indexes.into_iter().flatten().map(|index| index.memory_bytes() + index.generation().memory_bytes()).sum()
+    }
+
+    /// Heap bytes of the sets of live and dead rows. Roaring bitmaps count as serialised, which is how they lie in memory.
+    pub(crate) fn row_set_bytes(&self) -> u64 {
+        let live = self.live_rows.get().map_or(0, RowSet::memory_bytes);
+        live + self.tombstones.serialized_size() as u64
     }
 
     /// Names the broken invariant.

@@ -253,7 +253,6 @@ impl VectorIndex for IvfIndex {
             .map(|len| u64::from(*len))
             .map(|len| code_bytes(len) + 8 * len.next_power_of_two())
             .sum();
-        let floats = (u64::from(p.nlist) + (1 << p.nbits)) * u64::from(p.reduced_dim);
-        lists + floats * size_of::<f32>() as u64 + u64::from(p.nlist) * 72
+        lists + p.centroid_bytes() + u64::from(p.nlist) * 72
     }
 }
