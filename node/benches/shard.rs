@@ -107,6 +107,14 @@ fn against_faiss(shard: &Shard, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
         ask(shard, query, &knobs, &Filter::default());
     });
     let (recall, share) = quality(shard, queries, &knobs, &Filter::default());
+    let together = [2, 4, 8, 16, 64].map(|size| {
+        let portions: Vec<Vec<f32>> = reduced_queries.chunks_exact(size).map(<[Vec<f32>]>::concat).collect();
+        let cost = cost_us(&portions, |portion| {
+            index.scan_alone(portion, candidates, nprobe).expect("scans");
+        });
+        format!("{size}: {:.1} us", cost / size as f64)
+    });
+    println!("  faiss alone, queries a call: 1: {faiss:.1} us, {}", together.join(", "));
     println!(
         "{} rows, IVF{},PQ{}x{}fs behind PCA{}, nprobe {nprobe}, {candidates} candidates, {} bytes a row: recall@10 {recall:.4} \
          at {:.1} % of the codes; faiss alone {faiss:.1} us, shard search {whole:.1} us, ratio {:.2} (bar 1.5)",

@@ -54,7 +54,7 @@ impl Shard {
         self.store.check()?;
         let view = self.view();
         let Some(index) = &view.indexes.serving else { return Ok(None) };
-        let table = measure_effort(index, &self.vectors, self.spec.metric, view.live_rows(), cancel)?;
+        let table = measure_effort(index, &self.vectors, &self.spec, view.live_rows(), cancel)?;
         let (generation, row_end) = (view.applied.generation, view.applied.row_end);
         let rungs = table.rungs().to_vec();
         Ok((!rungs.is_empty()).then_some(Operation::SetEffortCurve { generation, row_end, rungs }))

@@ -1,11 +1,11 @@
 //! Measuring what each effort finds, against exact search: when a generation is trained, on its sample; and in idle time, on the
 //! rows that its index holds.
 
-use cluster_config::collection::Metric;
+use cluster_config::collection::CollectionSpec;
 use cluster_config::limits::EFFORT_ROWS_COMPARED_MAX;
 use cluster_config::search::EffortRung;
 
-use super::calibration::{Calibration, OVERSAMPLES, PROBE_SHARES, RECALL_AT};
+use super::calibration::{Calibration, OVERSAMPLES, PROBE_SHARES, RECALL_AT, results_that_count};
 use super::flat::scan;
 use super::top::Top;
 use super::{Cancel, IvfIndex, MappedVectors, RowSet, VectorError, VectorIndex};
@@ -36,7 +36,7 @@ impl<'a> Ladder<'a> {
         Self { index, nprobes, found, scanned, wanted: 0, queries: 0 }
     }
 
-    /// Counts a query. `truth`: its exact best rows, at most [`RECALL_AT`]; `itself`: a row that is the query and does not count.
+    /// Counts a query. `truth`: its exact best rows, as many as count; `itself`: a row that is the query and does not count.
     pub(super) fn add(
         &mut self,
         query: &[f32],
@@ -93,11 +93,12 @@ fn candidates_at(oversample: f32) -> usize {
 pub fn measure_effort(
     index: &IvfIndex,
     vectors: &MappedVectors,
-    metric: Metric,
+    spec: &CollectionSpec,
     allowed: &RowSet,
     cancel: &Cancel,
 ) -> Result<Calibration, VectorError> {
     let row_end = index.row_end();
+    let wanted = results_that_count(spec.shard_count);
     let rows = allowed.count_below(row_end);
     let queries = (EFFORT_ROWS_COMPARED_MAX / rows.max(1)).clamp(QUERIES_MIN, QUERIES_MAX).min(rows);
     let mut ladder = Ladder::new(index);
@@ -108,11 +109,11 @@ pub fn measure_effort(
         }
         cancel.check()?;
         let query: Vec<f32> = vectors.get(row).iter().map(|value| value.to_f32()).collect();
-        let mut top = Top::new(RECALL_AT + 1);
-        scan(vectors, metric, &query, 0..row_end, allowed, cancel, &mut top)?;
+        let mut top = Top::new(wanted + 1);
+        scan(vectors, spec.metric, &query, 0..row_end, allowed, cancel, &mut top)?;
         let mut truth: Vec<u64> = top.into_sorted().into_iter().map(|candidate| candidate.row).collect();
         truth.retain(|other| *other != row);
-        truth.truncate(RECALL_AT);
+        truth.truncate(wanted);
         ladder.add(&query, &truth, Some(row), allowed)?;
     }
     Ok(ladder.finish())

@@ -7,7 +7,7 @@ use cluster_config::collection::{CollectionSpec, Metric};
 use cluster_config::limits::{TRAINING_BYTES_MAX, TRAINING_ROWS_MAX};
 use cluster_config::units::ByteSize;
 
-use super::calibration::{Calibration, RECALL_AT};
+use super::calibration::{Calibration, results_that_count};
 use super::ffi::{self, IvfPq};
 use super::generation::{Generation, GenerationParameters};
 use super::ivf::IvfIndex;
@@ -79,7 +79,8 @@ impl Generation {
         cancel.check()?;
 
         let generation = Arc::new(generation);
-        let calibration = measure(&generation, &split, &reduced, cancel)?;
+        let wanted = results_that_count(spec.shard_count);
+        let calibration = measure(&generation, &split, &reduced, wanted, cancel)?;
         // The index built for measuring is gone by now, and with it the other owner.
         let mut generation = Arc::into_inner(generation)
             .ok_or_else(|| VectorError::Faiss("a generation in training is shared".into()))?;
@@ -171,17 +172,18 @@ impl Split {
     }
 }
 
-/// Measures recall and codes scanned at every step of the ladder.
+/// Measures the recall of the `wanted` best, and codes scanned, at every step of the ladder.
 fn measure(
     generation: &Arc<Generation>,
     split: &Split,
     reduced: &[f32],
+    wanted: usize,
     cancel: &Cancel,
 ) -> Result<Calibration, VectorError> {
     let parameters = generation.parameters;
     let dim = parameters.dim as usize;
     let rows = (split.rows.len() / dim) as u64;
-    if rows <= RECALL_AT as u64 {
+    if rows <= wanted as u64 {
         return Ok(Calibration::default());
     }
     let labels: Vec<u64> = (0..rows).collect();
@@ -193,14 +195,14 @@ fn measure(
     for query in split.queries.chunks_exact(dim) {
         cancel.check()?;
         ffi::inner_products(query, &split.rows, &mut products);
-        ladder.add(query, &best_rows(&products, &norms, parameters.metric), None, &everything)?;
+        ladder.add(query, &best_rows(&products, &norms, parameters.metric, wanted), None, &everything)?;
     }
     Ok(ladder.finish())
 }
 
-/// The exact best [`RECALL_AT`] rows, from inner products with the query and squared norms.
-fn best_rows(products: &[f32], norms: &[f32], metric: Metric) -> Vec<u64> {
-    let mut top = super::top::Top::new(RECALL_AT);
+/// The exact best `wanted` rows, from inner products with the query and squared norms.
+fn best_rows(products: &[f32], norms: &[f32], metric: Metric, wanted: usize) -> Vec<u64> {
+    let mut top = super::top::Top::new(wanted);
     for (row, (product, norm)) in products.iter().zip(norms).enumerate() {
         let score = match metric {
             Metric::Cosine | Metric::Dot => *product,

@@ -162,6 +162,35 @@ impl IvfPq {
         Ok(found.take(count).collect())
     }
 
+    /// [`IvfPq::search`] of several queries `[n, dim]` in one call, without a selector. Gives how many results were found.
+    pub(in crate::vector) fn search_together(
+        &self,
+        queries: &[f32],
+        count: usize,
+        nprobe: usize,
+    ) -> Result<usize, VectorError> {
+        init_thread();
+        let queries_count = self.count_vectors(queries)?;
+        let asked = count.max(2);
+        let params = Params::new(nprobe.clamp(1, self.nlist), None)?;
+        let mut distances = vec![0.0f32; queries_count * asked];
+        let mut labels = vec![-1i64; queries_count * asked];
+        // SAFETY: `queries_count` queries of `dim` floats, `asked` places for the results of each in both arrays, parameters alive
+        // until after the call. The index is not changed: see `Sync`.
+        check(unsafe {
+            sys::faiss_Index_search_with_params(
+                self.index.as_ptr(),
+                queries_count as sys::idx_t,
+                queries.as_ptr(),
+                asked as sys::idx_t,
+                params.0.as_ptr().cast(),
+                distances.as_mut_ptr(),
+                labels.as_mut_ptr(),
+            )
+        })?;
+        Ok(labels.into_iter().filter(|label| *label >= 0).count())
+    }
+
     /// The lists that a search with `nprobe` reads: the same call that FAISS makes inside it.
     pub(in crate::vector) fn probed_lists(&self, query: &[f32], nprobe: usize) -> Result<Vec<usize>, VectorError> {
         init_thread();
