@@ -126,6 +126,7 @@ fn unit(mut vector: Vec<f32>) -> Vec<f32> {
 
 fn synthetic(metric: Metric, nbits: u32, rows: usize) -> (Shard, Vec<Vec<f32>>) {
     let mut spec = CollectionSpec::new("synthetic", 96);
+    spec.shard_count = 1;
     spec.metric = metric;
     spec.index.nbits = nbits;
     if nbits == 8 {

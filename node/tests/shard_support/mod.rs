@@ -62,9 +62,10 @@ impl Place {
     }
 }
 
-/// A small spec with one field of each type.
+/// A small spec with one shard and one field of each type.
 pub(crate) fn spec(dim: u32) -> CollectionSpec {
     let mut spec = CollectionSpec::new("test", dim);
+    spec.shard_count = 1;
     let fields = [
         ("flag", FieldType::Bool),
         ("year", FieldType::Integer),
