@@ -257,6 +257,14 @@ mod tests {
     }
 
     #[test]
+    fn the_parameters_of_the_guide_can_be_set() {
+        let mut spec = CollectionSpec::new("guide", 768);
+        spec.pca_dim = Some(256);
+        spec.index = IndexSpec { nlist: Some(100), m: Some(8), nbits: 8, nprobe: Some(10), ..IndexSpec::default() };
+        assert_eq!(spec.validate(), Ok(()));
+    }
+
+    #[test]
     fn each_broken_field_is_named() {
         let base = || CollectionSpec::new("c", 384);
         type Break = (&'static str, fn(&mut CollectionSpec));

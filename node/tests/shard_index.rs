@@ -393,6 +393,37 @@ fn memory_that_grows_with_rows_is_counted() {
 
 /// `cargo nextest run --release -p node --test shard_index --run-ignored only --no-capture`
 #[test]
+#[ignore = "a long run; wants a process of its own, which nextest gives it"]
+fn the_ledger_agrees_with_what_the_kernel_counts() {
+    const DIM: usize = 384;
+    const ROWS: usize = 50_000;
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("counted");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
+    };
+    let place = Place::new(shard_support::spec(DIM as u32));
+    let shard = place.open(1);
+    let before = resident();
+    let mut primary = Primary::new(&shard);
+    let mut rng = rng(1);
+    for portion in 0..ROWS / 250 {
+        let puts = (0..250).map(|n| put(&format!("d{}", portion * 250 + n), "a gloss", &unit_vector(&mut rng, DIM)));
+        primary.write(puts.collect());
+        // A primary's log is not kept in memory.
+        primary.entries.clear();
+    }
+    primary.maintain();
+    let memory = shard.memory();
+    let (grown, cache) = (resident() - before, place.resources.cache_usage_bytes() as u64);
+    let accounted = memory.anonymous() + cache;
+    println!("{ROWS} rows: {memory:?}, cache {cache}; accounted {accounted}, counted {grown}");
+    let share = accounted as f64 / grown as f64;
+    assert!((0.85..=1.15).contains(&share), "{share}");
+}
+
+/// `cargo nextest run --release -p node --test shard_index --run-ignored only --no-capture`
+#[test]
 #[ignore = "prints figures for DESIGN.md; asserts nothing about time"]
 fn figures_of_one_shard_of_a_50_000_vector_load() {
     use std::time::Instant;

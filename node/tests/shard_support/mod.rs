@@ -27,7 +27,7 @@ pub(crate) const TERM: PrimaryTerm = PrimaryTerm(1);
 pub(crate) struct Place {
     pub(crate) dir: TempDir,
     pub(crate) spec: CollectionSpec,
-    resources: Arc<StorageResources>,
+    pub(crate) resources: Arc<StorageResources>,
 }
 
 impl Place {
