@@ -15,7 +15,7 @@ use crate::vector::Cancel;
 
 /// Between two looks at what the shard needs.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// After work that failed: it cost seconds of a core and may well fail again.
+/// After a training or measurement that failed: it cost seconds of a core and may well fail again.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Longest wait for one entry to be acknowledged.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,7 +24,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 pub async fn run(copy: Arc<Copy>, training_pool: Pool) {
     while !copy.stop.is_cancelled() {
         let work = copy.handle.is_primary().then(|| copy.shard.next_maintenance()).flatten();
-        let pause = if work.is_some() { PAUSE_AFTER_FAILURE } else { INTERVAL };
+        let pause = match work {
+            None | Some(Maintenance::IndexUpTo { .. }) => INTERVAL,
+            Some(Maintenance::Train | Maintenance::MeasureEffort) => PAUSE_AFTER_FAILURE,
+        };
         let worked = match work {
             None => false,
             Some(Maintenance::IndexUpTo { generation, row_end }) => {
