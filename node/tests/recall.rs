@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster_config::collection::{CollectionSpec, IndexSpec, Metric};
+use cluster_config::collection::{CollectionSpec, Metric};
 use cluster_config::search::SearchKnobs;
 use node::vector::mapped::encode;
 use node::vector::{
@@ -23,9 +23,8 @@ const K: usize = 10;
 struct Shard {
     vectors: MappedVectors,
     index: IvfIndex,
-    measured: Calibration,
-    metric: Metric,
-    spec: IndexSpec,
+    measured: Option<Calibration>,
+    spec: CollectionSpec,
     _dir: tempfile::TempDir,
 }
 
@@ -51,35 +50,40 @@ impl Shard {
         let labels: Vec<u64> = (0..vectors.len()).collect();
         let started = Instant::now();
         let index = IvfIndex::empty(generation.clone()).unwrap().with_rows(&labels, &reduced).unwrap();
-        let indexed_in = started.elapsed();
-        let started = Instant::now();
-        let all = RowSet::all(vectors.len());
-        let measured = measure_effort(&index, &vectors, spec, &all, &Cancel::never()).unwrap();
         println!(
-            "{:?}, trained in {trained:.1?}, reduced in {reduced_in:.1?}, indexed in {indexed_in:.1?}, measured in {:.1?}, {} bytes a row",
+            "{:?}, trained in {trained:.1?}, reduced in {reduced_in:.1?}, indexed in {:.1?}, {} bytes a row",
             generation.parameters(),
             started.elapsed(),
             index.memory_bytes() / index.len()
         );
-        Self { vectors, index, measured, metric: spec.metric, spec: spec.index.clone(), _dir: dir }
+        Self { vectors, index, measured: None, spec: spec.clone(), _dir: dir }
+    }
+
+    /// With efforts measured on its rows, as in idle time.
+    fn measured(mut self) -> Self {
+        let all = RowSet::all(self.vectors.len());
+        let started = Instant::now();
+        self.measured = Some(measure_effort(&self.index, &self.vectors, &self.spec, &all, &Cancel::never()).unwrap());
+        println!("efforts measured in {:.1?}", started.elapsed());
+        self
     }
 
     fn search(&self, query: &[f32], knobs: &SearchKnobs, allowed: &RowSet) -> Scored {
         let view = SearchView {
             index: Some(&self.index),
-            measured: Some(&self.measured),
+            measured: self.measured.as_ref(),
             indexed_row_end: self.vectors.len(),
             vectors: &self.vectors,
             row_end: self.vectors.len(),
             allowed,
-            metric: self.metric,
+            metric: self.spec.metric,
         };
-        search_rows(&view, query, K, knobs, &self.spec, &Cancel::never()).unwrap()
+        search_rows(&view, query, K, knobs, &self.spec.index, &Cancel::never()).unwrap()
     }
 
     fn exact(&self, query: &[f32], allowed: &RowSet) -> Vec<u64> {
         let params = ProbeParams { nprobe: 1, found_min: 0 };
-        let flat = FlatIndex::new(&self.vectors, self.metric);
+        let flat = FlatIndex::new(&self.vectors, self.spec.metric);
         let found = flat.search(query, K, &params, allowed, &Cancel::never()).unwrap();
         found.best.into_iter().map(|candidate| candidate.row).collect()
     }
@@ -205,6 +209,7 @@ fn codes_scanned_are_the_lengths_of_the_lists_probed() {
 #[test]
 fn target_recall_is_reached_and_costs_no_more_than_it_must() {
     let (shard, queries) = synthetic(Metric::Cosine, 4, 6000);
+    let shard = shard.measured();
     let all = RowSet::all(6000);
     let mut codes_share = 0.0;
     for target in [0.8, 0.9, 0.95, 0.99] {
@@ -224,6 +229,7 @@ fn target_recall_is_reached_and_costs_no_more_than_it_must() {
 fn filters_keep_the_recall_whatever_share_they_leave() {
     let rows = 6000;
     let (shard, queries) = synthetic(Metric::Cosine, 4, rows);
+    let shard = shard.measured();
     let mut random = StdRng::seed_from_u64(9);
     let nothing = RoaringTreemap::new();
     for share in [0.001, 0.005, 0.05, 0.1, 0.3, 0.5, 0.7, 0.99] {
@@ -257,7 +263,7 @@ fn wordnet_merged_recall_with_defaults_and_targets() {
     let shards: Vec<Shard> = (0..SHARDS)
         .map(|shard| {
             let rows = data.base.chunks_exact(2 * 384).skip(shard).step_by(SHARDS);
-            Shard::build(&spec, &rows.flatten().copied().collect::<Vec<u8>>())
+            Shard::build(&spec, &rows.flatten().copied().collect::<Vec<u8>>()).measured()
         })
         .collect();
     // The best of all shards, as (shard, row), and the codes scanned for them.
