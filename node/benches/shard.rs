@@ -16,7 +16,7 @@ use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
 use cluster_config::ids::OperationId;
 use cluster_config::operation::Operation;
 use cluster_config::search::{SearchKnobs, ShardAnswer, ShardQuery};
-use node::shard::{Maintenance, Shard, decide_maintenance};
+use node::shard::{Maintenance, Shard, StorageResources, decide_maintenance};
 use node::vector::{Cancel, Generation, IvfIndex};
 use shard_support::{LogWriter, Place, chunk, commit, key, query};
 
@@ -31,7 +31,9 @@ const TAGS: [(&str, usize, &str); 4] =
 fn main() {
     let (rows, queries) = vectors();
     for count in [12_500, 50_000] {
-        let place = Place::new(shard_support::spec(DIM as u32));
+        let mut place = Place::new(shard_support::spec(DIM as u32));
+        // As a node has it by default; the tests' small one makes names of hits come from the disk.
+        place.resources = Arc::new(StorageResources::new(256 << 20, 128 << 20));
         let shard = place.open(1);
         let log = load(&shard, &rows[..count]);
         against_faiss(&shard, &rows[..count], &queries);
