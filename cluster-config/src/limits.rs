@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::units::ByteSize;
+
 /// Longest collection name. Names appear in metric labels and paths.
 pub const COLLECTION_NAME_BYTES_MAX: usize = 64;
 /// Longest tenant name.
@@ -62,6 +64,16 @@ pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
 pub const TRAINING_ROWS_MAX: usize = 65_536;
 /// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
 pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Memory of one training unless configured otherwise: the sample, and twice as much made of it.
+pub const TRAINING_MEMORY_DEFAULT: ByteSize = ByteSize(3 * TRAINING_BYTES_MAX as u64);
+/// Least memory of one training: the widest vectors still make a sample of a thousand.
+pub const TRAINING_MEMORY_MIN: ByteSize = ByteSize(48 * 1024 * 1024);
+/// Most: more would not be used.
+pub const TRAINING_MEMORY_MAX: ByteSize = TRAINING_MEMORY_DEFAULT;
+/// Most measured efforts of an index that are logged: ten shares of the lists and seven depths are 70.
+pub const EFFORT_RUNGS_MAX: usize = 256;
+/// Most rows compared exactly to measure what each effort finds: seconds of one core, in idle time.
+pub const EFFORT_ROWS_COMPARED_MAX: u64 = 100_000_000;
 /// Bytes of one checksummed piece of a stored index.
 pub const INDEX_PIECE_BYTES: usize = 1024 * 1024;
 /// Most results of a search.

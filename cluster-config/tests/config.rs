@@ -49,7 +49,9 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     let node = NodeConfig::from_toml(NODE, []).expect("loads");
     let mut all = NodeConfig::from_toml(&uncommented(NODE), []).expect("loads");
     assert_eq!((all.search.threads, all.dial_overrides.len()), (Some(2), 1), "the samples were taken in");
+    assert_eq!(all.storage.memory_budget, Some(ByteSize::mib(16 * 1024)));
     all.search.threads = None;
+    all.storage.memory_budget = None;
     all.dial_overrides.clear();
     all.rpc_advertise = node.rpc_advertise.clone();
     assert_eq!(all, node);
@@ -186,6 +188,9 @@ fn each_mistake_in_a_node_file_is_named() {
         ("storage.write_buffer", "[storage]\nwrite_buffer = \"1KiB\""),
         ("storage.storage_threads", "[storage]\nstorage_threads = 0"),
         ("storage.full_percent", "[storage]\nfull_percent = 101"),
+        ("storage.memory_budget", "[storage]\nmemory_budget = \"1KiB\""),
+        ("search.training_threads", "[search]\ntraining_threads = 0"),
+        ("search.training_memory", "[search]\ntraining_memory = \"1GiB\""),
         ("storage.scrub_interval", "[storage]\nscrub_interval = \"10ms\""),
         ("storage.log_kept_max", "[storage]\nlog_kept_max = \"1MiB\""),
         ("storage.log_kept_for", "[storage]\nlog_kept_for = \"10ms\""),

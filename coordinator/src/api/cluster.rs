@@ -12,6 +12,7 @@ use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId};
 use cluster_config::quorum::{self, Health};
+use cluster_config::memory::{CopyMemory, NodeMemory};
 use cluster_config::seqno::LogPosition;
 use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
 use futures::future::BoxFuture;
@@ -131,6 +132,9 @@ pub struct NodeBody {
     pub disk_bytes: u64,
     /// Bytes of its copies in memory.
     pub memory_bytes: u64,
+    /// What the memory of its process goes to; absent until it has told.
+    #[schema(value_type = Object)]
+    pub memory: Option<NodeMemory>,
 }
 
 /// A collection in short.
@@ -199,7 +203,7 @@ pub struct ReportBody {
     pub global_checkpoint: u64,
     /// Model generation; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
+    /// exact, training, building, indexed, renewing; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
     pub index_state: String,
     /// Why it is poisoned or corrupt.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -214,6 +218,12 @@ pub struct ReportBody {
     pub disk_bytes: u64,
     /// Bytes in memory.
     pub memory_bytes: u64,
+    /// The same by part.
+    #[schema(value_type = Object)]
+    pub memory: CopyMemory,
+    /// Share of the exact best 10 that sampled live queries at the default effort found; absent while they are too few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall_at_10: Option<f32>,
 }
 
 /// The cluster with all soft reports.
@@ -299,6 +309,7 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
             copies: here.len() as u32,
             disk_bytes: sum(|report| report.disk_bytes),
             memory_bytes: sum(|report| report.memory_bytes),
+            memory: status.memory.iter().find(|(of, _)| *of == node.id).map(|(_, memory)| *memory),
         }
     });
     let mut collections: Vec<CollectionSummary> = state
@@ -379,6 +390,8 @@ fn shard_body(state: &ClusterState, group: &ShardGroup, reports: &BTreeMap<CopyI
             rows_tail: report.rows_tail,
             disk_bytes: report.disk_bytes,
             memory_bytes: report.memory_bytes,
+            memory: report.memory,
+            recall_at_10: report.recall_at_10,
         });
         CopyBody { copy: copy.0, node: record.node.0, role, report }
     });

@@ -274,7 +274,10 @@ struct ShardOutcome {
 fn key_of(operation: &Operation) -> Option<&DocumentKey> {
     match operation {
         Operation::PutDocument { key, .. } | Operation::DeleteDocument { key } => Some(key),
-        Operation::Barrier | Operation::InstallGeneration { .. } | Operation::IndexUpTo { .. } => None,
+        Operation::Barrier
+        | Operation::InstallGeneration { .. }
+        | Operation::IndexUpTo { .. }
+        | Operation::SetEffortCurve { .. } => None,
     }
 }
 

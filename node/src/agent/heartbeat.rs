@@ -80,6 +80,7 @@ fn alive(
         refused_peers: report.refused_peers.into_iter().map(|peer| peer.0).collect(),
         disk_stalled: report.is_disk_stalled,
         deleted_copies: report.deleted.into_iter().map(|copy| copy.0).collect(),
+        memory: Some(report.memory.into()),
         stopping: false,
         unanswered_ms: unanswered.as_millis() as u64,
     }

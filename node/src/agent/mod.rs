@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle, NodeRecord};
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::memory::NodeMemory;
 use cluster_config::node_config::NodeConfig;
 use cluster_config::shard_group::ShardGroup;
 use proto::v1;
@@ -45,6 +46,8 @@ pub struct Report {
     pub refused_peers: Vec<NodeId>,
     /// Its log could not be synced for longer than the node timeout.
     pub is_disk_stalled: bool,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
 }
 
 /// Makes a [`Report`]. Called from the heartbeat tasks: short, and without waiting for the disk.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::memory::NodeMemory;
 use cluster_config::seqno::{LogPosition, SeqNo};
 use proto::v1;
 
@@ -44,6 +45,8 @@ pub struct NodeSeen {
     pub copies: BTreeMap<CopyId, CopySeen>,
     /// Retired copies whose files are gone.
     pub deleted: BTreeSet<CopyId>,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
     /// Last time a peer reported that its port refuses connections.
     pub suspected_ms: Option<u64>,
     /// This process found its port refusing twice, and heard nothing since.
@@ -73,6 +76,8 @@ pub struct Heartbeat {
     pub is_stopping: bool,
     /// How long it has not heard an answer of this voter.
     pub unanswered_ms: u64,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
 }
 
 /// Everything seen.
@@ -113,6 +118,7 @@ impl Observed {
         seen.deleted = heartbeat.deleted;
         // Heartbeats under way may arrive after the goodbye.
         seen.is_stopping |= heartbeat.is_stopping;
+        seen.memory = heartbeat.memory;
         seen.is_refused = false;
         seen.suspected_ms = None;
         for report in heartbeat.copies {
@@ -165,6 +171,11 @@ impl Observed {
         {
             seen.is_refused = true;
         }
+    }
+
+    /// Nodes whose memory is full: they are given no new copies.
+    pub fn full_nodes(&self) -> BTreeSet<NodeId> {
+        self.nodes.iter().filter(|(_, seen)| seen.memory.is_full()).map(|(node, _)| *node).collect()
     }
 
     /// Nodes worth a probe: reported refusing, or silent for longer than `silence_ms`.

@@ -154,7 +154,9 @@ impl Metadata {
             Vec::new()
         } else {
             let planned_for = spec.clone();
-            tokio::task::spawn_blocking(move || plan_collection(&state, &planned_for))
+            let watching = self.watching().ok_or(NotHere::NotLeader)?;
+            let full = watching.with(|observed, _| observed.full_nodes());
+            tokio::task::spawn_blocking(move || plan_collection(&state, &planned_for, &full))
                 .await
                 .map_err(|error| refused(ErrorKind::Internal, error.to_string()))?
                 .map_err(|error| NotHere::Failed(error.into()))?
@@ -188,6 +190,7 @@ impl Metadata {
             let contacts = observed.nodes().map(|(node, seen)| v1::NodeContact {
                 node: node.0,
                 heard_ms_ago: now_ms.saturating_sub(seen.heard_ms),
+                memory: Some(seen.memory.into()),
             });
             (reports.collect(), contacts.collect())
         });

@@ -2,6 +2,7 @@
 //! the old one.
 
 use cluster_config::ids::OperationId;
+use cluster_config::search::EffortRung;
 use cluster_config::seqno::LogPosition;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,8 @@ const FORMAT: u8 = 1;
 
 /// Everything `apply` counts. Written in the same batch as its effects, so it is never ahead of or behind them.
 ///
-/// Invariants: `indexed_row_end <= row_end`; `rows_live <= row_end`; `indexed_row_end` is 0 while `generation` is 0.
+/// Invariants: `indexed_row_end <= row_end`; `rows_live <= row_end`; `indexed_row_end` is 0 while `generation` is 0; a generation is
+/// only renewed where there is one, by a later one, which has indexed less.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AppliedState {
     /// Last applied entry.
@@ -28,9 +30,28 @@ pub(crate) struct AppliedState {
     pub(crate) generation: u64,
     /// Rows below this are in the index, if they were live when it reached them.
     pub(crate) indexed_row_end: u64,
+    /// Rows given out when the generation was installed.
+    pub(crate) installed_row_end: u64,
+    /// The generation that will take the place of the installed one.
+    pub(crate) renewal: Option<Renewal>,
+}
+
+/// A generation that is installed, but not searched: its index grows beside the one that serves until it holds as much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Renewal {
+    pub(crate) generation: u64,
+    /// Rows below this are in its index.
+    pub(crate) indexed_row_end: u64,
+    /// Rows given out when it was installed.
+    pub(crate) installed_row_end: u64,
 }
 
 impl AppliedState {
+    /// The latest generation installed, whether it serves or not; 0: none.
+    pub(crate) fn newest_generation(&self) -> u64 {
+        self.renewal.map_or(self.generation, |renewal| renewal.generation)
+    }
+
     /// Names the broken invariant.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.indexed_row_end > self.row_end || self.rows_live > self.row_end {
@@ -38,6 +59,13 @@ impl AppliedState {
         }
         if self.generation == 0 && self.indexed_row_end != 0 {
             return Err(format!("rows are indexed without a generation: {self:?}"));
+        }
+        if let Some(renewal) = self.renewal
+            && (self.generation == 0
+                || renewal.generation <= self.generation
+                || renewal.indexed_row_end >= self.indexed_row_end)
+        {
+            return Err(format!("a renewal that does not renew: {self:?}"));
         }
         if self.document_count > self.rows_live {
             return Err(format!("more documents than live rows: {self:?}"));
@@ -78,6 +106,15 @@ pub(crate) struct RowBody {
     pub(crate) metadata_json: String,
     pub(crate) span_start: u64,
     pub(crate) span_end: u64,
+}
+
+/// What each effort finds in the index of a generation, as logged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EffortCurve {
+    pub(crate) generation: u64,
+    /// Measured on the rows below this.
+    pub(crate) row_end: u64,
+    pub(crate) rungs: Vec<EffortRung>,
 }
 
 /// A generation whose pieces are arriving in order.
@@ -147,12 +184,14 @@ mod tests {
             document_count: 4,
             generation: 1,
             indexed_row_end: 8,
+            installed_row_end: 5,
+            renewal: Some(Renewal { generation: 2, indexed_row_end: 3, installed_row_end: 7 }),
         }
     }
 
     #[test]
     fn golden_records() {
-        assert_eq!(encode(&applied()), [1, 2, 172, 2, 10, 9, 4, 1, 8]);
+        assert_eq!(encode(&applied()), [1, 2, 172, 2, 10, 9, 4, 1, 8, 5, 1, 2, 3, 7]);
         let document = DocumentRecord { title: "t".into(), row_start: 3, chunk_count: 2, seqno: 7 };
         assert_eq!(encode(&document), [1, 1, b't', 3, 2, 7]);
         assert_eq!(document.rows(), 3..5);
@@ -161,6 +200,9 @@ mod tests {
         let body =
             RowBody { title: "t".into(), text: "x".into(), metadata_json: "{}".into(), span_start: 0, span_end: 1 };
         assert_eq!(encode(&body), [1, 1, b't', 1, b'x', 2, b'{', b'}', 0, 1]);
+        let rungs = vec![EffortRung { nprobe: 3, oversample: 1.0, recall: 0.5, codes_share: 0.25 }];
+        let curve = EffortCurve { generation: 1, row_end: 2, rungs };
+        assert_eq!(encode(&curve), [1, 1, 2, 1, 3, 0, 0, 128, 63, 0, 0, 0, 63, 0, 0, 128, 62]);
         let pending = PendingGeneration { generation: 1, next_piece: 2, piece_count: 3 };
         assert_eq!(encode(&pending), [1, 1, 2, 3]);
         let stamp = IndexStamp { slot: 1, generation: 2, indexed_row_end: 3, piece_count: 4 };
@@ -179,7 +221,14 @@ mod tests {
     fn contradictions_are_named() {
         assert_eq!(applied().check(), Ok(()));
         assert!(AppliedState { indexed_row_end: 11, ..applied() }.check().is_err());
-        assert!(AppliedState { generation: 0, ..applied() }.check().is_err());
+        assert!(AppliedState { generation: 0, renewal: None, ..applied() }.check().is_err());
+        let renewed = |generation, indexed_row_end| {
+            let renewal = Some(Renewal { generation, indexed_row_end, installed_row_end: 7 });
+            AppliedState { renewal, ..applied() }.check()
+        };
+        assert_eq!(renewed(2, 7), Ok(()));
+        assert!(renewed(1, 7).is_err(), "no later one");
+        assert!(renewed(2, 8).is_err(), "it holds as much and should serve");
         assert!(AppliedState { document_count: 10, ..applied() }.check().is_err());
     }
 }
