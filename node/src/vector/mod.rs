@@ -15,6 +15,7 @@ pub mod flat;
 pub mod generation;
 pub mod ivf;
 pub mod mapped;
+pub mod measure;
 mod pieces;
 mod projection;
 pub mod search;
