@@ -4,20 +4,20 @@
 //! `requests` makes and reads searches, `load` (or `wrk`) sends them and takes times. `vectors`, `http` and `query` are the verbs, `faiss` has the node's own index measured in
 //! process, `plot` draws.
 
-mod dataset;
-mod echo;
-mod faiss;
-mod fill;
-mod http;
-mod load;
-mod patient;
-mod plot;
-mod query;
-mod requests;
-mod synthetic;
-mod truth;
-mod vectors;
-mod wrk;
+pub mod dataset;
+pub mod echo;
+pub mod faiss;
+pub mod fill;
+pub mod http;
+pub mod load;
+pub mod patient;
+pub mod plot;
+pub mod query;
+pub mod requests;
+pub mod synthetic;
+pub mod truth;
+pub mod vectors;
+pub mod wrk;
 
 use std::path::PathBuf;
 
