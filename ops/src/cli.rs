@@ -7,9 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{
-    ask, backend, bench, check_config, collection, dev, drill, eval, ingest, node, search, shard, status,
-};
+use crate::{ask, backend, bench, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";

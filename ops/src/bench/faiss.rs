@@ -167,12 +167,7 @@ impl Comparison {
     pub fn text(&self) -> String {
         let mut text = format!(
             "in one process, one thread, CPU time: {} x {}\n  trained in {:.1} s, filled in {:.1} s, {:.0} bytes per vector; exact scan {:.0} us\n\n",
-            self.shards,
-            self.index,
-            self.train_seconds,
-            self.add_seconds,
-            self.bytes_per_vector,
-            self.exact_us
+            self.shards, self.index, self.train_seconds, self.add_seconds, self.bytes_per_vector, self.exact_us
         );
         let mut rows =
             vec![output::row(["NPROBE", "CANDIDATES", "FAISS US", "RECALL@10", "OURS US", "RECALL@10", "RATIO"])];

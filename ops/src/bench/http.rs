@@ -10,9 +10,7 @@ use super::dataset::Dataset;
 use super::echo::Echo;
 use super::load::{Load, Outcome};
 use super::patient::Patient;
-use super::requests::{
-    Setting, ask_all, bodies, check, encode, ids, parse, read_answers, recall_of, search, searches,
-};
+use super::requests::{Setting, ask_all, bodies, check, encode, ids, parse, read_answers, recall_of, search, searches};
 use super::vectors::{load_and_index, open};
 use super::wrk::{self, WrkReport};
 use super::{DataArguments, PatientArguments};

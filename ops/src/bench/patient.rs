@@ -15,6 +15,7 @@ use crate::collection;
 use crate::error::Error;
 use crate::output::Output;
 use crate::status;
+use crate::wire::cluster::ShardReport;
 use crate::wire::collection::{CollectionInfo, CollectionRequest, IndexRequest};
 
 /// A result of the retrieval cache would be a measurement of the cache.
@@ -77,11 +78,16 @@ impl Patient {
         loop {
             let mut report = status::fetch(&self.client).await?;
             report.shards.retain(|shard| shard.collection == self.collection.name);
-            let waiting: Vec<String> = report.shards.iter().flat_map(collection::not_indexed).collect();
+            let mut waiting: Vec<String> = report.shards.iter().flat_map(collection::not_indexed).collect();
+            waiting.extend(report.shards.iter().filter(|shard| self.is_untrained(shard)).map(|shard| {
+                format!("{}/{}: large enough for an index, not yet trained", shard.collection, shard.index)
+            }));
             let live: u64 = report
                 .shards
                 .iter()
-                .filter_map(|shard| shard.copies.iter().filter_map(|copy| copy.report.as_ref()).map(|r| r.rows_live).min())
+                .filter_map(|shard| {
+                    shard.copies.iter().filter_map(|copy| copy.report.as_ref()).map(|r| r.rows_live).min()
+                })
                 .sum();
             match (waiting.is_empty() && live == rows, settled_at) {
                 (true, None) => settled_at = Some(begun.elapsed()),
@@ -100,6 +106,13 @@ impl Patient {
         }
     }
 
+    /// Whether a copy still searches exactly although it holds enough rows for an index: training begins a moment after the last write.
+    fn is_untrained(&self, shard: &ShardReport) -> bool {
+        let floor = u64::from(self.collection.index.training_floor);
+        let reports = shard.copies.iter().filter_map(|copy| copy.report.as_ref());
+        reports.filter(|report| report.index_state == "exact").any(|report| report.rows_live >= floor)
+    }
+
     /// Index states over the copies, with their number: `{"indexed": 8}`.
     pub async fn index_states(&self) -> Result<BTreeMap<String, u32>, Error> {
         let report = status::fetch(&self.client).await?;
@@ -116,8 +129,11 @@ impl Patient {
         let report = status::fetch(&self.client).await?;
         let mut memory = Memory::default();
         let shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
-        memory.reported =
-            shards.flat_map(|shard| &shard.copies).filter_map(|copy| copy.report.as_ref()).map(|r| r.memory_bytes).sum();
+        memory.reported = shards
+            .flat_map(|shard| &shard.copies)
+            .filter_map(|copy| copy.report.as_ref())
+            .map(|r| r.memory_bytes)
+            .sum();
         let Some(cluster) = &mut self.cluster else { return Ok(memory) };
         for node in 1..=cluster.node_count() {
             let pid = cluster.node(node).map_err(failed)?.pid();
@@ -149,12 +165,8 @@ fn kibibytes(status: &str, key: &str) -> u64 {
 }
 
 fn request(arguments: &PatientArguments, dim: usize) -> CollectionRequest {
-    let index = IndexRequest {
-        nlist: arguments.nlist,
-        m: arguments.m,
-        nbits: arguments.nbits,
-        ..IndexRequest::default()
-    };
+    let index =
+        IndexRequest { nlist: arguments.nlist, m: arguments.m, nbits: arguments.nbits, ..IndexRequest::default() };
     CollectionRequest {
         dim: u32::try_from(dim).ok(),
         shards: arguments.shards,

@@ -118,7 +118,10 @@ pub fn check(answer: &SearchResponse) -> Result<(), Error> {
         return Err(Error::Partial(text));
     }
     if answer.explain.as_ref().is_some_and(|explain| explain.cached) {
-        return Err(Error::local("an answer came from the cache: no figures", "start the coordinator with cache.enabled = false"));
+        return Err(Error::local(
+            "an answer came from the cache: no figures",
+            "start the coordinator with cache.enabled = false",
+        ));
     }
     Ok(())
 }

@@ -217,7 +217,8 @@ async fn measure_setting(
     let alone = ask_all(patient, data, setting, queries).await?;
     let (recall_at_10, codes_scanned_share) = read_answers(&alone.answers, data)?;
     let requests = if setting.exact { queries } else { queries.max(REQUESTS_MIN) };
-    let together = searches(patient, bodies(patient, data, setting, queries, false)?, connections, requests)?.run().await?;
+    let together =
+        searches(patient, bodies(patient, data, setting, queries, false)?, connections, requests)?.run().await?;
     Ok(Measured {
         label: setting.label(),
         setting,

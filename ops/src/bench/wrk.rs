@@ -77,7 +77,8 @@ mod tests {
     #[test]
     fn the_script_s_line_is_found_behind_wrk_s_own() {
         let line = r#"{"requests": 10, "requests_per_second": 5.0, "p50_ms": 1.5, "p99_ms": 3.25, "errors": 0}"#;
-        let report = read(&format!("Running 8s test\n  5 requests in 2s\nRequests/sec: 5\n{line}\n")).expect("a report");
+        let report =
+            read(&format!("Running 8s test\n  5 requests in 2s\nRequests/sec: 5\n{line}\n")).expect("a report");
         assert_eq!((report.requests, report.p99_ms), (10, 3.25));
         assert_eq!(read("Running 8s test\n"), None);
     }
