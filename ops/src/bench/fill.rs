@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::dataset::Dataset;
 use super::load::Load;
 use super::patient::Patient;
-use super::requests::{Setting, bodies, searches};
+use super::requests::{self, Setting, bodies, searches};
 use crate::error::Error;
 use crate::eval::metrics::percentile;
 use crate::output::{Output, ProgressLines};
@@ -42,6 +42,9 @@ pub struct Filled {
 
 /// Puts every row of the base under its number. Errors: the first refusal, of a write or of a search meanwhile.
 pub async fn fill(patient: &Patient, data: &Dataset, batch: usize, output: Output) -> Result<Filled, Error> {
+    // The collection is new: until its copies are open, a search is refused for good reason. This one is repeated until it is served.
+    let first = requests::search(patient, data.queries.row(0), Setting::default(), false);
+    requests::check(&crate::search::search(&patient.client, &first).await?)?;
     let stop = Arc::new(AtomicBool::new(false));
     let search = searches(patient, bodies(patient, data, Setting::default(), 1, false)?, 1, 1)?;
     let searcher = tokio::spawn(search_until(search, Arc::clone(&stop)));
