@@ -10,6 +10,7 @@ pub mod health;
 pub mod http;
 pub mod maintenance;
 pub mod memory;
+pub mod measure;
 pub mod metadata;
 pub mod pace;
 pub mod pool;

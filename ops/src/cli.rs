@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, backend, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
+use crate::{ask, backend, bench, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -86,6 +86,12 @@ pub enum Command {
     /// Let a node fail on purpose, and hold what was measured against what is promised.
     #[command(subcommand)]
     Drill(drill::Command),
+    /// Measure recall, speed and where the time goes.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Serve the echo that `bench http` compares with.
+    #[command(name = bench::ECHO_VERB, hide = true)]
+    Echo(bench::EchoArguments),
     /// Replace this process by another one in a session of its own (used by `dev up`).
     #[command(name = dev::EXEC_VERB, hide = true)]
     Exec(dev::ExecArguments),
@@ -121,6 +127,8 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Backend(command) => backend::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
         Command::Drill(command) => drill::run(&global, command).await,
+        Command::Bench(command) => bench::run(&global, command).await,
+        Command::Echo(arguments) => bench::echo(arguments).await,
         Command::Exec(arguments) => dev::exec(arguments),
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod ask;
 pub mod backend;
+pub mod bench;
 pub mod check_config;
 pub mod cli;
 pub mod client;

@@ -7,6 +7,7 @@
 
 pub mod calibration;
 pub mod cancel;
+pub mod compare;
 mod cost;
 pub mod error;
 mod ffi;

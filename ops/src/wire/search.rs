@@ -28,6 +28,9 @@ pub struct SearchRequest {
     /// Candidates re-scored per result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oversample: Option<f32>,
+    /// Recall wanted of the index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_recall: Option<f32>,
     /// Compare with every row.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub exact: bool,
