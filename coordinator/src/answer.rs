@@ -1,6 +1,7 @@
 //! The query's straight line: embed > plan > cache > scatter > merge > fetch, and, if text is asked for, > prompt > generate.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::collection::Collection;
@@ -20,14 +21,15 @@ use crate::generate::{
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
 use crate::services::Services;
+use crate::tenants::Caller;
 
 /// A validated search.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// Where to search.
     pub collection: Collection,
-    /// Whose documents.
-    pub tenant: String,
+    /// Who asks: only documents of that tenant are found.
+    pub caller: Caller,
     /// What to embed; exactly one of `text` and `vector` is there.
     pub text: Option<String>,
     /// `[dim]`, prepared for the collection's metric.
@@ -140,7 +142,7 @@ async fn run_group(
             vector: question.vector.clone().unwrap_or_default(),
             fetch_k: question.top_k,
             filter: question.filter.clone(),
-            tenant: question.tenant.clone(),
+            tenant: question.caller.tenant.to_string(),
             knobs: question.knobs.clone(),
         }
     });
@@ -199,7 +201,10 @@ pub enum AnswerEvent {
 /// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
 /// Cancel: dropping the future or the answer's stream closes the backend's connection.
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
-    let asked = question.text.clone().unwrap_or_default();
+    let (asked, caller) = (question.text.clone().unwrap_or_default(), question.caller.clone());
+    if services.llm.is_some() {
+        services.tenants.check_tokens(&caller)?;
+    }
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
     let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
@@ -207,7 +212,7 @@ pub async fn run(services: &Services, question: Question, text: TextOptions) -> 
     let answer = match &services.llm {
         _ if found.is_empty() => fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())]),
         None => extract(ranked, asked, found).await?,
-        Some(pool) => generate(pool, ranked, &asked, found, text).await?,
+        Some(pool) => generate(services, pool, &caller, ranked, &asked, found, text).await?,
     };
     services.metrics.stage("begin_text", began.elapsed());
     Ok(answer)
@@ -250,12 +255,26 @@ fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> 
     Answer { ranked, sources, generator: "extractive".to_owned(), model: None, events: stream::iter(events).boxed() }
 }
 
-async fn generate(pool: &Pool, ranked: Ranked, asked: &str, found: Vec<Source>, text: TextOptions) -> Result<Answer> {
+async fn generate(
+    services: &Services,
+    pool: &Pool,
+    caller: &Caller,
+    ranked: Ranked,
+    asked: &str,
+    found: Vec<Source>,
+    text: TextOptions,
+) -> Result<Answer> {
     let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
     let request =
         GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
     let generation = pool.generate(request, text.deadline).await?;
     let events = with_citations(generation.events, prompt.sources.clone());
+    let (tenants, caller, model) = (Arc::clone(&services.tenants), caller.clone(), generation.model.clone());
+    let events = events.inspect(move |event| {
+        if let AnswerEvent::Usage(usage) = event {
+            tenants.record_tokens(&caller, &model, usage.prompt_tokens, usage.completion_tokens);
+        }
+    });
     Ok(Answer {
         ranked,
         sources: prompt.sources,

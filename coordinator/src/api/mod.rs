@@ -1,6 +1,8 @@
 //! HTTP. Handlers translate: strict JSON in, walks called, JSON or events out. What holds for every request stands here: routes,
 //! request ids, admission, counting, panics and unknown paths.
 
+pub mod aliases;
+pub mod auth;
 pub mod cluster;
 pub mod collections;
 pub mod documents;
@@ -9,6 +11,7 @@ pub mod filter;
 pub mod health;
 pub mod jobs;
 pub mod json;
+pub mod keys;
 pub mod nodes;
 pub mod openapi;
 pub mod points;
@@ -16,6 +19,7 @@ pub mod query;
 pub mod request_id;
 pub mod search;
 pub mod shards;
+pub mod tenants;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -27,7 +31,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use cluster_config::error::ErrorKind;
 use cluster_config::limits;
 use futures::StreamExt;
@@ -56,8 +60,17 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
         .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
         .route("/api/v1/cluster", get(cluster::get_cluster))
+        .route("/api/v1/aliases", get(aliases::list_aliases))
+        .route("/api/v1/aliases/{alias}", put(aliases::put_alias).delete(aliases::delete_alias))
+        .route("/api/v1/tenants", get(tenants::list_tenants))
+        .route("/api/v1/tenants/{tenant}", put(tenants::put_tenant).get(tenants::get_tenant))
+        .route("/api/v1/tenants/{tenant}/usage", get(tenants::get_usage))
+        .route("/api/v1/keys", post(keys::post_key).get(keys::list_keys))
+        .route("/api/v1/keys/{id}", delete(keys::delete_key))
+        .route("/api/v1/audit", get(keys::list_audit))
         .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
         .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action))
+        .layer(from_fn_with_state(Arc::clone(&services), auth::authenticate))
         .layer(from_fn_with_state(Arc::clone(&services), admit));
     let open = Router::new()
         .route("/livez", get(health::get_livez))

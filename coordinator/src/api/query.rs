@@ -13,6 +13,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody, error_body};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
@@ -26,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Citation, GenerateOptions, Source, Usage};
 use crate::retrieve::{ShardCounts, millis};
 use crate::services::Services;
+use crate::tenants::StreamPlace;
 
 /// Comment lines keep idle connections open while a model thinks.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -153,6 +155,7 @@ struct DoneEvent {
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_query(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<QueryBody>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
@@ -170,11 +173,12 @@ pub async fn post_query(
         timeout_ms: body.timeout_ms,
         ..SearchBody::default()
     };
-    let question = read_search(&services, search, "")?;
+    let question = read_search(&services, &caller, search, "")?;
+    let place = stream.then(|| services.tenants.open_stream(&caller)).transpose()?;
     let collection = question.collection.spec.name.clone();
     let answer = answer::run(&services, question, text).await?;
     if stream {
-        return Ok(super::unbuffered(stream_answer(answer, collection, began, explain)));
+        return Ok(super::unbuffered(stream_answer(answer, collection, began, explain, place)));
     }
     let etag = etag(&answer.ranked);
     Ok(private(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag)))
@@ -232,7 +236,13 @@ async fn collect_answer(mut answer: Answer, began: Instant, explain: bool) -> Re
 }
 
 /// Events as they come; ids count up from 0. The client's going away drops the stream and with it the backend's connection.
-fn stream_answer(answer: Answer, collection: String, began: Instant, explain: bool) -> Response {
+fn stream_answer(
+    answer: Answer,
+    collection: String,
+    began: Instant,
+    explain: bool,
+    place: Option<StreamPlace>,
+) -> Response {
     let request_id = current_request_id();
     let ranked = &answer.ranked;
     let meta = MetaEvent {
@@ -249,6 +259,7 @@ fn stream_answer(answer: Answer, collection: String, began: Instant, explain: bo
         (1..).zip(&answer.sources).map(|(marker, source)| source_body(marker, source)).collect();
     let mut events = answer.events;
     let events = async_stream::stream! {
+        let _place = place;
         let mut number = 0_u64;
         let mut event = |name: &str, data: String| {
             let event = Event::default().id(number.to_string()).event(name).data(data);
