@@ -205,7 +205,10 @@ impl Running {
             let (aliases, cancel) = (Arc::clone(&aliases), cancel.clone());
             tasks.spawn(async move { aliases.run(cancel).await });
         }
-        tasks.spawn(worker::run_upkeep(Arc::clone(&ingest), cancel.clone()));
+        {
+            let (catalog, cancel) = (catalog.clone(), cancel.clone());
+            tasks.spawn(async move { catalog.run_upkeep(cancel).await });
+        }
         if let Some(pool) = parts.llm.clone() {
             let cancel = cancel.clone();
             tasks.spawn(async move { pool.watch(cancel).await });

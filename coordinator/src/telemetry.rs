@@ -79,6 +79,7 @@ pub struct Metrics {
     pub job_states: IntGaugeVec,
     catalog_connections: IntGaugeVec,
     catalog_pool_timeouts: IntCounter,
+    catalog_upkeep: IntGaugeVec,
     /// Version of the cluster state.
     pub state_version: IntGauge,
     /// Nodes by liveness.
@@ -163,6 +164,11 @@ impl Metrics {
             jobs: counters("ingest_jobs_total", "ingestion jobs by how their run ended", &["outcome"])?,
             job_states: gauges("ingest_jobs", "ingestion jobs by state", &["state"])?,
             catalog_connections: gauges("catalog_pool_connections", "connections of the catalog's pool", &["state"])?,
+            catalog_upkeep: gauges(
+                "catalog_upkeep_last_run_timestamp_seconds",
+                "when each regular task on the catalog was begun last, by any coordinator; 0 is never",
+                &["task"],
+            )?,
             catalog_pool_timeouts: counter(
                 "catalog_pool_timeouts_total",
                 "waits for a connection that ended with a 503",
@@ -208,6 +214,13 @@ impl Metrics {
             self.catalog_connections.with_label_values(&[state]).set(i64::from(count));
         }
         self.catalog_pool_timeouts.inc_by(counts.timeouts.saturating_sub(self.catalog_pool_timeouts.get()));
+    }
+
+    /// Shows when each regular task on the catalog was begun, Unix milliseconds.
+    pub fn show_catalog_upkeep(&self, runs: &[(String, i64)]) {
+        for (task, ran_ms) in runs {
+            self.catalog_upkeep.with_label_values(&[task]).set(ran_ms / 1000);
+        }
     }
 
     /// Copies the board's counts. Ranks are set anew, so that nodes that left the cluster leave the series.

@@ -76,6 +76,9 @@ async fn refresh_gauges(services: &Services) {
     let writable = state.shards.values().filter(|group| group.primary.is_some()).count();
     metrics.shards.with_label_values(&["writable"]).set(writable as i64);
     metrics.shards.with_label_values(&["without_primary"]).set((state.shards.len() - writable) as i64);
+    if let Ok(runs) = services.catalog.upkeep_runs().await {
+        metrics.show_catalog_upkeep(&runs);
+    }
     if let Ok(counts) = services.catalog.job_counts().await {
         for job_state in JobState::ALL {
             let count = counts.iter().find(|(known, _)| *known == job_state).map_or(0, |(_, count)| *count);

@@ -3,6 +3,7 @@
 
 pub mod aliases;
 pub mod auth;
+pub mod catalog;
 pub mod cluster;
 pub mod collections;
 pub mod documents;
@@ -68,6 +69,8 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/keys", post(keys::post_key).get(keys::list_keys))
         .route("/api/v1/keys/{id}", delete(keys::delete_key))
         .route("/api/v1/audit", get(keys::list_audit))
+        .route("/api/v1/catalog", get(catalog::get_catalog))
+        .route("/api/v1/catalog/upkeep", post(catalog::post_upkeep))
         .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
         .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action))
         .layer(from_fn_with_state(Arc::clone(&services), auth::authenticate))

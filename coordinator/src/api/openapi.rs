@@ -41,6 +41,8 @@ use utoipa::OpenApi;
         super::keys::list_keys,
         super::keys::delete_key,
         super::keys::list_audit,
+        super::catalog::get_catalog,
+        super::catalog::post_upkeep,
         super::cluster::get_cluster,
         super::nodes::drain,
         super::nodes::undrain,

@@ -384,7 +384,7 @@ impl Catalog {
     }
 
     /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
-    pub async fn prune(&self) -> Result<(), CatalogError> {
+    pub(super) async fn prune(&self) -> Result<(), CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;

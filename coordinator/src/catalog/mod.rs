@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod keys;
 pub mod operators;
 pub mod tenants;
+pub mod upkeep;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -272,4 +273,23 @@ fn get_u32(row: &AnyRow, column: &str) -> Result<u32, CatalogError> {
 /// Text as Postgres takes it: it has no NUL. A space is as long, so that byte offsets stay.
 fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', " ")) } else { Cow::Borrowed(text) }
+}
+
+/// Parameters of several rows in one `VALUES`: `($1, $2), ($3, $4)`.
+fn row_parameters(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let parameters = (1..=columns).map(|column| format!("${}", row * columns + column));
+        format!("({})", parameters.collect::<Vec<_>>().join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_count_on_over_rows() {
+        assert_eq!(row_parameters(2, 3), "($1, $2, $3), ($4, $5, $6)");
+    }
 }

@@ -3,7 +3,7 @@
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Catalog, CatalogError, get_u64, storable};
+use super::{Catalog, CatalogError, get_u64, row_parameters, storable};
 use crate::clock::unix_ms;
 
 /// A tenant's limits; `None` is no limit. All but the stored bytes are counted by each coordinator for itself.
@@ -50,6 +50,9 @@ pub struct UsageRow {
     /// Tokens written.
     pub completion_tokens: u64,
 }
+
+/// Rows of one INSERT: six parameters each, and either engine takes more than 30,000.
+const ROWS_PER_INSERT: usize = 100;
 
 const TENANT_COLUMNS: &str = "tenant, disabled, requests_per_second, tokens_per_minute, streams_max, stored_bytes_max, \
                               stored_bytes, created_ms";
@@ -105,26 +108,30 @@ impl Catalog {
         rows.iter().map(tenant_row).collect()
     }
 
-    /// Adds to what was used, all rows in one transaction.
+    /// Adds to what was used, all rows in one transaction. Rows differ in tenant, day or model.
     pub async fn add_usage(&self, rows: &[UsageRow]) -> Result<(), CatalogError> {
         let stored = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let mut write = self.write().await?;
-        for row in rows {
-            sqlx::query(
+        for rows in rows.chunks(ROWS_PER_INSERT) {
+            let sql = format!(
                 "INSERT INTO usage (tenant, day, model, requests, prompt_tokens, completion_tokens)
-                 VALUES ($1, $2, $3, $4, $5, $6)
+                 VALUES {}
                  ON CONFLICT (tenant, day, model) DO UPDATE SET requests = usage.requests + excluded.requests,
                      prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
                      completion_tokens = usage.completion_tokens + excluded.completion_tokens",
-            )
-            .bind(&*row.tenant)
-            .bind(row.day)
-            .bind(&*storable(&row.model))
-            .bind(stored(row.requests))
-            .bind(stored(row.prompt_tokens))
-            .bind(stored(row.completion_tokens))
-            .execute(&mut *write.transaction)
-            .await?;
+                row_parameters(rows.len(), 6)
+            );
+            let mut insert = sqlx::query(sqlx::AssertSqlSafe(sql));
+            for row in rows {
+                insert = insert
+                    .bind(&*row.tenant)
+                    .bind(row.day)
+                    .bind(storable(&row.model).into_owned())
+                    .bind(stored(row.requests))
+                    .bind(stored(row.prompt_tokens))
+                    .bind(stored(row.completion_tokens));
+            }
+            insert.execute(&mut *write.transaction).await?;
         }
         write.commit().await
     }
