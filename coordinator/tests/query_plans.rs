@@ -66,6 +66,10 @@ async fn every_statement_uses_an_index() {
     let dir = tempfile::tempdir().expect("scratch directory");
     let sqlite = format!("sqlite://{}", dir.path().join("catalog.db").display());
     let caught = use_everything(&sqlite, &statements).await;
+    // The upkeep has counted tables of a row or two, for which SQLite would rather read the table.
+    let mut connection = AnyConnection::connect(&sqlite).await.expect("connects");
+    connection.execute("DELETE FROM sqlite_stat1").await.expect("forgets");
+    connection.close().await.expect("closes");
     let mut connection = AnyConnection::connect(&sqlite).await.expect("connects");
     for statement in &caught {
         let plan = explain_sqlite(&mut connection, statement).await;

@@ -24,7 +24,7 @@ pub use crate::tenants::{Caller, Scope};
 
 /// The scope that a route needs. `route` is its pattern, as `/api/v1/jobs/{id}`.
 pub fn required_scope(method: &Method, route: &str) -> Scope {
-    let is_read = method == Method::GET || method == Method::HEAD;
+    let is_read = is_read(method);
     match route {
         "/api/v1/search" | "/api/v1/search:batch" | "/api/v1/query" => Scope::Read,
         "/api/v1/collections" | "/api/v1/collections/{collection}" | "/api/v1/aliases" if is_read => Scope::Read,
@@ -42,19 +42,32 @@ pub fn required_scope(method: &Method, route: &str) -> Scope {
 pub async fn authenticate(State(services): State<Arc<Services>>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let needed = required_scope(request.method(), route);
-    match admit(&services, request.headers(), needed).await {
-        Ok(caller) => {
-            let call =
-                (needed == Scope::Admin && request.method() != Method::GET).then(|| audit_row(&caller, &request));
+    let caller = match services.tenants.identify(request.headers()).await {
+        Ok(caller) => caller,
+        Err(error) => return ApiError(error).into_response(),
+    };
+    let is_audited = needed == Scope::Admin && !is_read(request.method());
+    let call = is_audited.then(|| audit_row(&caller, &request));
+    let response = match permit(&services, &caller, needed) {
+        Ok(()) => {
             request.extensions_mut().insert(caller);
-            let response = next.run(request).await;
-            if let Some(call) = call {
-                note(&services, AuditRow { status: response.status().as_u16(), ..call }).await;
-            }
-            response
+            next.run(request).await
         }
         Err(error) => ApiError(error).into_response(),
+    };
+    if let Some(call) = call {
+        note(&services, AuditRow { status: response.status().as_u16(), ..call }).await;
     }
+    response
+}
+
+fn is_read(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
+fn permit(services: &Services, caller: &Caller, needed: Scope) -> Result<()> {
+    services.tenants.admit(caller)?;
+    caller.check(needed)
 }
 
 /// What is written down of an administrative call before it is made.
@@ -91,8 +104,7 @@ async fn note(services: &Services, call: AuditRow) {
 /// Errors: `Unauthenticated`, `PermissionDenied`, `RateLimited`, the catalog's.
 pub async fn admit(services: &Services, headers: &HeaderMap, needed: Scope) -> Result<Caller> {
     let caller = services.tenants.identify(headers).await?;
-    caller.check(needed)?;
-    services.tenants.admit(&caller)?;
+    permit(services, &caller, needed)?;
     Ok(caller)
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
+use coordinator::catalog::tenants::UsageRow;
+use coordinator::catalog::upkeep::Task;
 use coordinator::catalog::{Catalog, CatalogError, CatalogOptions};
 use sqlx::{AnyConnection, Connection, Row};
 
@@ -94,4 +96,48 @@ async fn a_dead_server_is_no_hang() {
     server.stop();
     let error = catalog.check().await.expect_err("nobody is there");
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded), "{error}");
+}
+
+pub(crate) async fn upkeep_counts_anew_and_takes_turns(database: &Database) {
+    let catalog = database.open().await;
+    let second = database.open_beside(&catalog).await;
+    catalog.enqueue(upload("default", "a", "12345")).await.expect("takes it");
+    catalog.enqueue(upload("default", "a", "123")).await.expect("takes it");
+    catalog.enqueue(upload("default", "b", "1234567")).await.expect("takes it");
+    let stored = async || catalog.tenant("default").await.expect("reads").expect("is there").stored_bytes;
+    assert_eq!(stored().await, 10);
+    let mut connection = AnyConnection::connect(&database.url).await.expect("connects");
+    sqlx::query("UPDATE tenants SET stored_bytes = 99").execute(&mut connection).await.expect("spoils");
+    // Of two that find it due one does it.
+    let (first, other) = tokio::join!(catalog.upkeep_if_due(Task::Analyze), second.upkeep_if_due(Task::Analyze));
+    assert_eq!(u8::from(first.expect("runs")) + u8::from(other.expect("runs")), 1);
+    assert_eq!(stored().await, 10);
+    let runs = catalog.upkeep_runs().await.expect("reads");
+    assert!(runs.iter().any(|(task, ran_ms)| task == "analyze" && *ran_ms > 0), "{runs:?}");
+    catalog.delete_collection(1).await.expect("writes");
+    assert_eq!(stored().await, 0);
+    assert_eq!(catalog.server_settings().await.expect("reads").is_empty(), !database.is_postgres());
+}
+
+pub(crate) async fn usage_adds_up(database: &Database) {
+    let catalog = database.open().await;
+    let row = |number: usize, requests: u64| UsageRow {
+        tenant: "default".into(),
+        day: 20_000 + (number / 10) as i64,
+        model: format!("m{}", number % 10),
+        requests,
+        prompt_tokens: 2,
+        completion_tokens: 3,
+    };
+    // More than one statement takes.
+    let rows: Vec<UsageRow> = (0..230).map(|number| row(number, 1)).collect();
+    catalog.add_usage(&rows).await.expect("writes");
+    catalog.add_usage(&[row(7, 4)]).await.expect("writes");
+    let stored = catalog.usage("default", 0, i64::MAX, 1000).await.expect("reads");
+    assert_eq!(stored.len(), 230);
+    let sum = stored.iter().map(|row| row.requests).sum::<u64>();
+    let tokens = stored.iter().map(|row| row.prompt_tokens + row.completion_tokens).sum::<u64>();
+    assert_eq!((sum, tokens), (234, 231 * 5));
+    assert_eq!(catalog.usage("default", 20_000, 20_000, 1000).await.expect("reads").len(), 10);
+    assert!(catalog.usage("other", 0, i64::MAX, 1000).await.expect("reads").is_empty());
 }

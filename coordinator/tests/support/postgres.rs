@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use sqlx::Connection;
-
 /// Longest wait for the server to take connections, on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -13,7 +11,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct PostgresServer {
     child: Child,
     url: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl PostgresServer {
@@ -46,7 +44,7 @@ impl PostgresServer {
             .spawn()
             .expect("postgres runs");
         let url = format!("postgres://susui@localhost/postgres?host={}", dir.path().display());
-        let server = Self { child, url, _dir: dir };
+        let server = Self { child, url, dir };
         server.wait_until_ready().await;
         server
     }
@@ -59,17 +57,19 @@ impl PostgresServer {
     async fn wait_until_ready(&self) {
         sqlx::any::install_default_drivers();
         let until = Instant::now() + START_TIMEOUT;
-        loop {
-            match sqlx::AnyConnection::connect(&self.url).await {
-                Ok(connection) => return connection.close().await.expect("closes"),
-                Err(error) => assert!(Instant::now() < until, "postgres does not take connections: {error}"),
-            }
+        // The server writes its state into the last line of this file.
+        let state = self.dir.path().join("data/postmaster.pid");
+        while !std::fs::read_to_string(&state).is_ok_and(|text| text.trim_end().ends_with("ready")) {
+            assert!(Instant::now() < until, "postgres is not ready after {START_TIMEOUT:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Ends the server at once, as a crash would; what was committed is on its disk.
     pub(crate) fn stop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         let _ = Command::new("kill").args(["-QUIT", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
