@@ -11,6 +11,7 @@ pub mod dev;
 pub mod drill;
 pub mod history;
 pub mod links;
+pub mod llm;
 pub mod loaded;
 pub mod model;
 pub mod nemesis;

@@ -42,8 +42,8 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Language models; without any, answers are extractive.
-    pub llm: Option<Pool>,
+    /// Language models; while there are none, answers are extractive.
+    pub llm: Pool,
     /// Other names of collections.
     pub aliases: Arc<Aliases>,
     /// Who may do how much.

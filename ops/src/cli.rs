@@ -8,7 +8,8 @@ use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
 use crate::{
-    access, alias, ask, check_config, collection, dev, doctor, drill, eval, ingest, node, search, shard, status,
+    access, alias, ask, backend, check_config, collection, dev, doctor, drill, eval, ingest, node, search, shard,
+    status,
 };
 
 /// Where a coordinator listens unless told otherwise.
@@ -82,6 +83,9 @@ pub enum Command {
     /// List nodes, drain one before it is restarted, take that back.
     #[command(subcommand)]
     Node(node::Command),
+    /// List, add and remove the language model backends of a coordinator.
+    #[command(subcommand)]
+    Backend(backend::Command),
     /// Look into one shard, or change its copies by hand.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -131,6 +135,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Eval(arguments) => eval::run(&global, &arguments).await,
         Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
         Command::Node(command) => node::run(&global, command).await,
+        Command::Backend(command) => backend::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
         Command::Alias(command) => alias::run(&global, command).await,
         Command::Tenant(command) => access::run_tenant(&global, command).await,

@@ -7,6 +7,7 @@
 pub mod access;
 pub mod alias;
 pub mod ask;
+pub mod backend;
 pub mod check_config;
 pub mod cli;
 pub mod client;

@@ -34,6 +34,9 @@ pub fn required_scope(method: &Method, route: &str) -> Scope {
         "/api/v1/documents" | "/api/v1/documents/{id}" | "/api/v1/jobs/{id}" | "/api/v1/jobs/{id}/events" => {
             if is_read { Scope::Read } else { Scope::Write }
         }
+        "/" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/tags" | "/api/show"
+        | "/api/version" => Scope::Read,
+        openai if openai.starts_with("/v1/") => Scope::Read,
         _ => Scope::Admin,
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
 use super::allowance::Allowance;
@@ -35,6 +37,17 @@ pub(super) struct Meter {
 /// A stream's place among its tenant's; dropping it frees the place.
 pub struct StreamPlace {
     streams: Arc<AtomicU32>,
+}
+
+impl StreamPlace {
+    /// The stream with its place: free when the stream is dropped.
+    pub fn hold<T: 'static>(self, stream: BoxStream<'static, T>) -> BoxStream<'static, T> {
+        stream
+            .inspect(move |_| {
+                let _held = &self;
+            })
+            .boxed()
+    }
 }
 
 impl Drop for StreamPlace {

@@ -4,11 +4,17 @@
 mod postgres_server;
 
 mod cache;
+mod clients;
 mod collections;
 mod consistency;
 mod documents;
 mod faults;
 mod jobs;
+mod llm;
+mod llm_pool;
+mod llm_timing;
+mod ollama_door;
+mod openai_door;
 mod operators;
 mod query;
 mod refusals;

@@ -145,6 +145,27 @@ async fn no_door_shows_another_tenant_s_text() {
         }
     }
     assert!(called.len() >= 30, "{called:?}");
+    // The two front doors are in no description of ours.
+    let messages = json!([{"role": "user", "content": "what is planned for spring"}]);
+    for stream in [false, true] {
+        for (path, body) in [
+            ("/v1/chat/completions", json!({"model": "rag/docs", "messages": messages, "stream": stream})),
+            ("/v1/completions", json!({"model": "rag/docs", "prompt": "what is planned", "stream": stream})),
+            ("/api/chat", json!({"model": "rag/docs", "messages": messages, "stream": stream})),
+            ("/api/generate", json!({"model": "rag/current", "prompt": "what is planned", "stream": stream})),
+        ] {
+            let ask = async |key: &str| {
+                let request = c.http.post(format!("{}{path}", c.base)).json(&body);
+                let request = if key.is_empty() { request } else { request.bearer_auth(key) };
+                let response = request.send().await.expect("answers");
+                (response.status().as_u16(), response.text().await.expect("text"))
+            };
+            let (own, foreign, nobody) = (ask(&acme).await, ask(&other).await, ask("").await);
+            assert!(own.0 == 200 && own.1.contains(SECRET), "{path}: {own:?}");
+            assert!(foreign.0 == 200 && !foreign.1.contains(SECRET), "{path}: {foreign:?}");
+            assert_eq!(nobody.0, 401, "{path}: {nobody:?}");
+        }
+    }
 
     // Nothing of acme's was changed by all that, its namesake of the other's included.
     let document =
