@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt, stream};
 
 use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
-use crate::generate::pool::{Generation, Pool};
+use crate::generate::pool::Generation;
 use crate::generate::{
     Affinity, Citation, EventStream, FinishReason, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest,
     Message, Source, Usage, extractive, prompt,

@@ -15,6 +15,8 @@ use crate::catalog::CatalogError;
 
 /// Age at which a row is read again.
 const FRESH: Duration = Duration::from_secs(5);
+/// Longest wait of a request for a row that is known and due.
+const REFRESH_WAIT: Duration = Duration::from_millis(250);
 /// Age up to which a row serves while the catalog does not answer.
 const USABLE: Duration = Duration::from_secs(600);
 
@@ -51,7 +53,14 @@ where
         {
             return Ok(entry.value.clone());
         }
-        match (read.await, known) {
+        let read = match &known {
+            None => read.await,
+            // Whoever reads again waits for a moment only: what is known serves as well.
+            Some(_) => tokio::time::timeout(REFRESH_WAIT, read)
+                .await
+                .unwrap_or(Err(CatalogError::Busy { what: "answer", waited: REFRESH_WAIT })),
+        };
+        match (read, known) {
             (Ok(value), _) => {
                 let entry = Entry { value: value.clone(), read_at: Mutex::new(Instant::now()) };
                 self.entries.insert(key, Arc::new(entry));
