@@ -20,7 +20,7 @@ use reqwest::Client;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::BackendError;
+use super::backend::{BackendError, Report};
 use super::metrics::PoolMetrics;
 use super::{EventStream, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest};
 use crate::cluster::hedge::Latencies;
@@ -233,19 +233,20 @@ impl Pool {
             state.entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.member))).collect()
         };
         let probes = members.into_iter().map(|(id, member)| async move {
+            let asked = Instant::now();
             let probe = tokio::time::timeout(self.shared.policy.timeouts.probe, member.backend.probe());
             let outcome = match probe.await {
                 Ok(Ok(report)) => Ok(report),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };
-            self.note_probe(id, member.backend.name(), outcome);
+            self.note_probe(id, member.backend.name(), asked, outcome);
         });
         futures::future::join_all(probes).await;
         self.shared.dispatch();
     }
 
-    fn note_probe(&self, id: u64, name: &str, outcome: Result<super::backend::Report, String>) {
+    fn note_probe(&self, id: u64, name: &str, asked: Instant, outcome: Result<Report, String>) {
         let mut state = self.shared.state.lock();
         let Some(entry) = state.entries.get_mut(&id) else { return };
         let was_ejected = entry.health.is_ejected();
@@ -254,14 +255,14 @@ impl Pool {
                 entry.told = load::told(report, entry.in_flight);
                 entry.health.answer_probe();
             }
-            Err(_) => entry.health.miss_probe(Instant::now()),
+            Err(_) => entry.health.miss_probe(asked, Instant::now()),
         }
         let is_ejected = entry.health.is_ejected();
         drop(state);
         self.shared.metrics.ejected.with_label_values(&[name]).set(i64::from(is_ejected));
         match outcome {
             Ok(_) if was_ejected => tracing::info!(backend = name, "language model backend is back"),
-            Err(reason) if !was_ejected => {
+            Err(reason) if is_ejected && !was_ejected => {
                 tracing::warn!(backend = name, reason, "language model backend does not answer its probe");
             }
             _ => {}

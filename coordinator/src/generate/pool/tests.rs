@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 
 use cluster_config::limits;
 
-use super::super::backend::{Backend, Report};
+use super::super::backend::Backend;
 use super::super::{FinishReason, Usage};
 use super::*;
 
