@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster_config::limits;
 use cluster_config::llm_config::{Balance, LlmRouting};
 use futures::StreamExt;
 use futures::future::{Either, select};
@@ -374,11 +375,19 @@ fn pass_on(mut permit: Permit, first: GenerateEvent, mut events: EventStream, de
     async_stream::stream! {
         let name = permit.name().to_owned();
         let broken = |message: String| GenerateError::Broken { backend: name.clone(), message };
+        let mut written_bytes = 0;
         let mut next = Some(Ok::<_, GenerateError>(first));
         while let Some(item) = next {
             match item {
+                Ok(GenerateEvent::Delta(text)) if written_bytes + text.len() > limits::LLM_ANSWER_BYTES_MAX => {
+                    next = Some(Err(broken(format!("an answer above {} bytes", limits::LLM_ANSWER_BYTES_MAX))));
+                    continue;
+                }
                 Ok(event) => {
                     permit.count(&event);
+                    if let GenerateEvent::Delta(text) = &event {
+                        written_bytes += text.len();
+                    }
                     if matches!(event, GenerateEvent::Done { .. }) {
                         permit.settle("ok");
                         drop((permit, events)); // the backend is free now, however long the caller keeps the stream

@@ -3,8 +3,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use cluster_config::limits;
-
 use super::super::backend::Backend;
 use super::super::{FinishReason, Usage};
 use super::*;
@@ -337,6 +335,21 @@ async fn a_missed_probe_ejects_before_any_request_fails() {
         assert_eq!(ask(&pool).await.expect("served").backend, "well");
     }
     assert_eq!(dead.asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_ended() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    let writing = tokio::spawn(async move {
+        let piece = "x".repeat(limits::LLM_ANSWER_BYTES_MAX / 4);
+        while sender.send(delta(&piece)).await.is_ok() {}
+    });
+    let events: Vec<_> = ask(&pool).await.expect("begun").events.collect().await;
+    assert_eq!(events.len(), 5, "four quarters and the end");
+    assert!(matches!(events.last(), Some(Err(GenerateError::Broken { message, .. })) if message.contains("bytes")));
+    writing.await.expect("the backend was let go of");
 }
 
 #[tokio::test]
