@@ -345,7 +345,8 @@ async fn begin(mut permit: Permit, mut request: GenerateRequest, deadline: Insta
         Ok(Ok((Some(Ok(event)), events))) => {
             permit.succeed(started.elapsed());
             let model = permit.model.clone();
-            Ok(Generation { backend: name, model, events: pass_on(permit, event, events, deadline) })
+            let running = Running { events, permit };
+            Ok(Generation { backend: name, model, events: pass_on(running, event, deadline) })
         }
         Ok(Ok((Some(Err(error)), _))) => Err(Begin::Failed(failed(&mut permit, None, error.to_string()))),
         Ok(Ok((None, _))) => Err(Begin::Failed(failed(&mut permit, None, "it sent nothing".to_owned()))),
@@ -370,10 +371,18 @@ async fn begin(mut permit: Permit, mut request: GenerateRequest, deadline: Insta
     }
 }
 
+/// A running answer at its backend. The connection is closed before the place is given back (fields are dropped in their order): the
+/// next request must not find one more there than allowed.
+struct Running {
+    events: EventStream,
+    permit: Permit,
+}
+
 /// The rest of an answer after its first event, each wait bounded. The stream owns the permit.
-fn pass_on(mut permit: Permit, first: GenerateEvent, mut events: EventStream, deadline: Instant) -> EventStream {
+fn pass_on(running: Running, first: GenerateEvent, deadline: Instant) -> EventStream {
     async_stream::stream! {
-        let name = permit.name().to_owned();
+        let mut running = running; // as a whole: captured field by field it would be dropped in another order
+        let name = running.permit.name().to_owned();
         let broken = |message: String| GenerateError::Broken { backend: name.clone(), message };
         let mut written_bytes = 0;
         let mut next = Some(Ok::<_, GenerateError>(first));
@@ -384,36 +393,36 @@ fn pass_on(mut permit: Permit, first: GenerateEvent, mut events: EventStream, de
                     continue;
                 }
                 Ok(event) => {
-                    permit.count(&event);
+                    running.permit.count(&event);
                     if let GenerateEvent::Delta(text) = &event {
                         written_bytes += text.len();
                     }
                     if matches!(event, GenerateEvent::Done { .. }) {
-                        permit.settle("ok");
-                        drop((permit, events)); // the backend is free now, however long the caller keeps the stream
+                        running.permit.settle("ok");
+                        drop(running); // the backend is free now, however long the caller keeps the stream
                         yield Ok(event);
                         return;
                     }
                     yield Ok(event);
                 }
                 Err(error) => {
-                    permit.fail("broken", None);
-                    drop((permit, events));
+                    running.permit.fail("broken", None);
+                    drop(running);
                     yield Err(error);
                     return;
                 }
             }
             let waiting_since = Instant::now();
-            let patience = deadline.min(waiting_since + permit.policy().timeouts.token_gap);
-            next = match timeout_at(patience.into(), events.next()).await {
+            let patience = deadline.min(waiting_since + running.permit.policy().timeouts.token_gap);
+            next = match timeout_at(patience.into(), running.events.next()).await {
                 Ok(Some(item)) => {
-                    permit.observe_gap(waiting_since.elapsed());
+                    running.permit.observe_gap(waiting_since.elapsed());
                     Some(item)
                 }
                 Ok(None) => Some(Err(broken("it closed without an end".to_owned()))),
                 Err(_) if patience == deadline => {
-                    permit.settle("deadline");
-                    drop((permit, events));
+                    running.permit.settle("deadline");
+                    drop(running);
                     yield Err(GenerateError::DeadlineExceeded);
                     return;
                 }
