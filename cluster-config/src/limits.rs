@@ -141,6 +141,10 @@ pub const EMBED_TEXTS_MAX: usize = 1024;
 pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one line or event of a language model's stream.
 pub const LLM_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of a conversation that is passed on to a language model: of the widest context, eight bytes a token.
+pub const LLM_CONVERSATION_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of an answer; a backend that goes on is broken.
+pub const LLM_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Most requests waiting for a language model permit before `Overloaded`.
 pub const LLM_QUEUE_MAX: usize = 256;
 /// Most sources offered to one prompt.
@@ -262,6 +266,8 @@ const _: () = {
     assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
     assert!(SNAPSHOT_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX / 2);
     assert!(TRANSFER_PAUSE_MAX.as_secs() < SNAPSHOT_LEASE.as_secs());
+    assert!(LLM_TOKENS_MAX as usize * 8 <= LLM_ANSWER_BYTES_MAX);
+    assert!(LLM_CONTEXT_TOKENS_MAX * 8 <= LLM_CONVERSATION_BYTES_MAX);
     assert!(SESSION_BYTES_MAX > SHARDS_MAX as usize * 75);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

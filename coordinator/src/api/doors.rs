@@ -142,6 +142,11 @@ fn check(conversation: &Conversation) -> Result<()> {
         let hint = format!("send 1 to {MESSAGES_MAX}, the newest last");
         return Err(Error::field("messages", format!("{count} messages"), hint));
     }
+    let bytes: usize = conversation.messages.iter().map(|message| message.content.len()).sum();
+    if bytes > limits::LLM_CONVERSATION_BYTES_MAX {
+        let text = format!("messages: {bytes} bytes, at most {} are passed on", limits::LLM_CONVERSATION_BYTES_MAX);
+        return Err(Error::refused(ErrorKind::TooLarge, text, "leave the oldest messages out"));
+    }
     let options = &conversation.options;
     if let Some(max_tokens) = options.max_tokens {
         in_range("max_tokens", f64::from(max_tokens), 1.0, f64::from(limits::LLM_TOKENS_MAX))?;

@@ -11,7 +11,9 @@ use utoipa::OpenApi;
 #[openapi(
     info(
         title = "Susui",
-        description = "Sharded semantic search with answers. Errors: `{\"error\":{type,message,hint,retryable,request_id}}`."
+        description = "Sharded semantic search with answers. Errors: `{\"error\":{type,message,hint,retryable,request_id}}`. Beside it stand two \
+            front doors in the words of others: OpenAI's `/v1/{chat/completions,completions,embeddings,models}` and Ollama's \
+            `/api/{generate,chat,embed,tags,show,version}`; the model `rag/COLLECTION` answers from a collection."
     ),
     paths(
         super::search::post_search,

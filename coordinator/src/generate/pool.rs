@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cluster_config::limits;
 use cluster_config::llm_config::{Balance, LlmRouting};
 use futures::StreamExt;
 use futures::future::{Either, select};
@@ -20,7 +21,7 @@ use reqwest::Client;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::BackendError;
+use super::backend::{BackendError, Report};
 use super::metrics::PoolMetrics;
 use super::{EventStream, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest};
 use crate::cluster::hedge::Latencies;
@@ -233,19 +234,20 @@ impl Pool {
             state.entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.member))).collect()
         };
         let probes = members.into_iter().map(|(id, member)| async move {
+            let asked = Instant::now();
             let probe = tokio::time::timeout(self.shared.policy.timeouts.probe, member.backend.probe());
             let outcome = match probe.await {
                 Ok(Ok(report)) => Ok(report),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err("no answer in time".to_owned()),
             };
-            self.note_probe(id, member.backend.name(), outcome);
+            self.note_probe(id, member.backend.name(), asked, outcome);
         });
         futures::future::join_all(probes).await;
         self.shared.dispatch();
     }
 
-    fn note_probe(&self, id: u64, name: &str, outcome: Result<super::backend::Report, String>) {
+    fn note_probe(&self, id: u64, name: &str, asked: Instant, outcome: Result<Report, String>) {
         let mut state = self.shared.state.lock();
         let Some(entry) = state.entries.get_mut(&id) else { return };
         let was_ejected = entry.health.is_ejected();
@@ -254,14 +256,14 @@ impl Pool {
                 entry.told = load::told(report, entry.in_flight);
                 entry.health.answer_probe();
             }
-            Err(_) => entry.health.miss_probe(Instant::now()),
+            Err(_) => entry.health.miss_probe(asked, Instant::now()),
         }
         let is_ejected = entry.health.is_ejected();
         drop(state);
         self.shared.metrics.ejected.with_label_values(&[name]).set(i64::from(is_ejected));
         match outcome {
             Ok(_) if was_ejected => tracing::info!(backend = name, "language model backend is back"),
-            Err(reason) if !was_ejected => {
+            Err(reason) if is_ejected && !was_ejected => {
                 tracing::warn!(backend = name, reason, "language model backend does not answer its probe");
             }
             _ => {}
@@ -343,7 +345,8 @@ async fn begin(mut permit: Permit, mut request: GenerateRequest, deadline: Insta
         Ok(Ok((Some(Ok(event)), events))) => {
             permit.succeed(started.elapsed());
             let model = permit.model.clone();
-            Ok(Generation { backend: name, model, events: pass_on(permit, event, events, deadline) })
+            let running = Running { events, permit };
+            Ok(Generation { backend: name, model, events: pass_on(running, event, deadline) })
         }
         Ok(Ok((Some(Err(error)), _))) => Err(Begin::Failed(failed(&mut permit, None, error.to_string()))),
         Ok(Ok((None, _))) => Err(Begin::Failed(failed(&mut permit, None, "it sent nothing".to_owned()))),
@@ -368,42 +371,58 @@ async fn begin(mut permit: Permit, mut request: GenerateRequest, deadline: Insta
     }
 }
 
+/// A running answer at its backend. The connection is closed before the place is given back (fields are dropped in their order): the
+/// next request must not find one more there than allowed.
+struct Running {
+    events: EventStream,
+    permit: Permit,
+}
+
 /// The rest of an answer after its first event, each wait bounded. The stream owns the permit.
-fn pass_on(mut permit: Permit, first: GenerateEvent, mut events: EventStream, deadline: Instant) -> EventStream {
+fn pass_on(running: Running, first: GenerateEvent, deadline: Instant) -> EventStream {
     async_stream::stream! {
-        let name = permit.name().to_owned();
+        let mut running = running; // as a whole: captured field by field it would be dropped in another order
+        let name = running.permit.name().to_owned();
         let broken = |message: String| GenerateError::Broken { backend: name.clone(), message };
+        let mut written_bytes = 0;
         let mut next = Some(Ok::<_, GenerateError>(first));
         while let Some(item) = next {
             match item {
+                Ok(GenerateEvent::Delta(text)) if written_bytes + text.len() > limits::LLM_ANSWER_BYTES_MAX => {
+                    next = Some(Err(broken(format!("an answer above {} bytes", limits::LLM_ANSWER_BYTES_MAX))));
+                    continue;
+                }
                 Ok(event) => {
-                    permit.count(&event);
+                    running.permit.count(&event);
+                    if let GenerateEvent::Delta(text) = &event {
+                        written_bytes += text.len();
+                    }
                     if matches!(event, GenerateEvent::Done { .. }) {
-                        permit.settle("ok");
-                        drop((permit, events)); // the backend is free now, however long the caller keeps the stream
+                        running.permit.settle("ok");
+                        drop(running); // the backend is free now, however long the caller keeps the stream
                         yield Ok(event);
                         return;
                     }
                     yield Ok(event);
                 }
                 Err(error) => {
-                    permit.fail("broken", None);
-                    drop((permit, events));
+                    running.permit.fail("broken", None);
+                    drop(running);
                     yield Err(error);
                     return;
                 }
             }
             let waiting_since = Instant::now();
-            let patience = deadline.min(waiting_since + permit.policy().timeouts.token_gap);
-            next = match timeout_at(patience.into(), events.next()).await {
+            let patience = deadline.min(waiting_since + running.permit.policy().timeouts.token_gap);
+            next = match timeout_at(patience.into(), running.events.next()).await {
                 Ok(Some(item)) => {
-                    permit.observe_gap(waiting_since.elapsed());
+                    running.permit.observe_gap(waiting_since.elapsed());
                     Some(item)
                 }
                 Ok(None) => Some(Err(broken("it closed without an end".to_owned()))),
                 Err(_) if patience == deadline => {
-                    permit.settle("deadline");
-                    drop((permit, events));
+                    running.permit.settle("deadline");
+                    drop(running);
                     yield Err(GenerateError::DeadlineExceeded);
                     return;
                 }

@@ -116,6 +116,9 @@ async fn errors_have_openais_shape() {
         assert_eq!(error["type"], "invalid_request_error");
         assert_eq!(error["code"], if status == 404 { json!("model_not_found") } else { Value::Null });
     }
+    let long = json!([{"role": "user", "content": "x".repeat(2 << 20)}]);
+    let answer = c.post("/v1/chat/completions", json!({"model": "rag/t", "messages": long})).await;
+    assert_eq!((answer.status.as_u16(), &answer.body["error"]["code"]), (413, &json!("too_large")));
     let response = c.http.post(format!("{}/v1/chat/completions", c.base)).body("{").send().await.expect("answers");
     let answer = Coordinator::read(response).await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);

@@ -156,6 +156,9 @@ pub struct QueryResponse {
     /// What made it: `extractive`, or a backend.
     #[serde(default)]
     pub generator: String,
+    /// Why it is extractive although language models are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
     /// What the markers point to.
     #[serde(default)]
     pub citations: Vec<Citation>,

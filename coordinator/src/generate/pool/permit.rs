@@ -290,7 +290,7 @@ impl Permit {
     pub(super) fn succeed(&self, waited: Duration) {
         let now = Instant::now();
         self.learn(|entry| {
-            entry.health.succeed();
+            entry.health.succeed(now);
             entry.cost.observe(now, waited);
         });
         self.shared.state.lock().first_tokens.note(now, waited);

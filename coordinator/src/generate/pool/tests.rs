@@ -3,9 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use cluster_config::limits;
-
-use super::super::backend::{Backend, Report};
+use super::super::backend::Backend;
 use super::super::{FinishReason, Usage};
 use super::*;
 
@@ -340,6 +338,21 @@ async fn a_missed_probe_ejects_before_any_request_fails() {
 }
 
 #[tokio::test]
+async fn an_answer_without_end_is_ended() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    let writing = tokio::spawn(async move {
+        let piece = "x".repeat(limits::LLM_ANSWER_BYTES_MAX / 4);
+        while sender.send(delta(&piece)).await.is_ok() {}
+    });
+    let events: Vec<_> = ask(&pool).await.expect("begun").events.collect().await;
+    assert_eq!(events.len(), 5, "four quarters and the end");
+    assert!(matches!(events.last(), Some(Err(GenerateError::Broken { message, .. })) if message.contains("bytes")));
+    writing.await.expect("the backend was let go of");
+}
+
+#[tokio::test]
 async fn tenants_wait_in_turn_and_who_leaves_the_queue_was_never_asked_for() {
     let (sender, act) = live();
     let one = backend("one", vec![act, answer("1"), answer("2"), answer("3")]);
@@ -519,4 +532,91 @@ fn a_missing_key_is_named_and_metrics_register_once() {
     metrics.register(&registry).expect("free names");
     crate::embed::metrics::EmbedMetrics::new().register(&registry).expect("free names");
     assert!(metrics.register(&registry).is_err());
+}
+
+/// Answers each request after a few turns of the scheduler, and notes the most it had at once.
+struct Counting {
+    name: String,
+    now: Arc<AtomicUsize>,
+    most: AtomicUsize,
+}
+
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Backend for Counting {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn model(&self) -> &str {
+        "any"
+    }
+
+    fn generate(&self, _request: GenerateRequest) -> BoxFuture<'_, Result<EventStream, BackendError>> {
+        let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(at_once, Ordering::SeqCst);
+        let leave = Leave(Arc::clone(&self.now));
+        Box::pin(async move {
+            let events = async_stream::stream! {
+                let _leave = leave;
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                    yield delta("x");
+                }
+                yield done();
+            };
+            Ok(events.boxed())
+        })
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
+        Box::pin(async { Ok(Report::default()) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "a crowd: ops/test --full"]
+async fn whoever_leaves_and_whenever_no_place_is_lost_and_none_is_given_twice() {
+    const PLACES: usize = 2;
+    let backends: Vec<Arc<Counting>> = (0..3)
+        .map(|number| Arc::new(Counting { name: format!("b{number}"), now: Arc::default(), most: AtomicUsize::new(0) }))
+        .collect();
+    let members = backends.iter().map(|backend| Member::new(backend.clone() as Arc<dyn Backend>, PLACES)).collect();
+    let pool = Pool::new(members, Policy { balance: Balance::P2c, ..Policy::default() }, PoolMetrics::new());
+    let mut tasks = Vec::new();
+    for number in 0..600_usize {
+        let asking = asked_by(&pool, &format!("tenant-{}", number % 5));
+        tasks.push(tokio::spawn(async move {
+            // A third goes away soon, in the queue or before its first token; a third after it; the rest stay.
+            if number % 3 == 0 {
+                for _ in 0..number % 7 {
+                    tokio::task::yield_now().await;
+                }
+                asking.abort();
+                return 0;
+            }
+            let Ok(Ok(mut generation)) = asking.await else { return 0 };
+            if number % 3 == 1 {
+                generation.events.next().await;
+                return 0;
+            }
+            text_of(generation).await.len()
+        }));
+    }
+    let mut whole = 0;
+    for task in tasks {
+        whole += usize::from(task.await.expect("no panic") == 3);
+    }
+    until(|| pool.waiting() == 0 && pool.in_flight() == [0, 0, 0]).await;
+    assert!(whole > 0, "some were served to the end");
+    for backend in &backends {
+        assert_eq!(backend.now.load(Ordering::SeqCst), 0, "{}", backend.name);
+        assert!((1..=PLACES).contains(&backend.most.load(Ordering::SeqCst)), "{}", backend.name);
+    }
 }
