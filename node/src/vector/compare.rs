@@ -187,6 +187,7 @@ impl Parts {
             for (part, allowed) in self.parts.iter().zip(&everything) {
                 let view = SearchView {
                     index: Some(&part.ours),
+                    measured: None,
                     indexed_row_end: part.vectors.len(),
                     vectors: &part.vectors,
                     row_end: part.vectors.len(),
