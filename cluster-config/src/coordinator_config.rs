@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
+use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
 use crate::units::{ByteSize, WrittenDuration};
 
@@ -140,13 +141,6 @@ pub struct SearchConfig {
     pub max_staleness: Duration,
 }
 
-/// The ingest workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IngestConfig {
-    /// Documents worked on at once.
-    pub workers: usize,
-}
-
 /// A coordinator's TOML file as written. Public so that tools can write one that a coordinator will read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -233,14 +227,6 @@ pub struct WrittenSearch {
     pub max_staleness: Option<WrittenDuration>,
 }
 
-/// `[ingest]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as IngestConfig")]
-pub struct WrittenIngest {
-    pub workers: Option<usize>,
-}
-
 impl CoordinatorConfig {
     /// Reads a coordinator's TOML, lets the environment override it, and validates the whole.
     pub fn from_toml<I>(toml_text: &str, environment: I) -> Result<Self, ConfigError>
@@ -307,14 +293,7 @@ impl WrittenCoordinatorConfig {
             cache: self.cache.validate()?,
             llm: self.llm.validate()?,
             search: self.search.validate()?,
-            ingest: IngestConfig {
-                workers: text::in_range(
-                    "ingest.workers",
-                    self.ingest.workers.unwrap_or(2),
-                    1,
-                    limits::INGEST_WORKERS_MAX,
-                )?,
-            },
+            ingest: self.ingest.validate()?,
             data_dir,
         })
     }

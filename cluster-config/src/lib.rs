@@ -12,6 +12,7 @@ pub mod coordinator_config;
 pub mod error;
 pub mod filter;
 pub mod ids;
+pub mod ingest_config;
 pub mod limits;
 pub mod node_config;
 pub mod operation;

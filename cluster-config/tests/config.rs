@@ -239,6 +239,8 @@ fn each_mistake_in_a_coordinator_file_is_named() {
         ("search.default_timeout", "[search]\ndefault_timeout = \"1h\"".into()),
         ("search.max_staleness", "[search]\nmax_staleness = \"0s\"".into()),
         ("ingest.workers", "[ingest]\nworkers = 0".into()),
+        ("ingest.parse_memory", "[ingest]\nparse_memory = \"1MiB\"".into()),
+        ("ingest.parse_time", "[ingest]\nparse_time = \"10ms\"".into()),
         ("ingest.worker", "[ingest]\nworker = 1".into()),
     ];
     for (key, addition) in cases {

@@ -26,6 +26,7 @@ use crate::embed::Embedder;
 use crate::embed::metrics::EmbedMetrics;
 use crate::generate::metrics::PoolMetrics;
 use crate::generate::pool::Pool;
+use crate::ingest::sandbox::Sandbox;
 use crate::ingest::write::Writer;
 use crate::ingest::{Ingest, worker};
 use crate::retrieve::Retriever;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub zone: Option<String>,
     /// Ingestion workers.
     pub workers: usize,
+    /// Where documents are parsed.
+    pub sandbox: Sandbox,
 }
 
 /// Bounds of the retrieval cache.
@@ -125,6 +128,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
         max_staleness: config.search.max_staleness,
         zone: config.zone.clone(),
         workers: config.ingest.workers,
+        sandbox: Sandbox::new(config.ingest.parse_memory.0, config.ingest.parse_time),
     };
     let running = Running::start(parts).await?;
     let listener = TcpListener::bind(config.http_listen)
@@ -163,8 +167,13 @@ impl Running {
             cache,
             Arc::clone(&parts.metrics),
         ));
-        let ingest =
-            Arc::new(Ingest::new(catalog.clone(), Arc::clone(&view), Arc::clone(&parts.embedder), Arc::clone(&writer)));
+        let ingest = Arc::new(Ingest::new(
+            catalog.clone(),
+            Arc::clone(&view),
+            Arc::clone(&parts.embedder),
+            Arc::clone(&writer),
+            parts.sandbox,
+        ));
 
         {
             let (view, client, cancel) = (Arc::clone(&view), Arc::clone(&parts.client), cancel.clone());

@@ -76,6 +76,7 @@ impl Citation {
             title: source.title.clone(),
             span,
             score: source.score,
+            page: source.page,
         }
     }
 }
@@ -119,6 +120,7 @@ mod tests {
             text: "text".into(),
             span: n * 10..n * 10 + 4,
             score: 0.5,
+            page: None,
         };
         let mut tracker = CitationTracker::new(vec![source(0), source(1)]);
         assert!(tracker.push("x [").is_empty());

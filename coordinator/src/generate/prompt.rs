@@ -178,6 +178,7 @@ mod tests {
             text: text.into(),
             span: ordinal * 1000..ordinal * 1000 + text.len() as u64,
             score,
+            page: None,
         }
     }
 

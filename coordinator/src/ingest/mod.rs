@@ -6,6 +6,7 @@
 pub mod chunk;
 pub mod encode;
 pub mod parse;
+pub mod sandbox;
 pub mod worker;
 pub mod write;
 
@@ -13,18 +14,20 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster_config::collection::Collection;
+use cluster_config::collection::{Collection, CollectionSpec, FieldType};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
 use cluster_config::limits;
 use cluster_config::operation::{Chunk, Operation};
+use serde_json::{Map, Value};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 
 use self::chunk::TextChunk;
-use self::parse::Parsed;
+use self::parse::{Format, Parsed};
+use self::sandbox::Sandbox;
 use self::write::{Writer, Written};
 use crate::catalog::Catalog;
-use crate::catalog::documents::{DocumentRef, Enqueued, Upload};
+use crate::catalog::documents::{DocumentRef, Enqueued, StoredUpload, Upload};
 use crate::catalog::jobs::{Claim, JobState};
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
@@ -36,6 +39,8 @@ const EMBED_STEP_CHUNKS: usize = 64;
 const EMBED_STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for a document's write, a failover (7 s) included several times over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Metadata field of a chunk that says on which page or slide it begins, from 1.
+pub const PAGE_FIELD: &str = "page";
 /// Locks that documents share by hash: more than workers and deletions at one time.
 const DOCUMENT_LOCKS: usize = 256;
 
@@ -45,6 +50,7 @@ pub struct Ingest {
     view: Arc<ClusterView>,
     embedder: Arc<dyn Embedder>,
     writer: Arc<Writer>,
+    sandbox: Sandbox,
     /// Wakes a worker.
     queued: Notify,
     /// Moves at every change of a job.
@@ -69,9 +75,16 @@ impl<E: Into<Error>> From<E> for Stop {
 
 impl Ingest {
     /// Ties the parts together; workers are started by [`worker::run`].
-    pub fn new(catalog: Catalog, view: Arc<ClusterView>, embedder: Arc<dyn Embedder>, writer: Arc<Writer>) -> Self {
+    pub fn new(
+        catalog: Catalog,
+        view: Arc<ClusterView>,
+        embedder: Arc<dyn Embedder>,
+        writer: Arc<Writer>,
+        sandbox: Sandbox,
+    ) -> Self {
         let document_locks = (0..DOCUMENT_LOCKS).map(|_| Mutex::new(())).collect();
-        Self { catalog, view, embedder, writer, queued: Notify::new(), changed: watch::Sender::new(0), document_locks }
+        let (queued, changed) = (Notify::new(), watch::Sender::new(0));
+        Self { catalog, view, embedder, writer, sandbox, queued, changed, document_locks }
     }
 
     /// Stores an upload durably and wakes a worker.
@@ -129,7 +142,7 @@ impl Ingest {
         let chunk_count = chunks.len() as u32;
 
         self.advance(claim, JobState::Embedding, 0.2, chunk_count).await?;
-        let embedded = self.embed(claim, &collection, &title, chunks).await?;
+        let embedded = self.embed(claim, &collection, &title, &parsed, chunks).await?;
 
         self.advance(claim, JobState::Indexing, 0.9, chunk_count).await?;
         let key =
@@ -169,14 +182,14 @@ impl Ingest {
         held.map_err(|_| Stop::ClaimLost)
     }
 
+    /// Plain text here, everything else in a process of its own.
     async fn parse(&self, claim: &Claim) -> Result<Parsed> {
+        let StoredUpload { media_type, file_name, content, .. } = &claim.upload;
+        if !Format::detect(content, media_type, file_name)?.is_plain() {
+            return self.sandbox.parse(content, media_type, file_name).await;
+        }
         let upload = claim.upload.clone();
-        blocking(move || {
-            let given = |text: &'static str, value: String| Some(value).filter(|value| value != text);
-            let (media_type, file_name) = (given("", upload.media_type), given("", upload.file_name));
-            Ok(parse::parse(&upload.content, media_type.as_deref(), file_name.as_deref())?)
-        })
-        .await
+        blocking(move || Ok(parse::parse(&upload.content, &upload.media_type, &upload.file_name)?)).await
     }
 
     async fn cut(&self, parsed: Parsed, title: String) -> Result<(Parsed, Vec<TextChunk>)> {
@@ -194,6 +207,7 @@ impl Ingest {
         claim: &Claim,
         collection: &Collection,
         title: &str,
+        parsed: &Parsed,
         chunks: Vec<TextChunk>,
     ) -> Result<Vec<Chunk>, Stop> {
         let spec = &collection.spec;
@@ -209,7 +223,11 @@ impl Ingest {
                 embedded.push(Chunk {
                     ordinal: embedded.len() as u32,
                     text: text_chunk.text.clone(),
-                    metadata_json: claim.upload.metadata_json.clone(),
+                    metadata_json: chunk_metadata(
+                        spec,
+                        &claim.upload.metadata_json,
+                        parsed.page_at(text_chunk.span.start),
+                    ),
                     span: text_chunk.span.start as u64..text_chunk.span.end as u64,
                     vector,
                 });
@@ -245,6 +263,17 @@ fn choose_title(claim: &Claim, parsed: &Parsed) -> String {
     let mut title = given.or_else(|| parsed.title.clone()).unwrap_or_else(|| claim.upload.file_name.clone());
     title.truncate(title.floor_char_boundary(limits::TITLE_BYTES_MAX));
     title
+}
+
+/// The document's metadata, and `page` where the format has pages, unless the caller has a field of that name, or the collection one
+/// that takes no numbers.
+fn chunk_metadata(spec: &CollectionSpec, metadata_json: &str, page: Option<u32>) -> String {
+    let takes_page = spec.fields.get(PAGE_FIELD).is_none_or(|kind| *kind == FieldType::Integer);
+    let fields = serde_json::from_str::<Map<String, Value>>(metadata_json).ok();
+    let Some((page, mut fields)) = page.filter(|_| takes_page).zip(fields) else { return metadata_json.to_owned() };
+    fields.entry(PAGE_FIELD).or_insert_with(|| page.into());
+    let with_page = Value::Object(fields).to_string();
+    if with_page.len() > limits::METADATA_BYTES_MAX { metadata_json.to_owned() } else { with_page }
 }
 
 /// Runs CPU work off the reactor. A panic in it is this document's failure, not the process'.

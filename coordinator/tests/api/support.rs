@@ -9,6 +9,7 @@ use coordinator::cluster::twin::{Twin, TwinClient};
 use coordinator::embed::Embedder;
 use coordinator::embed::fake::FakeEmbedder;
 use coordinator::generate::pool::Pool;
+use coordinator::ingest::sandbox::Sandbox;
 use coordinator::startup::{CacheOptions, Parts, Running};
 use coordinator::telemetry::Metrics;
 use reqwest::{Method, StatusCode};
@@ -91,6 +92,11 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         max_staleness: setup.max_staleness,
         zone: None,
         workers: setup.workers,
+        sandbox: Sandbox {
+            program: env!("CARGO_BIN_EXE_susui-coordinator").into(),
+            memory_bytes: 1 << 30,
+            time: Duration::from_secs(20),
+        },
     }
 }
 
