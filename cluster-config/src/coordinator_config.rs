@@ -13,6 +13,7 @@ use crate::error::ConfigError;
 use crate::ids::NodeId;
 use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
+use crate::node_config::TestHooks;
 use crate::units::{ByteSize, WrittenDuration};
 
 /// A validated coordinator configuration.
@@ -42,6 +43,8 @@ pub struct CoordinatorConfig {
     pub search: SearchConfig,
     /// `[ingest]`.
     pub ingest: IngestConfig,
+    /// What tests may switch on.
+    pub test_hooks: TestHooks,
 }
 
 /// The catalog database and its pool.
@@ -151,6 +154,7 @@ pub struct WrittenCoordinatorConfig {
     pub nodes: Vec<String>,
     pub data_dir: Option<PathBuf>,
     pub zone: Option<String>,
+    pub test_hooks: Option<bool>,
     pub dial_overrides: BTreeMap<String, String>,
     pub catalog: WrittenCatalog,
     pub embedder: WrittenEmbedder,
@@ -235,8 +239,10 @@ impl CoordinatorConfig {
     {
         let mut written: WrittenCoordinatorConfig =
             text::parse_toml(toml_text, "cluster-config/examples/coordinator.toml")?;
+        let environment: Vec<(String, String)> = environment.into_iter().collect();
+        let test_hooks = TestHooks::from_environment(written.test_hooks.unwrap_or(false), environment.clone())?;
         written.apply_environment(environment)?;
-        written.validate()
+        Ok(Self { test_hooks, ..written.validate()? })
     }
 }
 
@@ -294,6 +300,7 @@ impl WrittenCoordinatorConfig {
             llm: self.llm.validate()?,
             search: self.search.validate()?,
             ingest: self.ingest.validate()?,
+            test_hooks: TestHooks { allowed: self.test_hooks.unwrap_or(false), ..TestHooks::default() },
             data_dir,
         })
     }

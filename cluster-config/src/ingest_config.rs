@@ -1,5 +1,6 @@
 //! `[ingest]` of a coordinator: how many documents are worked on at once, and what parsing one may cost.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub struct IngestConfig {
     pub parse_memory: ByteSize,
     /// Processor time of a process that parses one document.
     pub parse_time: Duration,
+    /// Of tenants' documents, where not 0: larger goes first.
+    pub tenant_priority: BTreeMap<String, i32>,
 }
 
 /// `[ingest]` as written.
@@ -28,6 +31,7 @@ pub struct WrittenIngest {
     pub workers: Option<usize>,
     pub parse_memory: Option<ByteSize>,
     pub parse_time: Option<WrittenDuration>,
+    pub tenant_priority: BTreeMap<String, i32>,
 }
 
 impl WrittenIngest {
@@ -45,6 +49,7 @@ impl WrittenIngest {
                 Duration::from_secs(1),
                 limits::INTERVAL_MAX,
             )?,
+            tenant_priority: self.tenant_priority,
         })
     }
 }

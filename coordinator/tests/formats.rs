@@ -106,7 +106,10 @@ async fn a_book_has_its_chapters_in_order() {
     assert_eq!(parsed.title.as_deref(), Some("Sea Stories"));
     assert_eq!(
         outline(&parsed),
-        [("The Storm".into(), "The Storm\nThe wind rose at dusk."), ("The Calm".into(), "The Calm\nBy morning the sea lay flat.")]
+        [
+            ("The Storm".into(), "The Storm\nThe wind rose at dusk."),
+            ("The Calm".into(), "The Calm\nBy morning the sea lay flat.")
+        ]
     );
 }
 
@@ -189,5 +192,7 @@ fn form(next: Option<u32>, times: usize) -> String {
         None => ("q Q\n".repeat(times), "/Resources << >>".to_owned()),
     };
     let length = draws.len();
-    format!("<< /Type /XObject /Subtype /Form /BBox [0 0 9 9] {resources} /Length {length} >>\nstream\n{draws}endstream")
+    format!(
+        "<< /Type /XObject /Subtype /Form /BBox [0 0 9 9] {resources} /Length {length} >>\nstream\n{draws}endstream"
+    )
 }

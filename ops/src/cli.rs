@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
+use crate::{ask, check_config, collection, dev, drill, eval, ingest, jobs, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -70,6 +70,9 @@ pub enum Command {
     #[command(subcommand)]
     Collection(collection::Command),
     Ingest(ingest::Arguments),
+    /// Look at uploads on their way, and try failed ones again.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     Search(search::Arguments),
     Ask(ask::Arguments),
     Eval(eval::Arguments),
@@ -110,6 +113,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Status(arguments) => status::run(&global, &arguments).await,
         Command::Collection(command) => collection::run(&global, command).await,
         Command::Ingest(arguments) => ingest::run(&global, arguments).await,
+        Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Search(arguments) => search::run(&global, &arguments).await,
         Command::Ask(arguments) => ask::run(&global, &arguments).await,
         Command::Eval(arguments) => eval::run(&global, &arguments).await,

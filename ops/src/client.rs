@@ -106,6 +106,13 @@ impl Client {
         self.read_json(|| self.http.get(self.path(segments))).await
     }
 
+    /// `GET` with a query string, repeated while the cluster is busy.
+    pub async fn get_with<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<T, Error> {
+        let mut url = reqwest::Url::parse(&self.path(segments)).expect("path() gives one");
+        url.query_pairs_mut().extend_pairs(query);
+        self.read_json(|| self.http.get(url.clone())).await
+    }
+
     /// Sends JSON with an idempotent method, or one made so by the server's semantics; repeated while the cluster is busy.
     pub async fn send<B: Serialize, T: DeserializeOwned>(
         &self,

@@ -307,6 +307,7 @@ async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_k
             content_hash,
             content: incoming.content,
             idempotency,
+            priority: 0,
         })
     })
     .await

@@ -9,6 +9,7 @@
 
 pub mod documents;
 pub mod jobs;
+pub mod stages;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,9 @@ pub enum CatalogError {
         /// The bound that was met.
         waiting: u32,
     },
+    /// A job that cannot go back into the queue.
+    #[error("the job cannot be retried: it has not failed, or its document was uploaded again or deleted since")]
+    NotRetryable,
     /// The disk is full.
     #[error("the catalog's disk is full")]
     Full,
@@ -66,7 +70,7 @@ impl CatalogError {
         match self {
             Self::Busy { .. } | Self::QueueFull { .. } => ErrorKind::Overloaded,
             Self::InUse { .. } => ErrorKind::Unavailable,
-            Self::KeyReused => ErrorKind::Conflict,
+            Self::KeyReused | Self::NotRetryable => ErrorKind::Conflict,
             Self::Full => ErrorKind::StorageFull,
             Self::Failed(_) => ErrorKind::Internal,
         }
@@ -76,6 +80,7 @@ impl CatalogError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::KeyReused => "use a new Idempotency-Key for a new request",
+            Self::NotRetryable => "upload the document again",
             Self::InUse { .. } => "stop the other coordinator, or give this one its own data_dir",
             Self::QueueFull { .. } => "let the queue drain, then send again",
             _ => "",

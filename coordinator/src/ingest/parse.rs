@@ -31,6 +31,9 @@ use serde::{Deserialize, Serialize};
 pub use self::format::Format;
 use self::package::Package;
 
+/// Raised whenever the same bytes come out as another text: texts of an earlier version are made anew.
+pub const VERSION: u32 = 1;
+
 /// A document as text with its structure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parsed {

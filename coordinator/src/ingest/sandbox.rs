@@ -75,8 +75,7 @@ impl Sandbox {
             return Ok(outcome?);
         }
         tracing::info!(status = %heard.status, complaint = heard.complaint, "a document ended its parser");
-        let malformed =
-            |reason: &str| ParseError::Malformed { format: "document".into(), reason: reason.to_owned() };
+        let malformed = |reason: &str| ParseError::Malformed { format: "document".into(), reason: reason.to_owned() };
         let is = |signal: Signal| heard.status.signal() == Some(signal.as_raw());
         if is(Signal::XCPU) {
             Err(self.too_slow().into())
@@ -108,8 +107,7 @@ struct Heard {
 async fn converse(child: &mut Child, head: &[u8], bytes: &[u8]) -> std::io::Result<Heard> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let gone = || std::io::Error::other("a pipe is missing");
-    let (mut stdin, stdout, stderr) =
-        (stdin.ok_or_else(gone)?, stdout.ok_or_else(gone)?, stderr.ok_or_else(gone)?);
+    let (mut stdin, stdout, stderr) = (stdin.ok_or_else(gone)?, stdout.ok_or_else(gone)?, stderr.ok_or_else(gone)?);
     let write = async move {
         // A child that has died reads no further; how it died is what counts.
         if stdin.write_all(head).await.is_ok() {

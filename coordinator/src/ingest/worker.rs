@@ -72,7 +72,7 @@ async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'
         Err(Stop::Error(error)) => error,
     };
     let kind = error.kind();
-    let (noted, label) = match decide_retry(kind, claim.attempt) {
+    let (noted, label) = match decide_retry(kind, claim.tries) {
         Some(pause_ms) => {
             tracing::info!(job_id = %claim.job_id, attempt = claim.attempt, %error, pause_ms, "document will be tried again");
             (ingest.catalog.requeue_job(claim, pause_ms, kind, &public_text(&error)).await, "retried")
@@ -89,14 +89,14 @@ async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'
 }
 
 /// Pause before the next try, or `None` to give up.
-fn decide_retry(kind: ErrorKind, attempt: u32) -> Option<i64> {
+fn decide_retry(kind: ErrorKind, tries: u32) -> Option<i64> {
     let attempts_max = match kind {
         kind if kind.is_deterministic() => 0,
         kind if kind.is_retryable() => ATTEMPTS_MAX,
         _ => ATTEMPTS_UNEXPLAINED_MAX,
     };
-    let pause_ms = RETRY_PAUSE_MS.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(RETRY_PAUSE_MAX_MS);
-    (attempt < attempts_max).then_some(pause_ms)
+    let pause_ms = RETRY_PAUSE_MS.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(RETRY_PAUSE_MAX_MS);
+    (tries < attempts_max).then_some(pause_ms)
 }
 
 /// What the caller may read of an error.
@@ -112,6 +112,9 @@ pub async fn run_upkeep(ingest: Arc<Ingest>, cancel: CancellationToken) {
     loop {
         if let Err(error) = ingest.catalog.prune().await {
             tracing::warn!(%error, "old jobs were not pruned");
+        }
+        if let Err(error) = ingest.catalog.forget_stages().await {
+            tracing::warn!(%error, "results of ended jobs were not forgotten");
         }
         tokio::select! {
             () = cancel.cancelled() => return,

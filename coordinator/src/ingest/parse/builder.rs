@@ -20,13 +20,15 @@ impl Builder {
         self.title = self.title.take().or_else(|| Some(tidy(words)).filter(|title| !title.is_empty()));
     }
 
-    /// A page begins here. Errors: more than `limits::PAGES_MAX`.
+    /// A page begins here, and with it a section under no heading: no chunk stands on two pages. Errors: more than `limits::PAGES_MAX`.
     pub(super) fn page(&mut self) -> Result<(), ParseError> {
         if self.pages.len() == limits::PAGES_MAX {
             return Err(ParseError::Unpacked { what: "pages".into(), most: limits::PAGES_MAX });
         }
         self.gap("\n\n");
+        self.path = HeadingPath::default();
         self.pages.push(self.text.len());
+        self.starts.push((self.text.len(), Vec::new()));
         Ok(())
     }
 

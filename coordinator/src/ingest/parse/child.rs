@@ -61,9 +61,9 @@ fn answer() -> Result<(), Box<dyn std::error::Error>> {
     bind(&order)?;
     let mut bytes = Vec::new();
     input.take(limits::DOCUMENT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
-    let worker = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
-        super::parse(&bytes, &order.media_type, &order.file_name)
-    })?;
+    let worker = std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(move || super::parse(&bytes, &order.media_type, &order.file_name))?;
     let outcome: Outcome = worker.join().unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
         let reason = said.unwrap_or("its reader gave up on it").chars().take(REASON_CHARS_MAX).collect();
@@ -85,9 +85,8 @@ fn first_line(input: &mut impl Read) -> std::io::Result<String> {
 }
 
 fn bind(order: &Order) -> std::io::Result<()> {
-    let limit = |resource, soft: u64, hard: u64| {
-        setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) })
-    };
+    let limit =
+        |resource, soft: u64, hard: u64| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
     let seconds = order.time.as_secs().max(1);
     limit(Resource::As, order.memory_bytes, order.memory_bytes)?;
     // At the first the kernel says which limit it was (SIGXCPU), at the second it kills.

@@ -53,7 +53,8 @@ impl Format {
         }
         let mut head = bytes[..bytes.len().min(PDF_MARK_WITHIN)].windows(5);
         let declared = Self::declared(media_type, file_name);
-        if bytes.starts_with(b"%PDF-") || (declared == Declared::Binary(Self::Pdf) && head.any(|word| word == b"%PDF-")) {
+        if bytes.starts_with(b"%PDF-") || (declared == Declared::Binary(Self::Pdf) && head.any(|word| word == b"%PDF-"))
+        {
             return Ok(Self::Pdf);
         }
         match declared {

@@ -46,7 +46,8 @@ impl<'a> Package<'a> {
     /// An entry's bytes, unpacked.
     pub(super) fn bytes(&mut self, name: &str) -> Result<Vec<u8>, ParseError> {
         let format = self.format;
-        let failed = |error: String| ParseError::Malformed { format: format.into(), reason: format!("{name}: {error}") };
+        let failed =
+            |error: String| ParseError::Malformed { format: format.into(), reason: format!("{name}: {error}") };
         let entry = self.archive.by_name(name).map_err(|error| failed(error.to_string()))?;
         let left = limits::PACKAGE_BYTES_MAX - self.unpacked;
         let mut bytes = Vec::new();
@@ -60,17 +61,17 @@ impl<'a> Package<'a> {
 
     /// Unpacks every entry into nothing, for readers that unpack by themselves. Errors: bounds are met.
     pub(super) fn check_size(&mut self) -> Result<(), ParseError> {
+        let format = self.format;
+        let failed = |error: String| ParseError::Malformed { format: format.into(), reason: error };
+        let mut left = limits::PACKAGE_BYTES_MAX as u64;
         for index in 0..self.archive.len() {
-            let left = limits::PACKAGE_BYTES_MAX - self.unpacked;
-            let entry = self.archive.by_index(index).map_err(|error| self.malformed(error.to_string()))?;
-            let read = std::io::copy(&mut entry.take(left as u64 + 1), &mut std::io::sink());
-            let read = read.map_err(|error| self.malformed(error.to_string()))? as usize;
-            if read > left {
-                return Err(ParseError::Unpacked { what: "bytes".into(), most: limits::PACKAGE_BYTES_MAX });
-            }
-            self.unpacked += read;
+            let entry = self.archive.by_index(index).map_err(|error| failed(error.to_string()))?;
+            let read = std::io::copy(&mut entry.take(left + 1), &mut std::io::sink());
+            let read = read.map_err(|error| failed(error.to_string()))?;
+            left = left
+                .checked_sub(read)
+                .ok_or(ParseError::Unpacked { what: "bytes".into(), most: limits::PACKAGE_BYTES_MAX })?;
         }
-        self.unpacked = 0;
         Ok(())
     }
 

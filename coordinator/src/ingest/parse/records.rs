@@ -12,11 +12,8 @@ pub(super) fn csv(text: &str) -> Result<Parsed, ParseError> {
     let count = |delimiter: u8| first.bytes().filter(|byte| *byte == delimiter).count();
     // The last of equals wins: the comma.
     let delimiter = [b'\t', b';', b','].into_iter().max_by_key(|delimiter| count(*delimiter)).unwrap_or(b',');
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .delimiter(delimiter)
-        .from_reader(text.as_bytes());
+    let mut reader =
+        csv::ReaderBuilder::new().has_headers(false).flexible(true).delimiter(delimiter).from_reader(text.as_bytes());
     let (mut table, mut builder) = (Table::default(), Builder::default());
     for record in reader.records() {
         let record =

@@ -188,7 +188,8 @@ fn rows_stand_behind_their_columns_names() {
 #[test]
 fn json_lines_are_records() {
     let lines = |source: &str| parse(source.as_bytes(), "application/jsonl", "");
-    let parsed = lines("{\"title\":\"Lift\",\"text\":\"The wing lifts.\"}\n\n{\"a\":{\"b\":[1,\"x\"]},\"c\":null,\"d\":true}\n");
+    let parsed =
+        lines("{\"title\":\"Lift\",\"text\":\"The wing lifts.\"}\n\n{\"a\":{\"b\":[1,\"x\"]},\"c\":null,\"d\":true}\n");
     let parsed = parsed.expect("parses");
     assert_eq!(parsed.text, "Lift\n\nThe wing lifts.\n\na.b: 1; a.b: x; d: true");
     assert_eq!(parsed.sections[0].heading_path, ["Lift"]);

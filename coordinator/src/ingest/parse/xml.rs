@@ -33,7 +33,8 @@ impl Element<'_> {
 
     /// All attributes of that local name, whatever their prefixes.
     pub(super) fn attributes(&self, name: &str) -> Vec<String> {
-        let named = self.0.attributes().with_checks(false).flatten().filter(|a| a.key.local_name().into_inner() == name);
+        let mut all = self.0.attributes();
+        let named = all.with_checks(false).flatten().filter(|a| a.key.local_name().into_inner() == name);
         named.filter_map(|a| Some(a.normalized_value(XmlVersion::Implicit1_0).ok()?.into_owned())).collect()
     }
 }
