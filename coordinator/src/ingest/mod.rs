@@ -218,7 +218,7 @@ impl Ingest {
     /// write has begun.
     async fn until_lost(&self, claim: &Claim, is_writing: &AtomicBool) {
         let mut changes = self.changes();
-        let mut renewal = tokio::time::interval(RENEW_INTERVAL);
+        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + RENEW_INTERVAL, RENEW_INTERVAL);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_held = tokio::select! {

@@ -42,7 +42,7 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
         ingest.queued.notify_one();
         ingest.announce();
         let outcome = tokio::select! {
-            outcome = ingest.run(&claim) => outcome,
+            outcome = attempt(&ingest, &claim) => outcome,
             () = cancel.cancelled() => {
                 if let Err(error) = ingest.catalog.release_job(&claim).await {
                     tracing::warn!(job_id = %claim.job_id, %error, "claim was not given back; it is at the next start");
@@ -54,6 +54,14 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
         metrics.jobs.with_label_values(&[label]).inc();
         ingest.announce();
     }
+}
+
+/// Runs the job, unless it was claimed too often: then it ends the process each time, before a failure can be noted.
+async fn attempt(ingest: &Ingest, claim: &Claim) -> Result<(), Stop> {
+    if claim.tries > ATTEMPTS_MAX {
+        return Err(Error::internal(format!("claimed {} times without an end", claim.tries)).into());
+    }
+    ingest.run(claim).await
 }
 
 async fn idle(ingest: &Ingest, cancel: &CancellationToken) {

@@ -17,7 +17,7 @@ fn outline(parsed: &Parsed) -> Vec<(String, &str)> {
 #[test]
 fn the_format_is_what_the_bytes_say_then_the_type_then_the_name() {
     type Case = (&'static str, &'static str, &'static [u8], Option<Format>);
-    let cases: [Case; 26] = [
+    let cases: [Case; 27] = [
         ("text/markdown; charset=utf-8", "a.txt", b"x", Some(Format::Markdown)),
         ("TEXT/HTML", "", b"x", Some(Format::Html)),
         ("text/plain", "a.md", b"x", Some(Format::Markdown)),
@@ -35,6 +35,7 @@ fn the_format_is_what_the_bytes_say_then_the_type_then_the_name() {
         ("application/pdf", "", b"\n\n%PDF-1.4", Some(Format::Pdf)),
         ("", "notes.md", b"a %PDF-1.4 begins with a mark", Some(Format::Markdown)),
         ("text/html", "a.html", b"PK\x03\x04", Some(Format::Package)),
+        ("text/plain", "", b"GIF89a is how a picture begins", Some(Format::Plain)),
         ("application/pdf", "a.txt", b"x", None),
         ("", "a.pdf", b"<html>", None),
         ("", "a.docx", b"plain", None),
