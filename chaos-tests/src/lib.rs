@@ -12,6 +12,7 @@ pub mod drill;
 pub mod history;
 pub mod hostile;
 pub mod links;
+pub mod llm;
 pub mod loaded;
 pub mod model;
 pub mod nemesis;

@@ -13,6 +13,7 @@ use crate::error::ConfigError;
 use crate::ids::NodeId;
 use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
+use crate::llm_config::{LlmConfig, WrittenLlm};
 use crate::node_config::TestHooks;
 use crate::units::{ByteSize, WrittenDuration};
 
@@ -93,48 +94,6 @@ pub struct CacheConfig {
     pub memory: ByteSize,
 }
 
-/// Generation of answers. Without backends answers are extractive.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LlmConfig {
-    /// Where answers are generated; may be empty.
-    pub backends: Vec<LlmBackendConfig>,
-    /// Most tokens of an answer, where the request names none.
-    pub max_tokens: u32,
-    /// Sampling temperature, where the request names none.
-    pub temperature: f32,
-    /// Sampling top-k, where the backend knows it.
-    pub top_k: u32,
-}
-
-/// The protocol an LLM backend speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LlmKind {
-    /// Ollama's NDJSON.
-    Ollama,
-    /// OpenAI's chat completions with server-sent events.
-    Openai,
-}
-
-/// One LLM backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LlmBackendConfig {
-    /// Unique name, used in metrics.
-    pub name: String,
-    /// Protocol.
-    pub kind: LlmKind,
-    /// Base URL without a trailing slash.
-    pub url: String,
-    /// Model asked for.
-    pub model: String,
-    /// Environment variable that holds the key; the key itself never stands in a file.
-    pub api_key_env: Option<String>,
-    /// Share of the requests relative to other backends.
-    pub weight: u32,
-    /// Most requests at once.
-    pub concurrency_max: usize,
-}
-
 /// Defaults of retrieval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchConfig {
@@ -197,31 +156,6 @@ pub struct WrittenCache {
     pub memory: Option<ByteSize>,
 }
 
-/// `[llm]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as LlmConfig")]
-pub struct WrittenLlm {
-    pub max_tokens: Option<u32>,
-    pub temperature: Option<f32>,
-    pub top_k: Option<u32>,
-    pub backends: Vec<WrittenLlmBackend>,
-}
-
-/// `[[llm.backends]]` as written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "as LlmBackendConfig")]
-pub struct WrittenLlmBackend {
-    pub name: String,
-    pub kind: LlmKind,
-    pub url: String,
-    pub model: String,
-    pub api_key_env: Option<String>,
-    pub weight: Option<u32>,
-    pub concurrency_max: Option<usize>,
-}
-
 /// `[search]` of a coordinator as written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -268,10 +202,7 @@ impl WrittenCoordinatorConfig {
                 "DATABASE_POOL_SIZE" => self.catalog.pool_size = Some(read_number(&name, value)?),
                 "DATABASE_MAX_OVERFLOW" => self.catalog.max_overflow = Some(read_number(&name, value)?),
                 "DATABASE_POOL_TIMEOUT" => self.catalog.pool_timeout = Some(read_seconds(&name, value)?),
-                "OLLAMA_MAX_TOKENS" => self.llm.max_tokens = Some(read_number(&name, value)?),
-                "OLLAMA_TEMPERATURE" => self.llm.temperature = Some(read_number(&name, value)?),
-                "OLLAMA_TOP_K" => self.llm.top_k = Some(read_number(&name, value)?),
-                _ => {}
+                _ => self.llm.apply_variable(&name, value)?,
             }
         }
         Ok(())
@@ -383,81 +314,6 @@ impl WrittenCache {
     }
 }
 
-impl WrittenLlm {
-    fn validate(self) -> Result<LlmConfig, ConfigError> {
-        if self.backends.len() > limits::LLM_BACKENDS_MAX {
-            return Err(ConfigError::new(
-                "llm.backends",
-                format!("{} backends", self.backends.len()),
-                format!("use at most {}", limits::LLM_BACKENDS_MAX),
-            ));
-        }
-        let mut backends: Vec<LlmBackendConfig> = Vec::with_capacity(self.backends.len());
-        for (position, written) in self.backends.into_iter().enumerate() {
-            let key = format!("llm.backends[{position}]");
-            let backend = written.validate(&key)?;
-            if backends.iter().any(|other| other.name == backend.name) {
-                return Err(ConfigError::new(
-                    format!("{key}.name"),
-                    format!("{:?} is the name of another backend too", backend.name),
-                    "give each backend its own name",
-                ));
-            }
-            backends.push(backend);
-        }
-        Ok(LlmConfig {
-            backends,
-            max_tokens: text::in_range("llm.max_tokens", self.max_tokens.unwrap_or(256), 1, limits::LLM_TOKENS_MAX)?,
-            temperature: text::in_range("llm.temperature", self.temperature.unwrap_or(0.1), 0.0, 2.0)?,
-            top_k: text::in_range("llm.top_k", self.top_k.unwrap_or(20), 1, limits::TOP_K_MAX)?,
-        })
-    }
-}
-
-impl WrittenLlmBackend {
-    fn validate(self, key: &str) -> Result<LlmBackendConfig, ConfigError> {
-        text::check_word(&format!("{key}.name"), &self.name)?;
-        let url = self.url.trim_end_matches('/');
-        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
-            return Err(ConfigError::new(
-                format!("{key}.url"),
-                format!("{:?} is not an HTTP address", self.url),
-                "use http://HOST:PORT or https://HOST",
-            ));
-        }
-        if self.model.trim().is_empty() {
-            return Err(ConfigError::new(format!("{key}.model"), "empty", "name a model the backend serves"));
-        }
-        if let Some(variable) = &self.api_key_env {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            if variable.is_empty() || !variable.chars().all(allowed) {
-                return Err(ConfigError::new(
-                    format!("{key}.api_key_env"),
-                    "not the name of an environment variable",
-                    "name the variable that holds the key; do not write the key itself",
-                ));
-            }
-        }
-        let weight = text::in_range(&format!("{key}.weight"), self.weight.unwrap_or(1), 1, limits::NODE_WEIGHT_MAX)?;
-        let concurrency_max = self.concurrency_max.unwrap_or(4);
-        Ok(LlmBackendConfig {
-            url: url.to_owned(),
-            name: self.name,
-            kind: self.kind,
-            model: self.model,
-            api_key_env: self.api_key_env,
-            weight,
-            concurrency_max: text::in_range(
-                &format!("{key}.concurrency_max"),
-                concurrency_max,
-                1,
-                limits::LLM_CONCURRENCY_MAX,
-            )?,
-        })
-    }
-}
-
 impl WrittenSearch {
     fn validate(self) -> Result<SearchConfig, ConfigError> {
         let default_timeout =
@@ -485,7 +341,7 @@ fn put_in_data_dir(pattern: &str, data_dir: &Path) -> String {
     pattern.replace("{data_dir}", &data_dir.to_string_lossy())
 }
 
-fn read_bool(name: &str, value: &str) -> Result<bool, ConfigError> {
+pub(crate) fn read_bool(name: &str, value: &str) -> Result<bool, ConfigError> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -503,7 +359,7 @@ fn read_seconds(name: &str, value: &str) -> Result<WrittenDuration, ConfigError>
     })
 }
 
-fn read_number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, ConfigError> {
+pub(crate) fn read_number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, ConfigError> {
     value
         .parse()
         .map_err(|_| ConfigError::new(name, format!("{value:?} is not such a number"), "use a number, or unset it"))

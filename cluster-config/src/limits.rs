@@ -214,6 +214,15 @@ pub const POOL_CONNECTIONS_MAX: u32 = 1000;
 pub const LLM_BACKENDS_MAX: usize = 64;
 /// Most requests a single LLM backend may be given at once.
 pub const LLM_CONCURRENCY_MAX: usize = 1024;
+/// Largest priority number of an LLM backend.
+pub const LLM_PRIORITY_MAX: u32 = 100;
+/// Most models that stand in for one.
+pub const LLM_FALLBACKS_MAX: usize = 8;
+/// Tokens of prompt and answer that a model is taken to have room for: below, no source fits; above, the estimate of a prompt's
+/// length says nothing.
+pub const LLM_CONTEXT_TOKENS_MIN: usize = 1024;
+/// As [`LLM_CONTEXT_TOKENS_MIN`].
+pub const LLM_CONTEXT_TOKENS_MAX: usize = 131_072;
 /// Most tokens an answer may be asked to have.
 pub const LLM_TOKENS_MAX: u32 = 32_768;
 /// Most texts of one embedding batch.

@@ -12,10 +12,10 @@ use futures::{Stream, StreamExt, stream};
 
 use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
-use crate::generate::pool::Pool;
+use crate::generate::pool::{Generation, Pool};
 use crate::generate::{
-    Citation, EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Source, Usage, extractive,
-    prompt,
+    Affinity, Citation, EventStream, FinishReason, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest,
+    Message, Source, Usage, extractive, prompt,
 };
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
@@ -149,8 +149,6 @@ async fn run_group(
 
 /// Sentences of an extractive answer: about what a reader takes in at a glance.
 const EXTRACTIVE_SENTENCES_MAX: usize = 3;
-/// Tokens of a whole prompt: fits the 4,096-token context that small local models are run with, answer included.
-const PROMPT_TOKENS_MAX: usize = 3000;
 /// Shown where nothing was found; it is true, and no model is asked to invent something better.
 const NOTHING_FOUND: &str = "Nothing in the collection answers this.";
 
@@ -161,6 +159,10 @@ pub struct TextOptions {
     pub model: Option<String>,
     /// Overrides the configured sampling.
     pub options: GenerateOptions,
+    /// What was said before the question, oldest first.
+    pub history: Vec<Message>,
+    /// Hash of whoever asks, for backends chosen by affinity.
+    pub client: Option<u64>,
     /// The answer ends here.
     pub deadline: Instant,
 }
@@ -175,6 +177,8 @@ pub struct Answer {
     pub generator: String,
     /// The model, where there is one.
     pub model: Option<String>,
+    /// Why the text is extractive although language models are configured.
+    pub degraded: Option<String>,
     /// The text. Dropping it stops the backend.
     pub events: BoxStream<'static, AnswerEvent>,
 }
@@ -199,15 +203,25 @@ pub enum AnswerEvent {
 /// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
 /// Cancel: dropping the future or the answer's stream closes the backend's connection.
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
-    let asked = question.text.clone().unwrap_or_default();
+    let (asked, tenant) = (question.text.clone().unwrap_or_default(), question.tenant.clone());
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
     let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
     let began = Instant::now();
-    let answer = match &services.llm {
-        _ if found.is_empty() => fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())]),
-        None => extract(ranked, asked, found).await?,
-        Some(pool) => generate(pool, ranked, &asked, found, text).await?,
+    let answer = if found.is_empty() {
+        fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())])
+    } else if services.llm.is_empty() {
+        extract(ranked, asked, found).await?
+    } else {
+        match generate(&services.llm, tenant, &asked, found.clone(), text).await {
+            Ok((generation, sources)) => written(ranked, generation, sources),
+            // Every backend is down: the sources' own sentences are better than an error, and are marked.
+            Err(GenerateError::Unavailable { reason }) => {
+                let extracted = extract(ranked, asked, found).await?;
+                Answer { degraded: Some(format!("no language model is available: {reason}")), ..extracted }
+            }
+            Err(error) => return Err(error.into()),
+        }
     };
     services.metrics.stage("begin_text", began.elapsed());
     Ok(answer)
@@ -248,35 +262,60 @@ async fn extract(ranked: Ranked, asked: String, found: Vec<Source>) -> Result<An
 /// An answer that is whole already.
 fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> Answer {
     events.push(AnswerEvent::Done(FinishReason::Stop));
-    Answer { ranked, sources, generator: "extractive".to_owned(), model: None, events: stream::iter(events).boxed() }
+    Answer {
+        ranked,
+        sources,
+        generator: extractive::GENERATOR.to_owned(),
+        model: None,
+        degraded: None,
+        events: stream::iter(events).boxed(),
+    }
 }
 
-async fn generate(pool: &Pool, ranked: Ranked, asked: &str, found: Vec<Source>, text: TextOptions) -> Result<Answer> {
-    let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
+/// Asks the pool; the sources are those that fit the prompt, as it numbers them.
+async fn generate(
+    pool: &Pool,
+    tenant: String,
+    asked: &str,
+    found: Vec<Source>,
+    text: TextOptions,
+) -> Result<(Generation, Vec<Source>), GenerateError> {
+    let tokens_max = pool.prompt_tokens_max(text.model.as_deref(), text.options.max_tokens);
+    let prompt = prompt::build(asked, &text.history, found, tokens_max, &prompt::estimate_tokens);
+    let affinity = Affinity { client: text.client, prefix: Some(prompt::retrieved_key(&prompt.sources)) };
     let request =
-        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
-    let generation = pool.generate(request, text.deadline).await?;
-    let events = with_citations(generation.events, prompt.sources.clone());
-    Ok(Answer {
+        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity, tenant };
+    Ok((pool.generate(request, text.deadline).await?, prompt.sources))
+}
+
+fn written(ranked: Ranked, generation: Generation, sources: Vec<Source>) -> Answer {
+    let events = with_citations(generation.events, sources.clone());
+    Answer {
         ranked,
-        sources: prompt.sources,
+        sources,
         generator: generation.backend,
         model: Some(generation.model),
+        degraded: None,
         events: events.boxed(),
-    })
+    }
 }
 
-/// Adds a citation behind the piece of text that completes its mark. Nothing is held back.
+/// Puts each citation behind the piece of text that completes its mark, and leaves out marks of sources that there are not. Of the text
+/// only an open mark is held back, until it is closed or turns out to be none.
 fn with_citations(events: EventStream, sources: Vec<Source>) -> impl Stream<Item = AnswerEvent> {
     let mut tracker = CitationTracker::new(sources);
+    let cited = |(text, citations): (String, Vec<Citation>)| {
+        let delta = (!text.is_empty()).then_some(AnswerEvent::Delta(text));
+        delta.into_iter().chain(citations.into_iter().map(AnswerEvent::Citation)).collect::<Vec<_>>()
+    };
     events.flat_map(move |event| {
         let events = match event {
-            Ok(GenerateEvent::Delta(piece)) => {
-                let citations = tracker.push(&piece).into_iter().map(AnswerEvent::Citation);
-                std::iter::once(AnswerEvent::Delta(piece)).chain(citations).collect()
-            }
+            Ok(GenerateEvent::Delta(piece)) => cited(tracker.push(&piece)),
             Ok(GenerateEvent::Usage(usage)) => vec![AnswerEvent::Usage(usage)],
-            Ok(GenerateEvent::Done { finish_reason }) => vec![AnswerEvent::Done(finish_reason)],
+            Ok(GenerateEvent::Done { finish_reason }) => {
+                let held_back = cited((tracker.finish(), Vec::new()));
+                held_back.into_iter().chain([AnswerEvent::Done(finish_reason)]).collect()
+            }
             Err(error) => vec![AnswerEvent::Failed(error.into())],
         };
         stream::iter(events)

@@ -122,6 +122,14 @@ impl Error {
         }
     }
 
+    /// The field at fault, where it is one.
+    pub fn field_name(&self) -> Option<&str> {
+        match self {
+            Self::Field(error) => Some(&error.key),
+            _ => None,
+        }
+    }
+
     /// The shards' count, where the error is about them.
     pub fn counts(&self) -> Option<ShardCounts> {
         match self {

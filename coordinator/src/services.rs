@@ -40,8 +40,8 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Language models; without any, answers are extractive.
-    pub llm: Option<Pool>,
+    /// Language models; while there are none, answers are extractive.
+    pub llm: Pool,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Bound on requests answered at one time.

@@ -1,5 +1,6 @@
 //! The whole life of a coordinator: everything that is started is started here, and stopped in the reverse order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -44,8 +45,8 @@ pub struct Parts {
     pub seeds: Vec<String>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Language models.
-    pub llm: Option<Pool>,
+    /// Language models; may be none.
+    pub llm: Pool,
     /// Series; the parts above may have registered theirs.
     pub metrics: Arc<Metrics>,
     /// Where the catalog is.
@@ -189,8 +190,8 @@ impl Running {
             tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
         }
         tasks.spawn(worker::run_upkeep(Arc::clone(&ingest), cancel.clone()));
-        if let Some(pool) = parts.llm.clone() {
-            let cancel = cancel.clone();
+        {
+            let (pool, cancel) = (parts.llm.clone(), cancel.clone());
             tasks.spawn(async move { pool.watch(cancel).await });
         }
         let services = Arc::new(Services {
@@ -216,13 +217,14 @@ impl Running {
     /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let router = api::router(Arc::clone(&self.services));
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
         let accepting = CancellationToken::new();
         let server = {
             let accepting = accepting.clone();
             tokio::spawn(async move {
                 // Without it, small writes wait 40 ms for the other side's delayed acknowledgement.
                 let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-                axum::serve(listener, router).with_graceful_shutdown(accepting.cancelled_owned()).await
+                axum::serve(listener, service).with_graceful_shutdown(accepting.cancelled_owned()).await
             })
         };
         let abort = server.abort_handle();

@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, check_config, collection, dev, drill, eval, ingest, jobs, node, search, shard, status};
+use crate::{ask, backend, check_config, collection, dev, drill, eval, ingest, jobs, node, search, shard, status};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -80,6 +80,9 @@ pub enum Command {
     /// List nodes, drain one before it is restarted, take that back.
     #[command(subcommand)]
     Node(node::Command),
+    /// List, add and remove the language model backends of a coordinator.
+    #[command(subcommand)]
+    Backend(backend::Command),
     /// Look into one shard, or change its copies by hand.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -119,6 +122,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Eval(arguments) => eval::run(&global, &arguments).await,
         Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
         Command::Node(command) => node::run(&global, command).await,
+        Command::Backend(command) => backend::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
         Command::Drill(command) => drill::run(&global, command).await,
         Command::Exec(arguments) => dev::exec(arguments),

@@ -5,6 +5,7 @@
 //! `output` the one place that decides how things are printed.
 
 pub mod ask;
+pub mod backend;
 pub mod check_config;
 pub mod cli;
 pub mod client;

@@ -1,7 +1,7 @@
 //! Whether a backend is worth asking, as a pure state machine over the outcomes of requests.
 //!
 //! `Up` --[`FAILURES_TO_EJECT` in a row]--> `Ejected` --[time over]--> one trial --[success]--> `Up`, or --[failure]--> `Ejected`
-//! for twice as long. A backend that says it is busy is left alone for as long as it asks, without being called ill.
+//! for twice as long. A probe that is not answered ejects at once, one that is answered takes back. A backend that says it is busy is left alone for as long as it asks, without being called ill.
 
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,20 @@ impl Health {
         pause
     }
 
+    /// A probe was answered: an ejected backend is used again. That it answers does not mean that it generates, so after failed requests
+    /// one more of them is enough to eject it again, for longer.
+    pub(super) fn answer_probe(&mut self) {
+        if self.ejected_until.take().is_some() {
+            self.failures_in_row = FAILURES_TO_EJECT - 1;
+            self.trial_running = false;
+        }
+    }
+
+    /// A probe was not answered: the backend is left out until one is.
+    pub(super) fn miss_probe(&mut self, now: Instant) {
+        self.ejected_until = Some(now + EJECTION_MAX);
+    }
+
     pub(super) fn is_ejected(&self) -> bool {
         self.ejected_until.is_some()
     }
@@ -116,6 +130,22 @@ mod tests {
         assert!((0..3).any(|_| health.fail(start, false)));
         assert!(!health.fail(start + EJECTION / 2, false));
         assert!(health.admits(start + EJECTION));
+    }
+
+    #[test]
+    fn probes_eject_and_take_back_and_a_liar_is_given_one_chance() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        health.miss_probe(start);
+        assert!(health.is_ejected() && !health.admits(start + EJECTION));
+        health.answer_probe();
+        assert!(!health.is_ejected() && health.admits(start));
+        assert!(health.fail(start, false), "one failure after the probe's word is enough");
+        health.answer_probe();
+        health.succeed();
+        assert!(!health.fail(start, false), "forgotten");
+        health.answer_probe();
+        assert!(!health.fail(start, false), "a probe of a sound backend says nothing about failures");
     }
 
     #[test]

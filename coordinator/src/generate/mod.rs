@@ -15,6 +15,7 @@ pub mod openai;
 pub mod pool;
 pub mod prompt;
 mod stream;
+mod vllm;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -108,6 +109,17 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Layers on the GPU (`num_gpu`). Ollama only.
     pub gpu_layers: Option<i32>,
+    /// What the answer must be, where it is not free text.
+    pub format: Option<AnswerFormat>,
+}
+
+/// A form that a backend keeps its answer to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerFormat {
+    /// Any JSON.
+    Json,
+    /// JSON of this schema.
+    Schema(serde_json::Value),
 }
 
 impl GenerateOptions {
@@ -119,6 +131,7 @@ impl GenerateOptions {
         self.top_p = self.top_p.or(defaults.top_p);
         self.seed = self.seed.or(defaults.seed);
         self.gpu_layers = self.gpu_layers.or(defaults.gpu_layers);
+        self.format = self.format.take().or_else(|| defaults.format.clone());
         if self.stop.is_empty() {
             self.stop.clone_from(&defaults.stop);
         }
@@ -134,8 +147,19 @@ pub struct GenerateRequest {
     pub model: Option<String>,
     /// Sampling and length.
     pub options: GenerateOptions,
-    /// Hash of whatever should keep going to the same backend (client address, retrieved set); used by `ip_hash`.
-    pub affinity: Option<u64>,
+    /// What should keep going to the same backend.
+    pub affinity: Affinity,
+    /// Who asks: tenants wait in turn.
+    pub tenant: String,
+}
+
+/// Hashes of what ties a request to earlier ones; the pool's policy says which of them counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// The client's session or address; for `ip_hash`.
+    pub client: Option<u64>,
+    /// The retrieved set, or the conversation's beginning: what a backend may still have in its prompt cache; for `prefix_hash`.
+    pub prefix: Option<u64>,
 }
 
 /// Tokens spent.
@@ -219,6 +243,8 @@ pub enum GenerateError {
     /// The backend refuses this request (unknown model, bad parameter); another try gives the same.
     #[error("backend {backend} refused the request: {message}")]
     Refused {
+        /// HTTP status it gave.
+        status: u16,
         /// Its configured name.
         backend: String,
         /// Its words.
@@ -241,6 +267,8 @@ impl GenerateError {
             Self::Overloaded { .. } => ErrorKind::Overloaded,
             Self::Unavailable { .. } | Self::Broken { .. } => ErrorKind::Unavailable,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Self::Refused { status: 404, .. } => ErrorKind::NotFound,
+            Self::Refused { status: 413, .. } => ErrorKind::TooLarge,
             Self::Refused { .. } => ErrorKind::InvalidArgument,
         }
     }

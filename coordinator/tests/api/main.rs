@@ -1,11 +1,17 @@
 //! The coordinator's HTTP API against nodes in memory: port 0, fake embedder, scripted language model, scratch catalog.
 
 mod cache;
+mod clients;
 mod collections;
 mod consistency;
 mod documents;
 mod faults;
 mod jobs;
+mod llm;
+mod llm_pool;
+mod llm_timing;
+mod ollama_door;
+mod openai_door;
 mod operators;
 mod query;
 mod refusals;

@@ -80,7 +80,7 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         client: Arc::new(TwinClient(Arc::clone(&setup.twin))),
         seeds: vec!["seed:1".into()],
         embedder: Arc::clone(&setup.embedder),
-        llm: setup.llm.clone(),
+        llm: setup.llm.clone().unwrap_or_else(Pool::empty),
         metrics: Arc::new(Metrics::new().expect("registers")),
         catalog: CatalogOptions {
             url: format!("sqlite://{}", dir.join("catalog.db").display()),
