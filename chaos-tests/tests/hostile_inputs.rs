@@ -66,8 +66,8 @@ async fn pass(client: &Client, address: &str, corpus: &Arc<Vec<Hostile>>) -> any
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_hostile_harms_it() -> anyhow::Result<()> {
-    // Five seconds of a processor are plenty for any honest document here, and the endless ones are not waited for so long.
-    let extra = "[ingest]\nworkers = 2\nparse_time = \"3s\"\nparse_memory = \"512MiB\"\n".to_owned();
+    // Plenty for any honest document, and the endless ones are not waited for so long.
+    let extra = "[ingest]\nworkers = 2\nparse_time = \"1s\"\nparse_memory = \"512MiB\"\n".to_owned();
     let mut cluster =
         Cluster::start(Options { fake_embedder: true, coordinator_extra: extra, ..Options::default() }).await?;
     let client = cluster.client();

@@ -74,7 +74,7 @@ pub(super) fn corpus(collection: &str) -> Vec<Hostile> {
         }
         all.push((format!("flipped {number}"), flipped));
     }
-    let spaces = vec![b' '; 200 << 20];
+    let spaces = vec![b' '; 140 << 20];
     let many: Vec<String> = (0..20_000).map(|number| format!("{number}.xml")).collect();
     let many: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), b"".as_slice())).collect();
     let inner = package(&[(DOCX, &spaces)]);

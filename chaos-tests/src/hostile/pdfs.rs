@@ -82,8 +82,8 @@ pub(super) fn corpus(collection: &str) -> Vec<Hostile> {
         }
         all.push((format!("flipped {number}"), flipped));
     }
-    let zeros = deflated(&vec![b' '; 256 << 20]);
-    let operators = deflated(&b"BT /F 12 Tf (x) Tj ET\n".repeat(4_000_000));
+    let zeros = deflated(&vec![b' '; 140 << 20]);
+    let operators = deflated(&b"BT /F 12 Tf (x) Tj ET\n".repeat(2_000_000));
     let xobject = "/XObject << /F 5 0 R >>";
     let do_it = || stream("", b"/F Do");
     let further = vec![
