@@ -40,7 +40,7 @@ fn file(number: usize) -> (&'static str, String) {
         3 => ("page.html", format!("<h1>Page</h1><p>{}</p>", words(number))),
         6 => ("table.csv", format!("name,words\n{},{}\n", number, words(number))),
         9 => {
-            let section = |part: usize| format!("# Part {part}\n\n{} {}\n\n", words(number), "steady ".repeat(200));
+            let section = |part: usize| format!("# Part {part}\n\n{}\n\n", format!("{} ", words(number)).repeat(60));
             ("long.md", (0..LONG_CHUNKS).map(section).collect())
         }
         _ => ("note.txt", words(number)),
