@@ -23,6 +23,8 @@ pub struct Options {
     pub metadata_nodes: usize,
     /// Directory of the embedding model; `None` starts the coordinator without an embedder.
     pub model_dir: Option<PathBuf>,
+    /// The embedder without a model, where no directory of one is given.
+    pub fake_embedder: bool,
     /// Further lines of the coordinator's configuration, for example an LLM backend.
     pub coordinator_extra: String,
     /// Lead every connection between processes through a proxy.
@@ -41,6 +43,7 @@ impl Default for Options {
             nodes: 3,
             metadata_nodes: 0,
             model_dir: None,
+            fake_embedder: false,
             coordinator_extra: String::new(),
             is_proxied: false,
             check_invariants: false,
@@ -144,13 +147,14 @@ impl Cluster {
             format!("\"127.0.0.1:{port}\"")
         };
         let seeds: Vec<String> = rpc.iter().enumerate().map(seed).collect();
-        let embedder = self
-            .options
-            .model_dir
-            .as_ref()
-            .map_or_else(|| "name = \"none\"".to_owned(), |model| format!("model_dir = \"{}\"", model.display()));
+        let embedder = match &self.options.model_dir {
+            Some(model) => format!("model_dir = \"{}\"", model.display()),
+            None if self.options.fake_embedder => "name = \"fake\"".to_owned(),
+            None => "name = \"none\"".to_owned(),
+        };
         let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{}\"\nnodes = [{}]\ndata_dir = \"{dir}/coordinator\"\n\n\
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{}\"\nnodes = [{}]\ndata_dir = \"{dir}/coordinator\"\n\
+             test_hooks = true\n\n\
              [embedder]\n{embedder}\n{}\n{}",
             self.http,
             seeds.join(", "),
@@ -185,10 +189,15 @@ impl Cluster {
 
     /// Starts the coordinator, again after it was killed.
     pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
+        self.start_coordinator_with(&[])
+    }
+
+    /// Starts the coordinator with further environment variables.
+    pub fn start_coordinator_with(&mut self, variables: &[(&str, &str)]) -> anyhow::Result<()> {
         let config = self.path.join("coordinator.toml");
         let log = self.path.join("coordinator.log");
         let arguments = ["--config", &config.to_string_lossy()];
-        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, &[], &log)?);
+        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, variables, &log)?);
         Ok(())
     }
 
@@ -251,6 +260,11 @@ impl Cluster {
     /// The coordinator. Errors: it is not running.
     pub fn coordinator(&mut self) -> anyhow::Result<&mut Process> {
         self.coordinator.as_mut().context("the coordinator is not running")
+    }
+
+    /// All that the coordinators of this cluster have logged so far.
+    pub fn coordinator_log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.path.join("coordinator.log"))?)
     }
 
     /// `kill -9` of one node.

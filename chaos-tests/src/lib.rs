@@ -10,6 +10,7 @@ pub mod data;
 pub mod dev;
 pub mod drill;
 pub mod history;
+pub mod hostile;
 pub mod links;
 pub mod llm;
 pub mod loaded;

@@ -12,8 +12,10 @@ use crate::auth_config::{AuthConfig, WrittenAuth};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
+use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
 use crate::llm_config::{LlmConfig, WrittenLlm};
+use crate::node_config::TestHooks;
 use crate::units::{ByteSize, WrittenDuration};
 
 /// A validated coordinator configuration.
@@ -45,6 +47,8 @@ pub struct CoordinatorConfig {
     pub search: SearchConfig,
     /// `[ingest]`.
     pub ingest: IngestConfig,
+    /// What tests may switch on.
+    pub test_hooks: TestHooks,
 }
 
 /// The catalog database and its pool.
@@ -102,13 +106,6 @@ pub struct SearchConfig {
     pub max_staleness: Duration,
 }
 
-/// The ingest workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IngestConfig {
-    /// Documents worked on at once.
-    pub workers: usize,
-}
-
 /// A coordinator's TOML file as written. Public so that tools can write one that a coordinator will read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,6 +116,7 @@ pub struct WrittenCoordinatorConfig {
     pub nodes: Vec<String>,
     pub data_dir: Option<PathBuf>,
     pub zone: Option<String>,
+    pub test_hooks: Option<bool>,
     pub dial_overrides: BTreeMap<String, String>,
     pub auth: WrittenAuth,
     pub catalog: WrittenCatalog,
@@ -171,14 +169,6 @@ pub struct WrittenSearch {
     pub max_staleness: Option<WrittenDuration>,
 }
 
-/// `[ingest]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as IngestConfig")]
-pub struct WrittenIngest {
-    pub workers: Option<usize>,
-}
-
 impl CoordinatorConfig {
     /// Reads a coordinator's TOML, lets the environment override it, and validates the whole.
     pub fn from_toml<I>(toml_text: &str, environment: I) -> Result<Self, ConfigError>
@@ -187,8 +177,10 @@ impl CoordinatorConfig {
     {
         let mut written: WrittenCoordinatorConfig =
             text::parse_toml(toml_text, "cluster-config/examples/coordinator.toml")?;
+        let environment: Vec<(String, String)> = environment.into_iter().collect();
+        let test_hooks = TestHooks::from_environment(written.test_hooks.unwrap_or(false), environment.clone())?;
         written.apply_environment(environment)?;
-        written.validate()
+        Ok(Self { test_hooks, ..written.validate()? })
     }
 }
 
@@ -244,14 +236,8 @@ impl WrittenCoordinatorConfig {
             cache: self.cache.validate()?,
             llm: self.llm.validate()?,
             search: self.search.validate()?,
-            ingest: IngestConfig {
-                workers: text::in_range(
-                    "ingest.workers",
-                    self.ingest.workers.unwrap_or(2),
-                    1,
-                    limits::INGEST_WORKERS_MAX,
-                )?,
-            },
+            ingest: self.ingest.validate()?,
+            test_hooks: TestHooks { allowed: self.test_hooks.unwrap_or(false), ..TestHooks::default() },
             data_dir,
         })
     }

@@ -14,6 +14,7 @@ pub mod datetime;
 pub mod error;
 pub mod filter;
 pub mod ids;
+pub mod ingest_config;
 pub mod limits;
 pub mod llm_config;
 pub mod memory;

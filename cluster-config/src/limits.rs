@@ -35,6 +35,12 @@ pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 pub const CHUNKS_PER_DOCUMENT_MAX: usize = 10_000;
 /// Most bytes of an uploaded document.
 pub const DOCUMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most entries of a zip package (Office files, EPUB).
+pub const PACKAGE_ENTRIES_MAX: usize = 10_000;
+/// Most bytes that a zip package may unpack to, over all entries that are read.
+pub const PACKAGE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Most pages or slides of a document.
+pub const PAGES_MAX: usize = 10_000;
 /// Most bytes of a JSON request body.
 pub const JSON_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most points of one `PUT .../points`.
@@ -261,6 +267,7 @@ const _: () = {
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
+    assert!(DOCUMENT_BYTES_MAX <= PACKAGE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
     assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);

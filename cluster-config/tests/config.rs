@@ -60,6 +60,7 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     let mut all = CoordinatorConfig::from_toml(&uncommented(COORDINATOR), []).expect("loads");
     assert_eq!((all.llm.backends.len(), all.embedder.threads), (1, Some(2)), "the samples were taken in");
     assert_eq!(all.zone.take().as_deref(), Some("rack-1"));
+    assert_eq!(all.ingest.tenant_priority.remove("acme"), Some(10));
     assert_eq!(
         (all.llm.gpu_layers.take(), all.llm.routing.fast_model.take().as_deref()),
         (Some(-1), Some("llama3.2:1b"))
@@ -131,6 +132,8 @@ fn test_hooks_are_refused_unless_allowed() {
         let allowed = NodeConfig::from_toml(&format!("test_hooks = true\n{NODE}"), variables).expect("allowed");
         assert!(allowed.test_hooks.check_invariants || allowed.test_hooks.failpoints.as_deref() == Some(value));
     }
+    let refused = CoordinatorConfig::from_toml(COORDINATOR, environment(&[("SUSUI_FAILPOINTS", "x=return")]));
+    assert_eq!(refused.expect_err("not allowed").key, "test_hooks");
     let off = NodeConfig::from_toml(NODE, environment(&[("SUSUI_CHECK", "0"), ("SUSUI_FAILPOINTS", "")])).expect("off");
     assert!(!off.test_hooks.check_invariants && off.test_hooks.failpoints.is_none());
 }
@@ -251,6 +254,8 @@ fn each_mistake_in_a_coordinator_file_is_named() {
         ("search.default_timeout", "[search]\ndefault_timeout = \"1h\"".into()),
         ("search.max_staleness", "[search]\nmax_staleness = \"0s\"".into()),
         ("ingest.workers", "[ingest]\nworkers = 0".into()),
+        ("ingest.parse_memory", "[ingest]\nparse_memory = \"1MiB\"".into()),
+        ("ingest.parse_time", "[ingest]\nparse_time = \"10ms\"".into()),
         ("ingest.worker", "[ingest]\nworker = 1".into()),
     ];
     for (key, addition) in cases {

@@ -240,6 +240,7 @@ fn to_source(hit: &Hit) -> Option<Source> {
         text: hit.text.clone().filter(|text| !text.is_empty())?,
         span: hit.span.clone()?,
         score: hit.score,
+        page: hit.page(),
     })
 }
 

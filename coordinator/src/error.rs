@@ -153,7 +153,7 @@ fn default_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::AlreadyExists | ErrorKind::Conflict => "read the current state and decide again",
         ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => "check the credentials",
         ErrorKind::TooLarge => "send less at once",
-        ErrorKind::UnsupportedMedia => "send text/plain, text/markdown or text/html",
+        ErrorKind::UnsupportedMedia => "send text, Markdown, HTML, CSV, JSON lines, PDF, DOCX, XLSX, PPTX or EPUB",
         ErrorKind::TokenVoid => "drop the session token and read again",
         ErrorKind::StorageFull => "free disk space or add nodes, then retry",
         ErrorKind::DeadlineExceeded => "raise timeout_ms, or retry",

@@ -33,7 +33,7 @@ pub struct Services {
     /// Calls to nodes.
     pub client: Arc<dyn NodeClient>,
     /// Reads.
-    pub retriever: Retriever,
+    pub retriever: Arc<Retriever>,
     /// Writes.
     pub writer: Arc<Writer>,
     /// Documents and jobs.

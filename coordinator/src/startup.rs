@@ -29,8 +29,9 @@ use crate::embed::Embedder;
 use crate::embed::metrics::EmbedMetrics;
 use crate::generate::metrics::PoolMetrics;
 use crate::generate::pool::Pool;
+use crate::ingest::sandbox::Sandbox;
 use crate::ingest::write::Writer;
-use crate::ingest::{Ingest, worker};
+use crate::ingest::{Ingest, IngestOptions, failpoint, worker};
 use crate::retrieve::Retriever;
 use crate::services::Services;
 use crate::telemetry::Metrics;
@@ -66,8 +67,8 @@ pub struct Parts {
     pub max_staleness: Duration,
     /// Where this coordinator stands: copies in the same zone are asked first.
     pub zone: Option<String>,
-    /// Ingestion workers.
-    pub workers: usize,
+    /// Ingestion.
+    pub ingest: IngestOptions,
 }
 
 /// Bounds of the retrieval cache.
@@ -102,6 +103,9 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 
 /// Configuration > metrics > embedder > LLM pool > nodes > catalog > view > workers > HTTP, until `stop`, then back.
 pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    if let Some(points) = &config.test_hooks.failpoints {
+        failpoint::set(points)?;
+    }
     let metrics = Arc::new(Metrics::new()?);
     let embed_metrics = EmbedMetrics::new();
     embed_metrics.register(metrics.registry())?;
@@ -134,7 +138,11 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
         zone: config.zone.clone(),
-        workers: config.ingest.workers,
+        ingest: IngestOptions {
+            workers: config.ingest.workers,
+            sandbox: Sandbox::new(config.ingest.parse_memory.0, config.ingest.parse_time),
+            priorities: config.ingest.tenant_priority.clone(),
+        },
     };
     let running = Running::start(parts).await?;
     let listener = TcpListener::bind(config.http_listen)
@@ -171,14 +179,14 @@ impl Running {
         let cache = parts.cache.map(|options| {
             Arc::new(RetrievalCache::new(vec![Box::new(MemoryTier::new(options.memory_bytes, options.ttl))]))
         });
-        let retriever = Retriever::new(
+        let retriever = Arc::new(Retriever::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
             Arc::clone(&stats),
             cache.clone(),
             Arc::clone(&parts.metrics),
             parts.zone,
-        );
+        ));
         let writer = Arc::new(Writer::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
@@ -186,14 +194,21 @@ impl Running {
             cache,
             Arc::clone(&parts.metrics),
         ));
-        let ingest =
-            Arc::new(Ingest::new(catalog.clone(), Arc::clone(&view), Arc::clone(&parts.embedder), Arc::clone(&writer)));
+        let workers = parts.ingest.workers;
+        let ingest = Arc::new(Ingest::new(
+            catalog.clone(),
+            Arc::clone(&view),
+            Arc::clone(&parts.embedder),
+            Arc::clone(&writer),
+            Arc::clone(&retriever),
+            parts.ingest,
+        ));
 
         {
             let (view, client, cancel) = (Arc::clone(&view), Arc::clone(&parts.client), cancel.clone());
             tasks.spawn(async move { view.run(client, parts.seeds, cancel).await });
         }
-        for _ in 0..parts.workers {
+        for _ in 0..workers {
             tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
         }
         let tenants = Arc::new(Tenants::new(catalog.clone(), parts.tenants));

@@ -8,8 +8,8 @@ use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
 use crate::{
-    access, alias, ask, backend, bench, check_config, collection, dev, doctor, drill, eval, ingest, node, search, shard,
-    status,
+    access, alias, ask, backend, bench, check_config, collection, dev, doctor, drill, eval, ingest, jobs, node, search,
+    shard, status,
 };
 
 /// Where a coordinator listens unless told otherwise.
@@ -76,6 +76,9 @@ pub enum Command {
     #[command(subcommand)]
     Collection(collection::Command),
     Ingest(ingest::Arguments),
+    /// Look at uploads on their way, and try failed ones again.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     Search(search::Arguments),
     Ask(ask::Arguments),
     Eval(eval::Arguments),
@@ -136,6 +139,7 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Status(arguments) => status::run(&global, &arguments).await,
         Command::Collection(command) => collection::run(&global, command).await,
         Command::Ingest(arguments) => ingest::run(&global, arguments).await,
+        Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Search(arguments) => search::run(&global, &arguments).await,
         Command::Ask(arguments) => ask::run(&global, &arguments).await,
         Command::Eval(arguments) => eval::run(&global, &arguments).await,

@@ -19,6 +19,7 @@ pub mod drill;
 pub mod error;
 pub mod eval;
 pub mod ingest;
+pub mod jobs;
 pub mod jsonl;
 pub mod node;
 pub mod npy;

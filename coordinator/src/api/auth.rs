@@ -31,7 +31,12 @@ pub fn required_scope(method: &Method, route: &str) -> Scope {
         // Of its own tenant; the handler asks more for another's.
         "/api/v1/tenants/{tenant}/usage" if is_read => Scope::Read,
         "/api/v1/collections/{collection}/points" | "/api/v1/collections/{collection}/points:delete" => Scope::Write,
-        "/api/v1/documents" | "/api/v1/documents/{id}" | "/api/v1/jobs/{id}" | "/api/v1/jobs/{id}/events" => {
+        "/api/v1/documents"
+        | "/api/v1/documents/{id}"
+        | "/api/v1/jobs"
+        | "/api/v1/jobs/{id}"
+        | "/api/v1/jobs/{id}/events"
+        | "/api/v1/jobs/{id}/retry" => {
             if is_read { Scope::Read } else { Scope::Write }
         }
         "/" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/tags" | "/api/show"

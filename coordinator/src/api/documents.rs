@@ -25,6 +25,7 @@ use super::request_id::current_request_id;
 use super::search::{DEFAULT_COLLECTION, read_consistency, read_session};
 use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
 use crate::error::{Error, Result};
+use crate::ingest::parse::Format;
 use crate::retrieve::documents::{DocumentRead, Listing};
 use crate::services::Services;
 
@@ -285,6 +286,7 @@ async fn check_upload(
     if incoming.content.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::field(field, "the document has no text", "send a document with text"));
     }
+    Format::detect(&incoming.content, &incoming.media_type, &incoming.file_name)?;
     let given_id = incoming.id.is_some();
     let key = caller.document_key("id", incoming.id.unwrap_or_else(|| Uuid::now_v7().to_string()))?;
     check_title("title", &incoming.title)?;
@@ -315,6 +317,7 @@ async fn check_upload(
             content_hash,
             content: incoming.content,
             idempotency,
+            priority: 0,
         })
     })
     .await
@@ -348,7 +351,10 @@ pub async fn get_document(
         if reply.title.is_empty() {
             reply.title = first.title.clone();
         }
-        reply.metadata = serde_json::from_str(&first.metadata_json).ok();
+        // The catalog's is the document's own; a chunk's has its page, too.
+        if reply.metadata.is_none() {
+            reply.metadata = serde_json::from_str(&first.metadata_json).ok();
+        }
     }
     if query.include_text.unwrap_or(false) {
         reply.text = services.catalog.extracted_text(&document).await?;

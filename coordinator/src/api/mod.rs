@@ -62,6 +62,8 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/collections/{collection}/points:delete", post(points::delete_points))
         .route("/api/v1/documents", post(documents::post_document).get(documents::list_documents))
         .route("/api/v1/documents/{id}", get(documents::get_document).delete(documents::delete_document))
+        .route("/api/v1/jobs", get(jobs::list_jobs))
+        .route("/api/v1/jobs/{id}/retry", post(jobs::retry_job))
         .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
         .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
         .route("/api/v1/cluster", get(cluster::get_cluster))

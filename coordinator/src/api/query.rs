@@ -84,6 +84,9 @@ pub struct CitationBody {
     pub span: SpanBody,
     /// Retrieval score of the chunk.
     pub score: f32,
+    /// Page or slide that the chunk begins on, from 1, where the document has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<u32>,
 }
 
 /// Tokens spent by the model.
@@ -303,6 +306,7 @@ pub(super) fn citation_body(citation: Citation) -> CitationBody {
         title: citation.title,
         span: SpanBody { start: citation.span.start, end: citation.span.end },
         score: citation.score,
+        page: citation.page,
     }
 }
 
@@ -319,6 +323,7 @@ fn source_body(marker: u32, source: &Source) -> CitationBody {
         title: source.title.clone(),
         span: SpanBody { start: source.span.start, end: source.span.end },
         score: source.score,
+        page: source.page,
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Upload {
     pub content: Vec<u8>,
     /// The caller's key and the hash of the whole request.
     pub idempotency: Option<(String, [u8; 32])>,
+    /// Of its job; larger goes first.
+    pub priority: i32,
 }
 
 /// What an upload became.
@@ -124,6 +126,19 @@ pub struct StoredUpload {
     pub file_name: String,
     /// The bytes.
     pub content: Vec<u8>,
+    /// SHA-256 of `content`.
+    pub content_hash: Vec<u8>,
+    /// What of the document is searchable, as far as this catalog knows.
+    pub indexed: Option<Indexed>,
+}
+
+/// What the searchable chunks of a document are, by hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Indexed {
+    /// Of the upload and of every setting that the chunks depend on.
+    pub from: Vec<u8>,
+    /// Of the chunks.
+    pub chunks: Vec<u8>,
 }
 
 const COUNT_OPEN_JOBS: &str = "SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')";
@@ -195,8 +210,8 @@ impl Catalog {
         cancel_open_jobs(connection, &upload.document, "superseded by a newer upload", now).await?;
         sqlx::query(
             "INSERT INTO jobs (job_id, collection_id, tenant, document_id, document_version, state, progress, attempt,
-                 run_after_ms, created_ms, updated_ms)
-             VALUES ($1, $2, $3, $4, $5, 'queued', 0, 0, $6, $6, $6)",
+                 run_after_ms, created_ms, updated_ms, priority)
+             VALUES ($1, $2, $3, $4, $5, 'queued', 0, 0, $6, $6, $6, $7)",
         )
         .bind(job_id.to_string())
         .bind(as_stored(*collection_id))
@@ -204,6 +219,7 @@ impl Catalog {
         .bind(document_id)
         .bind(version)
         .bind(now)
+        .bind(upload.priority)
         .execute(&mut *connection)
         .await?;
         count_stored(connection, tenant, upload.content.len() as i64 - replaced_bytes).await?;

@@ -8,12 +8,12 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
-use super::documents::{DocumentRef, StoredUpload, as_stored, parse_job_id};
+use super::documents::{DocumentRef, Indexed, StoredUpload, as_stored, parse_job_id};
 use super::{Catalog, CatalogError, get_u32, get_u64, storable};
 use crate::clock::unix_ms;
 
-/// A claim holds this long without renewal.
-pub const LEASE_MS: i64 = 60_000;
+/// A claim holds this long without renewal; workers renew it at a third of that.
+pub const LEASE_MS: i64 = 30_000;
 /// Final jobs and idempotency keys are forgotten after this.
 const KEEP_FINAL_MS: i64 = 7 * 24 * 3600 * 1000;
 const KEEP_KEYS_MS: i64 = 24 * 3600 * 1000;
@@ -111,8 +111,40 @@ pub struct Claim {
     pub document: DocumentRef,
     /// Raised by each claim.
     pub attempt: u32,
+    /// Claims since the upload, or since it was retried by hand.
+    pub tries: u32,
     /// What to index.
     pub upload: StoredUpload,
+}
+
+/// Which jobs.
+#[derive(Clone, Debug)]
+pub struct JobsQuery<'a> {
+    /// Whose.
+    pub tenant: &'a str,
+    /// In this state only.
+    pub state: Option<JobState>,
+    /// Of this collection only.
+    pub collection_id: Option<u64>,
+    /// With ids after this; empty: from the first.
+    pub after: &'a str,
+    /// At most.
+    pub limit: u32,
+}
+
+/// How a job ended well.
+#[derive(Clone, Debug)]
+pub struct Finish<'a> {
+    /// As chosen.
+    pub title: &'a str,
+    /// The extracted text; `None`: the one that is kept stays.
+    pub extracted: Option<&'a str>,
+    /// Chunks.
+    pub chunk_count: u32,
+    /// Token for reading it.
+    pub session: &'a str,
+    /// What was indexed.
+    pub indexed: Indexed,
 }
 
 /// The claim does not hold any more: the job was cancelled, superseded or claimed by another.
@@ -123,7 +155,7 @@ const JOB_COLUMNS: &str = "job_id, collection_id, tenant, document_id, state, pr
                            session, attempt, created_ms, updated_ms";
 
 impl Catalog {
-    /// The oldest job that may run, claimed. A document's jobs run one at a time, because each upload ends the one before it.
+    /// The job that may run and is first by priority, then by age, claimed. A document's jobs run one at a time, because each upload ends the one before it.
     pub async fn claim_job(&self) -> Result<Option<Claim>, CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
@@ -134,8 +166,8 @@ impl Catalog {
                  SELECT job_id FROM jobs
                  WHERE state NOT IN ('done', 'failed', 'cancelled') AND run_after_ms <= $1
                    AND (lease_until_ms IS NULL OR lease_until_ms < $1)
-                 ORDER BY run_after_ms, created_ms LIMIT 1 {})
-             RETURNING job_id, collection_id, tenant, document_id, attempt",
+                 ORDER BY priority DESC, run_after_ms, created_ms LIMIT 1 {})
+             RETURNING job_id, collection_id, tenant, document_id, attempt, attempts_before",
             self.engine().for_update_skip_locked()
         );
         let claimed = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -147,8 +179,10 @@ impl Catalog {
         let job_id = parse_job_id(&row.try_get::<String, _>("job_id")?)?;
         let document = document_ref(&row)?;
         let attempt = get_u32(&row, "attempt")?;
+        let tries = attempt.saturating_sub(get_u32(&row, "attempts_before")?);
         let upload = sqlx::query(
-            "SELECT d.title, d.metadata_json, d.media_type, d.file_name, d.upload FROM documents d
+            "SELECT d.title, d.metadata_json, d.media_type, d.file_name, d.upload, d.content_hash, d.indexed_from,
+                 d.indexed_chunks FROM documents d
              WHERE d.job_id = $1 AND d.upload IS NOT NULL AND d.collection_id = $2 AND d.tenant = $3 AND d.document_id = $4",
         )
         .bind(job_id.to_string())
@@ -172,9 +206,14 @@ impl Catalog {
             media_type: row.try_get("media_type")?,
             file_name: row.try_get("file_name")?,
             content: row.try_get("upload")?,
+            content_hash: row.try_get("content_hash")?,
+            indexed: match (row.try_get("indexed_from")?, row.try_get("indexed_chunks")?) {
+                (Some(from), Some(chunks)) => Some(Indexed { from, chunks }),
+                _ => None,
+            },
         };
         write.commit().await?;
-        Ok(Some(Claim { job_id, document, attempt, upload }))
+        Ok(Some(Claim { job_id, document, attempt, tries, upload }))
     }
 
     /// Notes how far the job is and renews the lease.
@@ -205,6 +244,23 @@ impl Catalog {
         Ok(if changed == 1 { Ok(()) } else { Err(ClaimLost) })
     }
 
+    /// Renews the lease, whatever the job is doing.
+    pub async fn renew_job(&self, claim: &Claim) -> Result<Result<(), ClaimLost>, CatalogError> {
+        let mut write = self.write().await?;
+        let changed = sqlx::query(
+            "UPDATE jobs SET lease_until_ms = $3
+             WHERE job_id = $1 AND attempt = $2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(i64::from(claim.attempt))
+        .bind(unix_ms() + LEASE_MS)
+        .execute(&mut *write.transaction)
+        .await?
+        .rows_affected();
+        write.commit().await?;
+        Ok(if changed == 1 { Ok(()) } else { Err(ClaimLost) })
+    }
+
     /// Whether the claim still holds, without renewing it.
     pub async fn holds(&self, claim: &Claim) -> Result<bool, CatalogError> {
         let mut connection = self.read().await?;
@@ -220,28 +276,28 @@ impl Catalog {
     }
 
     /// The document is searchable: the job is done, the extracted text takes the upload's place.
-    pub async fn finish_job(
-        &self,
-        claim: &Claim,
-        title: &str,
-        extracted: &str,
-        chunk_count: u32,
-        session: &str,
-    ) -> Result<Result<(), ClaimLost>, CatalogError> {
+    pub async fn finish_job(&self, claim: &Claim, finish: &Finish<'_>) -> Result<Result<(), ClaimLost>, CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
         sqlx::query(
-            "UPDATE documents SET state = 'ready', title = $2, extracted = $3, chunk_count = $4, upload = NULL, updated_ms = $5
+            "UPDATE documents SET state = 'ready', title = $2, extracted = coalesce($3, extracted), chunk_count = $4, upload = NULL,
+                 updated_ms = $5, indexed_from = $6, indexed_chunks = $7
              WHERE job_id = $1",
         )
         .bind(claim.job_id.to_string())
-        .bind(&*storable(title))
-        .bind(&*storable(extracted))
-        .bind(i64::from(chunk_count))
+        .bind(&*storable(finish.title))
+        .bind(finish.extracted.map(|text| storable(text).into_owned()))
+        .bind(i64::from(finish.chunk_count))
         .bind(now)
+        .bind(&finish.indexed.from)
+        .bind(&finish.indexed.chunks)
         .execute(&mut *connection)
         .await?;
+        sqlx::query("DELETE FROM job_stages WHERE job_id = $1")
+            .bind(claim.job_id.to_string())
+            .execute(&mut *connection)
+            .await?;
         let changed = sqlx::query(
             "UPDATE jobs SET state = 'done', progress = 1, chunk_count = $3, session = $4, lease_until_ms = NULL, updated_ms = $5,
                  error_kind = NULL, error_message = NULL
@@ -249,8 +305,8 @@ impl Catalog {
         )
         .bind(claim.job_id.to_string())
         .bind(i64::from(claim.attempt))
-        .bind(i64::from(chunk_count))
-        .bind(session)
+        .bind(i64::from(finish.chunk_count))
+        .bind(finish.session)
         .bind(now)
         .execute(&mut *connection)
         .await?
@@ -360,6 +416,63 @@ impl Catalog {
             drop(write);
         }
         self.job(tenant, job_id).await
+    }
+
+    /// Puts a failed or cancelled job of the tenant back into the queue. `None`: no such job; otherwise its row afterwards.
+    ///
+    /// Errors: `NotRetryable`, where it has not ended badly or its document has been uploaded again or deleted since.
+    pub async fn retry_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let held = sqlx::query(
+            "UPDATE documents SET state = 'processing', updated_ms = $2 WHERE job_id = $1 AND tenant = $3 AND upload IS NOT NULL",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'queued', progress = 0, attempts_before = attempt, cancel_requested = 0, run_after_ms = $2,
+                 error_kind = NULL, error_message = NULL, updated_ms = $2
+             WHERE job_id = $1 AND tenant = $3 AND state IN ('failed', 'cancelled')",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if held == 1 && changed == 1 {
+            write.commit().await?;
+            return self.job(tenant, job_id).await;
+        }
+        drop(write);
+        match self.job(tenant, job_id).await? {
+            Some(_) => Err(CatalogError::NotRetryable),
+            None => Ok(None),
+        }
+    }
+
+    /// Jobs in the order they were made, after `after`, of all states or of one, of all collections or of one.
+    pub async fn jobs(&self, query: &JobsQuery<'_>) -> Result<Vec<JobRow>, CatalogError> {
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {JOB_COLUMNS} FROM jobs
+             WHERE tenant = $1 AND ($2 = '' OR state = $2) AND ($3 < 0 OR collection_id = $3) AND job_id > $4
+             ORDER BY job_id LIMIT $5"
+        ));
+        let rows = sqlx::query(sql)
+            .bind(query.tenant)
+            .bind(query.state.map_or("", JobState::as_str))
+            .bind(query.collection_id.map_or(-1, as_stored))
+            .bind(query.after)
+            .bind(i64::from(query.limit))
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.iter().map(job_row).collect()
     }
 
     /// A job of the tenant.

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod jobs;
 pub mod keys;
 pub mod operators;
+pub mod stages;
 pub mod tenants;
 pub mod upkeep;
 
@@ -68,6 +69,9 @@ pub enum CatalogError {
         /// The bound.
         bytes_max: u64,
     },
+    /// A job that cannot go back into the queue.
+    #[error("the job cannot be retried: it has not failed, or its document was uploaded again or deleted since")]
+    NotRetryable,
     /// The disk is full.
     #[error("the catalog's disk is full")]
     Full,
@@ -82,7 +86,7 @@ impl CatalogError {
         match self {
             Self::Busy { .. } | Self::Contended(_) | Self::QueueFull { .. } => ErrorKind::Overloaded,
             Self::InUse { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,
-            Self::KeyReused => ErrorKind::Conflict,
+            Self::KeyReused | Self::NotRetryable => ErrorKind::Conflict,
             Self::StoredBytes { .. } => ErrorKind::PermissionDenied,
             Self::Full => ErrorKind::StorageFull,
             Self::Failed(_) => ErrorKind::Internal,
@@ -93,6 +97,7 @@ impl CatalogError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::KeyReused => "use a new Idempotency-Key for a new request",
+            Self::NotRetryable => "upload the document again",
             Self::InUse { .. } => {
                 "stop the other coordinator, give this one its own data_dir, or use Postgres for both"
             }

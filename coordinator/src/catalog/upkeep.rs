@@ -19,7 +19,7 @@ const KEEP_AUDIT_MS: i64 = 400 * 24 * 3600 * 1000;
 /// A regular task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Old jobs, keys of uploads, and audit rows go.
+    /// Old jobs, their stages, keys of uploads, and audit rows go.
     Prune,
     /// Statistics and free space.
     Analyze,
@@ -89,6 +89,7 @@ impl Catalog {
         match task {
             Task::Prune => {
                 self.prune().await?;
+                self.forget_stages().await?;
                 self.prune_audit().await?;
             }
             Task::Analyze => {
@@ -128,7 +129,7 @@ impl Catalog {
     /// used again by themselves, and rewriting the whole file would stop all writers for as long.
     async fn analyze(&self) -> Result<(), CatalogError> {
         let statement = match self.engine() {
-            Engine::Postgres => "VACUUM (ANALYZE) documents, jobs, idempotency_keys, usage, audit, tenants, api_keys",
+            Engine::Postgres => "VACUUM (ANALYZE) documents, jobs, job_stages, idempotency_keys, usage, audit, tenants, api_keys",
             Engine::Sqlite => "ANALYZE; PRAGMA wal_checkpoint(PASSIVE);",
         };
         let mut connection = self.read().await?;

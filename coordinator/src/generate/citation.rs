@@ -116,6 +116,7 @@ impl Citation {
             title: source.title.clone(),
             span,
             score: source.score,
+            page: source.page,
         }
     }
 }
@@ -134,6 +135,7 @@ mod tests {
             text: "text".into(),
             span: n * 10..n * 10 + 4,
             score: 0.5,
+            page: None,
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Source {
     pub span: Range<u64>,
     /// Retrieval score, larger is better.
     pub score: f32,
+    /// Page or slide that the chunk begins on, from 1, where the document has any.
+    pub page: Option<u32>,
 }
 
 /// A place in a source that the answer rests on.
@@ -55,6 +57,8 @@ pub struct Citation {
     pub span: Range<u64>,
     /// As in [`Source`].
     pub score: f32,
+    /// As in [`Source`].
+    pub page: Option<u32>,
 }
 
 /// Who speaks in a message.

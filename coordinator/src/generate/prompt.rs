@@ -189,6 +189,7 @@ mod tests {
             text: text.into(),
             span: ordinal * 1000..ordinal * 1000 + text.len() as u64,
             score,
+            page: None,
         }
     }
 

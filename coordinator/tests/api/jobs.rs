@@ -166,3 +166,141 @@ async fn one_process_at_a_time_has_the_catalog() {
     let again = Running::start(parts(&Setup::default(), dir.path())).await.expect("the lock is free again");
     again.close().await;
 }
+
+/// The shards are away for so long that the job is given up; a day later somebody tries it again.
+#[tokio::test]
+async fn a_failed_job_is_listed_and_retried() {
+    let setup = Setup::default();
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    c.create_texts("other").await;
+    let broken = c.upload_file("t", "b", "broken.pdf", b"%PDF-1.4 nothing more").await;
+    assert_eq!(broken["status"], "failed", "{broken}");
+    c.upload("t", "good", "", "words").await;
+    let failed = c.get("/api/v1/jobs?status=failed&collection=t").await.ok();
+    assert_eq!(failed["jobs"].as_array().expect("jobs").len(), 1, "{failed}");
+    assert_eq!((&failed["jobs"][0]["id"], &failed["jobs"][0]["document_id"]), (&broken["id"], &json!("b")));
+    assert_eq!(c.get("/api/v1/jobs?status=failed&collection=other").await.ok()["jobs"], json!([]));
+    let first = c.get("/api/v1/jobs?limit=1").await.ok();
+    let next =
+        c.get(&format!("/api/v1/jobs?limit=1&cursor={}", first["next_cursor"].as_str().expect("more"))).await.ok();
+    assert_ne!(first["jobs"][0]["id"], next["jobs"][0]["id"]);
+    assert_eq!(next["next_cursor"], json!(null));
+    assert_eq!(c.get("/api/v1/jobs?status=lost").await.status, 400);
+
+    let retry = format!("/api/v1/jobs/{}/retry", broken["id"].as_str().expect("id"));
+    let again = c.post(&retry, json!({})).await;
+    assert_eq!(again.status, 202, "{}", again.body);
+    let job = c.follow_job(broken["id"].as_str().expect("id")).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(2)), "it was tried again: {job}");
+    // Uploaded anew, the old job has nothing to try any more.
+    c.upload("t", "b", "", "readable").await;
+    let refused = c.post(&retry, json!({})).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (409, &json!("conflict")));
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_upload_is_not_indexed_again_unless_something_took_its_place() {
+    let setup = Setup::default();
+    let twin = Arc::clone(&setup.twin);
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    let first = c.upload("t", "d", "Title", "words to keep").await;
+    let applied = twin.applied_total();
+    let again = c.upload("t", "d", "Title", "words to keep").await;
+    assert_eq!((&again["status"], &again["chunk_count"]), (&json!("done"), &first["chunk_count"]), "{again}");
+    assert_ne!(again["id"], first["id"]);
+    assert_eq!(twin.applied_total(), applied, "nothing was written");
+    let document = c.get("/api/v1/documents/d?collection=t&include_text=true").await.ok();
+    assert_eq!((&document["status"], &document["text"]), (&json!("ready"), &json!("words to keep")));
+
+    // Another title makes another document.
+    c.upload("t", "d", "Other", "words to keep").await;
+    assert_eq!(twin.applied_total(), applied + 1);
+    // A point in the document's place, which the catalog hears nothing of.
+    let point = json!({"points": [{"id": "d", "vector": vec![1.0; DIM], "text": "not the words"}]});
+    c.put("/api/v1/collections/t/points", point).await.ok();
+    assert_eq!(c.upload("t", "d", "Other", "words to keep").await["status"], "done");
+    let found =
+        c.post("/api/v1/search", json!({"collection": "t", "query": "words", "consistency": "strong"})).await.ok();
+    assert_eq!(found["hits"][0]["text"], "words to keep", "it was indexed again");
+    c.stop().await;
+}
+
+/// An embedder that counts what it is asked and, until it is mended, fails after so many calls.
+struct Tired {
+    inner: FakeEmbedder,
+    calls: std::sync::atomic::AtomicUsize,
+    calls_max: std::sync::atomic::AtomicUsize,
+}
+
+impl Embedder for Tired {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn dim(&self) -> usize {
+        self.inner.dim()
+    }
+
+    fn tokens_max(&self) -> usize {
+        self.inner.tokens_max()
+    }
+
+    fn count_tokens(&self, text: &str) -> usize {
+        self.inner.count_tokens(text)
+    }
+
+    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+        async move {
+            if self.calls.load(Ordering::SeqCst) >= self.calls_max.load(Ordering::SeqCst) {
+                return Err(EmbedError::Overloaded { queued_max: 0 });
+            }
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            self.inner.embed(texts, deadline).await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn steps_that_are_done_are_not_done_again() {
+    let embedder = Arc::new(Tired { inner: FakeEmbedder::new(DIM), calls: 0.into(), calls_max: 2.into() });
+    let c = Coordinator::start(Setup { embedder: embedder.clone(), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    let section = |part: usize| format!("# Part {part}\n\n{}\n\n", format!("word{part} ").repeat(200));
+    let text: String = (0..150).map(section).collect();
+    let body = json!({"id": "long", "text": text, "collection": "t"});
+    let accepted = c.post("/api/v1/documents", body).await.ok();
+    let job_path = format!("/api/v1/jobs/{}", accepted["job_id"].as_str().expect("id"));
+    // It fails at the third step and is queued again.
+    while c.get(&job_path).await.ok()["error"].is_null() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(embedder.calls.load(Ordering::SeqCst), 2);
+    embedder.calls_max.store(usize::MAX, Ordering::SeqCst);
+    let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
+    assert_eq!(job["status"], "done", "{job}");
+    let steps = job["chunk_count"].as_u64().expect("number").div_ceil(64);
+    assert!(steps >= 3, "{job}");
+    assert_eq!(embedder.calls.load(Ordering::SeqCst) as u64, steps, "each step once over both runs");
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stops_at_once_and_can_be_retried() {
+    let gate = Gate::closed();
+    let c = Coordinator::start(Setup { embedder: gate.clone(), workers: 1, ..Setup::default() }).await;
+    c.create_texts("t").await;
+    let stuck = c.post("/api/v1/documents", json!({"id": "a", "text": "one", "collection": "t"})).await.ok();
+    gate.reached.notified().await;
+    let job_path = format!("/api/v1/jobs/{}", stuck["job_id"].as_str().expect("id"));
+    assert_eq!(c.delete(&job_path).await.ok()["status"], "cancelled");
+    gate.is_open.store(true, Ordering::SeqCst);
+    // The only worker waits in the embedder for ever, unless the cancellation has taken it out.
+    assert_eq!(c.upload("t", "b", "", "two").await["status"], "done");
+    assert_eq!(c.post(&format!("{job_path}/retry"), json!({})).await.status, 202);
+    assert_eq!(c.follow_job(stuck["job_id"].as_str().expect("id")).await["status"], "done");
+    c.stop().await;
+}

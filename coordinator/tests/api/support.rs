@@ -9,6 +9,8 @@ use coordinator::cluster::twin::{Twin, TwinClient};
 use coordinator::embed::Embedder;
 use coordinator::embed::fake::FakeEmbedder;
 use coordinator::generate::pool::Pool;
+use coordinator::ingest::IngestOptions;
+use coordinator::ingest::sandbox::Sandbox;
 use coordinator::startup::{CacheOptions, Parts, Running};
 use coordinator::telemetry::Metrics;
 use coordinator::tenants::TenantOptions;
@@ -97,7 +99,15 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         default_timeout: Duration::from_secs(10),
         max_staleness: setup.max_staleness,
         zone: None,
-        workers: setup.workers,
+        ingest: IngestOptions {
+            workers: setup.workers,
+            sandbox: Sandbox {
+                program: env!("CARGO_BIN_EXE_susui-coordinator").into(),
+                memory_bytes: 1 << 30,
+                time: Duration::from_secs(20),
+            },
+            priorities: [("urgent".to_owned(), 1)].into(),
+        },
     }
 }
 
@@ -198,6 +208,16 @@ impl Coordinator {
     pub(crate) async fn upload(&self, collection: &str, id: &str, title: &str, text: &str) -> Value {
         let body = json!({"id": id, "title": title, "text": text, "collection": collection});
         let accepted = self.post("/api/v1/documents", body).await;
+        assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
+        self.follow_job(accepted.body["job_id"].as_str().expect("job id")).await
+    }
+
+    /// Uploads a file and follows its job to the end.
+    pub(crate) async fn upload_file(&self, collection: &str, id: &str, name: &str, bytes: &[u8]) -> Value {
+        let part = reqwest::multipart::Part::bytes(bytes.to_vec()).file_name(name.to_owned());
+        let form = reqwest::multipart::Form::new().text("id", id.to_owned()).text("collection", collection.to_owned());
+        let request = self.http.post(format!("{}/api/v1/documents", self.base)).multipart(form.part("file", part));
+        let accepted = Self::read(request.send().await.expect("answers")).await;
         assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
         self.follow_job(accepted.body["job_id"].as_str().expect("job id")).await
     }

@@ -64,7 +64,7 @@ impl Patient {
             let url = cluster.url();
             (Some(cluster), url)
         };
-        let client = Client::new(&url, global.timeout)?;
+        let client = Client::new(&url, global.timeout, global.api_key.as_deref())?;
         let name = format!("bench-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let collection = collection::create(&client, &name, &request(arguments, dim)).await?;
         Ok(Self { cluster, url, client, collection })
