@@ -8,9 +8,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::audit::AuditRecord;
-use cluster_config::cluster_state::{Liveness, NodeLifecycle};
+use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId};
+use cluster_config::quorum::{self, Health};
 use cluster_config::seqno::LogPosition;
 use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
 use futures::future::BoxFuture;
@@ -166,8 +167,10 @@ pub struct ShardBody {
     pub min_in_sync: u32,
     /// Changes only by recovery with data loss.
     pub lineage: u64,
-    /// `green` (all copies in sync), `yellow` (some are not), `red` (no primary).
-    pub health: &'static str,
+    /// `green` (all copies in sync on live nodes), `yellow` (some are not), `red` (nobody alive orders writes, or fewer copies than
+    /// `min_in_sync`).
+    #[schema(value_type = String)]
+    pub health: Health,
     /// All copies.
     pub copies: Vec<CopyBody>,
 }
@@ -325,7 +328,7 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
         },
         nodes: nodes.collect(),
         collections,
-        shards: state.shards.values().map(|group| shard_body(status, group, &reports)).collect(),
+        shards: state.shards.values().map(|group| shard_body(state, group, &reports)).collect(),
         moves: Vec::new(),
         audit: state.audit.iter().map(|(number, record)| audit_body(*number, record)).collect(),
     }
@@ -350,16 +353,10 @@ fn audit_body(number: u64, record: &AuditRecord) -> AuditBody {
     }
 }
 
-fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<CopyId, &CopyReport>) -> ShardBody {
-    let collection = status.state.collections.get(&group.shard.collection);
-    let voters =
-        group.copies.values().filter(|record| record.role == CopyRole::Voter && record.phase != CopyPhase::Retiring);
-    let health = match group.primary {
-        None => "red",
-        Some(_) if group.in_sync.len() < voters.count() => "yellow",
-        Some(_) if collection.is_some_and(|c| (group.in_sync.len() as u32) < c.spec.copies) => "yellow",
-        Some(_) => "green",
-    };
+fn shard_body(state: &ClusterState, group: &ShardGroup, reports: &BTreeMap<CopyId, &CopyReport>) -> ShardBody {
+    let collection = state.collections.get(&group.shard.collection);
+    let (voters, read_replicas) = collection.map_or((1, 0), |known| (known.spec.copies, known.spec.read_replicas));
+    let is_live = |node: NodeId| state.nodes.get(&node).is_some_and(|record| record.liveness == Liveness::Alive);
     let copies = group.copies.iter().map(|(copy, record)| {
         let role = match (record.role, record.phase) {
             _ if group.primary_copy() == Some(*copy) => "primary",
@@ -395,7 +392,7 @@ fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<Cop
         in_sync: group.in_sync.iter().map(|copy| copy.0).collect(),
         min_in_sync: group.min_in_sync,
         lineage: group.lineage.0,
-        health,
+        health: quorum::health(group, voters, read_replicas, is_live),
         copies: copies.collect(),
     }
 }

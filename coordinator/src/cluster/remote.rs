@@ -36,7 +36,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Taken off the remaining time at each hop.
-const HOP: Duration = Duration::from_millis(2);
+pub const HOP: Duration = Duration::from_millis(2);
 /// Large enough that one vector batch does not wait for window updates.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
