@@ -245,11 +245,11 @@ impl Peer {
             && self.refused != Some(self.incarnation)
     }
 
-    /// Metadata said no, and no proposal to add it is under way: acknowledgements do not wait for it any longer (W4), until the register
-    /// or the life of its process is another.
-    pub(super) fn on_add_refused(&mut self) {
-        self.tracked = false;
-        self.refused = Some(self.incarnation);
+    /// Metadata said no to that life of it, and no proposal to add it is under way: acknowledgements do not wait for it any longer (W4),
+    /// until the register or the life of its process is another.
+    pub(super) fn on_add_refused(&mut self, incarnation: Incarnation) {
+        self.refused = Some(incarnation);
+        self.tracked &= self.incarnation != incarnation;
     }
 
     fn is_heard(&self, now_ms: u64, ack_timeout_ms: u64) -> bool {
