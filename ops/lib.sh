@@ -10,6 +10,8 @@ export SUSUI_MODEL_DIR=${SUSUI_MODEL_DIR:-$HOME/.local/share/susui/models/all-Mi
 
 # Compiler and tools of the C++ dependencies (RocksDB, FAISS, aws-lc), protoc for the wire types, OpenBLAS and LAPACK for FAISS.
 readonly build_packages=(build-essential ca-certificates clang cmake curl liblapack-dev libclang-dev libopenblas-dev pkg-config protobuf-compiler)
+# Servers that tests start for themselves, as users without rights.
+readonly test_packages=(postgresql)
 
 say() { printf '\n== %s\n' "$*"; }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth_config::{AuthConfig, WrittenAuth};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
@@ -30,6 +31,8 @@ pub struct CoordinatorConfig {
     pub dial_overrides: BTreeMap<NodeId, String>,
     /// Failure domain that this process stands in; reads prefer copies there.
     pub zone: Option<String>,
+    /// `[auth]`.
+    pub auth: AuthConfig,
     /// `[catalog]`.
     pub catalog: CatalogConfig,
     /// `[embedder]`.
@@ -47,7 +50,7 @@ pub struct CoordinatorConfig {
 /// The catalog database and its pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogConfig {
-    /// sqlx URL, `{data_dir}` already put in.
+    /// `sqlite:` or `postgres:` URL, `{data_dir}` already put in. May hold a password: not for the log.
     pub url: String,
     /// Connections kept.
     pub pool_size: u32,
@@ -117,6 +120,7 @@ pub struct WrittenCoordinatorConfig {
     pub data_dir: Option<PathBuf>,
     pub zone: Option<String>,
     pub dial_overrides: BTreeMap<String, String>,
+    pub auth: WrittenAuth,
     pub catalog: WrittenCatalog,
     pub embedder: WrittenEmbedder,
     pub cache: WrittenCache,
@@ -207,6 +211,7 @@ impl WrittenCoordinatorConfig {
             match name.as_str() {
                 "ENABLE_CACHING" => self.cache.enabled = Some(read_bool(&name, value)?),
                 "CACHE_TTL_SECONDS" => self.cache.ttl = Some(read_seconds(&name, value)?),
+                "DATABASE_URL" => self.catalog.url = Some(value.to_owned()),
                 "DATABASE_POOL_SIZE" => self.catalog.pool_size = Some(read_number(&name, value)?),
                 "DATABASE_MAX_OVERFLOW" => self.catalog.max_overflow = Some(read_number(&name, value)?),
                 "DATABASE_POOL_TIMEOUT" => self.catalog.pool_timeout = Some(read_seconds(&name, value)?),
@@ -233,6 +238,7 @@ impl WrittenCoordinatorConfig {
             http_listen: text::listen_address("http_listen", &http_listen)?,
             nodes: validate_nodes(self.nodes)?,
             dial_overrides: text::dial_overrides(self.dial_overrides)?,
+            auth: self.auth.validate()?,
             catalog: self.catalog.validate(&data_dir)?,
             embedder: self.embedder.validate(&data_dir)?,
             cache: self.cache.validate()?,
@@ -269,11 +275,11 @@ fn validate_nodes(written: Vec<String>) -> Result<Vec<String>, ConfigError> {
 impl WrittenCatalog {
     fn validate(self, data_dir: &Path) -> Result<CatalogConfig, ConfigError> {
         let url = self.url.unwrap_or_else(|| "sqlite://{data_dir}/catalog.db".to_owned());
-        if !url.starts_with("sqlite:") {
+        if !["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ConfigError::new(
                 "catalog.url",
                 "not a database this build speaks",
-                "use sqlite://PATH; {data_dir} stands for the data directory",
+                "use sqlite://PATH ({data_dir} stands for the data directory) or postgres://USER:PASSWORD@HOST/DATABASE, without a +driver",
             ));
         }
         let pool_size = self.pool_size.unwrap_or(20);

@@ -5,6 +5,7 @@
 //! coordinator and the command line all import it, so whatever they must agree on is written once, here.
 
 pub mod audit;
+pub mod auth_config;
 pub mod cluster_state;
 pub mod collection;
 mod config_text;

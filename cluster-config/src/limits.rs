@@ -230,6 +230,19 @@ pub const EMBED_CACHE_ENTRIES_MAX: u64 = 10_000_000;
 /// Most documents a coordinator ingests at once.
 pub const INGEST_WORKERS_MAX: usize = 256;
 
+/// Tenants whose use a coordinator counts at one time; one that was forgotten begins with full allowances.
+pub const TENANTS_METERED_MAX: u64 = 100_000;
+/// API keys a coordinator remembers, unknown ones included.
+pub const KEYS_REMEMBERED_MAX: u64 = 100_000;
+/// Sums of usage (tenant, day, model) that wait to be stored; further models are counted as one.
+pub const USAGE_ROWS_PENDING_MAX: usize = 10_000;
+/// Aliases of collections.
+pub const ALIASES_MAX: usize = 1000;
+/// Longest name of an API key.
+pub const KEY_NAME_BYTES_MAX: usize = 128;
+/// Longest path kept in the audit log.
+pub const AUDIT_TARGET_BYTES_MAX: usize = 512;
+
 const _: () = {
     assert!(METADATA_APPEND_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);

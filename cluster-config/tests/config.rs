@@ -94,6 +94,7 @@ fn the_environment_overrides_the_file() {
     let variables = environment(&[
         ("ENABLE_CACHING", "false"),
         ("CACHE_TTL_SECONDS", "60"),
+        ("DATABASE_URL", "postgresql://susui@db/susui"),
         ("DATABASE_POOL_SIZE", "5"),
         ("DATABASE_MAX_OVERFLOW", "0"),
         ("DATABASE_POOL_TIMEOUT", "3s"),
@@ -105,6 +106,7 @@ fn the_environment_overrides_the_file() {
     let config = CoordinatorConfig::from_toml(COORDINATOR, variables).expect("loads");
     assert!(!config.cache.enabled);
     assert_eq!(config.cache.ttl, Duration::from_secs(60));
+    assert_eq!(config.catalog.url, "postgresql://susui@db/susui");
     assert_eq!((config.catalog.pool_size, config.catalog.max_overflow), (5, 0));
     assert_eq!(config.catalog.pool_timeout, Duration::from_secs(3));
     assert_eq!((config.llm.max_tokens, config.llm.temperature, config.llm.top_k), (32, 0.7, 40));

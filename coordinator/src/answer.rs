@@ -1,6 +1,7 @@
 //! The query's straight line: embed > plan > cache > scatter > merge > fetch, and, if text is asked for, > prompt > generate.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::collection::Collection;
@@ -12,7 +13,7 @@ use futures::{Stream, StreamExt, stream};
 
 use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
-use crate::generate::pool::{Generation, Pool};
+use crate::generate::pool::Generation;
 use crate::generate::{
     Affinity, Citation, EventStream, FinishReason, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest,
     Message, Source, Usage, extractive, prompt,
@@ -20,14 +21,15 @@ use crate::generate::{
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
 use crate::services::Services;
+use crate::tenants::Caller;
 
 /// A validated search.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// Where to search.
     pub collection: Collection,
-    /// Whose documents.
-    pub tenant: String,
+    /// Who asks: only documents of that tenant are found.
+    pub caller: Caller,
     /// What to embed; exactly one of `text` and `vector` is there.
     pub text: Option<String>,
     /// `[dim]`, prepared for the collection's metric.
@@ -140,7 +142,7 @@ async fn run_group(
             vector: question.vector.clone().unwrap_or_default(),
             fetch_k: question.top_k,
             filter: question.filter.clone(),
-            tenant: question.tenant.clone(),
+            tenant: question.caller.tenant.to_string(),
             knobs: question.knobs.clone(),
         }
     });
@@ -203,7 +205,10 @@ pub enum AnswerEvent {
 /// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
 /// Cancel: dropping the future or the answer's stream closes the backend's connection.
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
-    let (asked, tenant) = (question.text.clone().unwrap_or_default(), question.tenant.clone());
+    let (asked, caller) = (question.text.clone().unwrap_or_default(), question.caller.clone());
+    if !services.llm.is_empty() {
+        services.tenants.check_tokens(&caller)?;
+    }
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
     let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
@@ -213,7 +218,7 @@ pub async fn run(services: &Services, question: Question, text: TextOptions) -> 
     } else if services.llm.is_empty() {
         extract(ranked, asked, found).await?
     } else {
-        match generate(&services.llm, tenant, &asked, found.clone(), text).await {
+        match generate(services, &caller, &asked, found.clone(), text).await {
             Ok((generation, sources)) => written(ranked, generation, sources),
             // Every backend is down: the sources' own sentences are better than an error, and are marked.
             Err(GenerateError::Unavailable { reason }) => {
@@ -273,18 +278,36 @@ fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> 
 
 /// Asks the pool; the sources are those that fit the prompt, as it numbers them.
 async fn generate(
-    pool: &Pool,
-    tenant: String,
+    services: &Services,
+    caller: &Caller,
     asked: &str,
     found: Vec<Source>,
     text: TextOptions,
 ) -> Result<(Generation, Vec<Source>), GenerateError> {
-    let tokens_max = pool.prompt_tokens_max(text.model.as_deref(), text.options.max_tokens);
+    let tokens_max = services.llm.prompt_tokens_max(text.model.as_deref(), text.options.max_tokens);
     let prompt = prompt::build(asked, &text.history, found, tokens_max, &prompt::estimate_tokens);
     let affinity = Affinity { client: text.client, prefix: Some(prompt::retrieved_key(&prompt.sources)) };
+    let tenant = caller.tenant.to_string();
     let request =
         GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity, tenant };
-    Ok((pool.generate(request, text.deadline).await?, prompt.sources))
+    Ok((ask_model(services, caller, request, text.deadline).await?, prompt.sources))
+}
+
+/// Asks the pool for a caller, whose account is charged with the tokens as the backend names them.
+pub(crate) async fn ask_model(
+    services: &Services,
+    caller: &Caller,
+    request: GenerateRequest,
+    deadline: Instant,
+) -> Result<Generation, GenerateError> {
+    let generation = services.llm.generate(request, deadline).await?;
+    let (tenants, caller, model) = (Arc::clone(&services.tenants), caller.clone(), generation.model.clone());
+    let events = generation.events.inspect(move |event| {
+        if let Ok(GenerateEvent::Usage(usage)) = event {
+            tenants.record_tokens(&caller, &model, usage.prompt_tokens, usage.completion_tokens);
+        }
+    });
+    Ok(Generation { events: events.boxed(), ..generation })
 }
 
 fn written(ranked: Ranked, generation: Generation, sources: Vec<Source>) -> Answer {

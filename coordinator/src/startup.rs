@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
+use cluster_config::auth_config::AuthConfig;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::limits;
 use tokio::net::TcpListener;
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::aliases::Aliases;
 use crate::api;
 use crate::cache::RetrievalCache;
 use crate::cache::memory::MemoryTier;
@@ -32,9 +34,13 @@ use crate::ingest::{Ingest, worker};
 use crate::retrieve::Retriever;
 use crate::services::Services;
 use crate::telemetry::Metrics;
+use crate::tenants::{TenantOptions, Tenants};
 
 /// Requests under way at the stop signal get this long to end; then their connections are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Fewest bytes of the operator's key: its hash is not salted, so the key must be beyond guessing.
+const OPERATOR_KEY_BYTES_MIN: usize = 32;
 
 /// The parts that differ between a real process and a test.
 pub struct Parts {
@@ -50,6 +56,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where the catalog is.
     pub catalog: CatalogOptions,
+    /// How callers are told apart.
+    pub tenants: TenantOptions,
     /// `None`: caching is off.
     pub cache: Option<CacheOptions>,
     /// Deadline of requests that name none.
@@ -118,6 +126,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             max_overflow: config.catalog.max_overflow,
             pool_timeout: config.catalog.pool_timeout,
         },
+        tenants: tenant_options(&config.auth, |name| std::env::var(name).ok())?,
         cache: config
             .cache
             .enabled
@@ -135,6 +144,19 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
     running.serve(listener, stop).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reads the operator's key, which stands in no file. Errors: it is too short to be a secret.
+fn tenant_options(config: &AuthConfig, read: impl Fn(&str) -> Option<String>) -> anyhow::Result<TenantOptions> {
+    let key = read(&config.operator_key_env).filter(|key| !key.is_empty());
+    if let Some(key) = &key {
+        let is_long = key.len() >= OPERATOR_KEY_BYTES_MIN;
+        anyhow::ensure!(is_long, "{} has fewer than {OPERATOR_KEY_BYTES_MIN} bytes", config.operator_key_env);
+    }
+    Ok(TenantOptions {
+        keys_required: config.keys_required,
+        operator_key_hash: key.map(|key| crate::tenants::key_hash(&key)),
+    })
 }
 
 impl Running {
@@ -174,7 +196,20 @@ impl Running {
         for _ in 0..parts.workers {
             tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
         }
-        tasks.spawn(worker::run_upkeep(Arc::clone(&ingest), cancel.clone()));
+        let tenants = Arc::new(Tenants::new(catalog.clone(), parts.tenants));
+        {
+            let (tenants, cancel) = (Arc::clone(&tenants), cancel.clone());
+            tasks.spawn(async move { tenants.run(cancel).await });
+        }
+        let aliases = Arc::new(Aliases::open(catalog.clone()).await?);
+        {
+            let (aliases, cancel) = (Arc::clone(&aliases), cancel.clone());
+            tasks.spawn(async move { aliases.run(cancel).await });
+        }
+        {
+            let (catalog, cancel) = (catalog.clone(), cancel.clone());
+            tasks.spawn(async move { catalog.run_upkeep(cancel).await });
+        }
         {
             let (pool, cancel) = (parts.llm.clone(), cancel.clone());
             tasks.spawn(async move { pool.watch(cancel).await });
@@ -189,6 +224,8 @@ impl Running {
             ingest,
             embedder: parts.embedder,
             llm: parts.llm,
+            aliases,
+            tenants,
             metrics: parts.metrics,
             admission: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
             body_budget: Default::default(),

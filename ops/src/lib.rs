@@ -4,6 +4,8 @@
 //! `cli` names the verbs; each family has its own module. `client` is the one HTTP client, `error` the one table of exit codes,
 //! `output` the one place that decides how things are printed.
 
+pub mod access;
+pub mod alias;
 pub mod ask;
 pub mod backend;
 pub mod check_config;
@@ -11,6 +13,7 @@ pub mod cli;
 pub mod client;
 pub mod collection;
 pub mod dev;
+pub mod doctor;
 pub mod drill;
 pub mod error;
 pub mod eval;

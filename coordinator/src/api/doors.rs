@@ -10,13 +10,13 @@ use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::DEFAULT_TENANT;
 use cluster_config::limits;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::auth::Caller;
 use super::filter::FilterBody;
 use super::search::{SearchBody, in_range, read_search};
 use crate::answer::{self, AnswerEvent, TextOptions};
@@ -80,19 +80,29 @@ pub(super) struct Whole {
     pub(super) finish_reason: FinishReason,
 }
 
-/// Starts the answer to a conversation; its first event is there when this returns.
+/// Starts the answer to a conversation; its first event is there when this returns. A streamed one takes a place of its tenant's.
 ///
-/// Errors: bad fields by name; `NotFound` (no such collection or model); as `answer::run` and `Pool::generate`.
+/// Errors: bad fields by name; `RateLimited`; `NotFound` (no such collection or model); as `answer::run` and `Pool::generate`.
 /// Cancel: dropping the future or the reply's events closes the backend's connection.
-pub(super) async fn converse(services: &Services, conversation: Conversation) -> Result<Reply> {
+pub(super) async fn converse(
+    services: &Services,
+    caller: &Caller,
+    conversation: Conversation,
+    is_stream: bool,
+) -> Result<Reply> {
     check(&conversation)?;
-    match collection_of(&conversation.model) {
+    let place = is_stream.then(|| services.tenants.open_stream(caller)).transpose()?;
+    let reply = match collection_of(&conversation.model) {
         Some(collection) => {
             let collection = collection.to_owned();
-            ask_collection(services, conversation, collection).await
+            ask_collection(services, caller, conversation, collection).await?
         }
-        None => pass_through(services, conversation).await,
-    }
+        None => pass_through(services, caller, conversation).await?,
+    };
+    Ok(match place {
+        Some(place) => Reply { events: place.hold(reply.events), ..reply },
+        None => reply,
+    })
 }
 
 /// The collection that a model's name stands for.
@@ -154,7 +164,12 @@ fn check(conversation: &Conversation) -> Result<()> {
     Ok(())
 }
 
-async fn ask_collection(services: &Services, mut conversation: Conversation, collection: String) -> Result<Reply> {
+async fn ask_collection(
+    services: &Services,
+    caller: &Caller,
+    mut conversation: Conversation,
+    collection: String,
+) -> Result<Reply> {
     let asked = match conversation.messages.pop() {
         Some(message) if message.role == Role::User => message.content,
         _ => return Err(Error::field("messages", "the last one is not the user's", "end with the question")),
@@ -170,7 +185,7 @@ async fn ask_collection(services: &Services, mut conversation: Conversation, col
         min_coverage: rag.min_coverage,
         ..SearchBody::default()
     };
-    let question = read_search(services, search, "")?;
+    let question = read_search(services, caller, search, "")?;
     let text = TextOptions {
         model: None,
         options: conversation.options,
@@ -187,7 +202,7 @@ async fn ask_collection(services: &Services, mut conversation: Conversation, col
     })
 }
 
-async fn pass_through(services: &Services, conversation: Conversation) -> Result<Reply> {
+async fn pass_through(services: &Services, caller: &Caller, conversation: Conversation) -> Result<Reply> {
     let model = conversation.model;
     if services.llm.is_empty() {
         let hint = "no language model backend is configured; models named rag/<collection> are answered without one";
@@ -199,9 +214,10 @@ async fn pass_through(services: &Services, conversation: Conversation) -> Result
         model: Some(model.clone()),
         options: conversation.options,
         affinity,
-        tenant: DEFAULT_TENANT.to_owned(),
+        tenant: caller.tenant.to_string(),
     };
-    let generation = services.llm.generate(request, answer_deadline()).await?;
+    services.tenants.check_tokens(caller)?;
+    let generation = answer::ask_model(services, caller, request, answer_deadline()).await?;
     let events = generation.events.map(|event| match event {
         Ok(GenerateEvent::Delta(text)) => AnswerEvent::Delta(text),
         Ok(GenerateEvent::Usage(usage)) => AnswerEvent::Usage(usage),

@@ -110,7 +110,12 @@ impl IntoResponse for ApiError {
         // The front doors write it anew in the shape of their clients.
         response.extensions_mut().insert(detail);
         if let Some(after) = self.0.retry_after() {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+        }
+        if self.0.kind() == ErrorKind::Unauthenticated {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

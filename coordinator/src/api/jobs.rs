@@ -13,6 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
 use super::json::json;
 use crate::catalog::jobs::JobRow;
@@ -66,17 +67,25 @@ pub struct JobError {
 /// Where a job stands.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply), (status = "4XX", body = ErrorBody)))]
-pub async fn get_job(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
+pub async fn get_job(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
     let job_id = read_job_id(&id)?;
-    let row = services.catalog.job(job_id).await?.ok_or_else(|| unknown(&id))?;
+    let row = services.catalog.job(&caller.tenant, job_id).await?.ok_or_else(|| unknown(&id))?;
     Ok(json(StatusCode::OK, &job_reply(row)))
 }
 
 /// Cancels a job. A job that has ended stays as it is.
 #[utoipa::path(delete, path = "/api/v1/jobs/{id}", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply), (status = "4XX", body = ErrorBody)))]
-pub async fn delete_job(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
-    let row = services.catalog.cancel_job(read_job_id(&id)?).await?.ok_or_else(|| unknown(&id))?;
+pub async fn delete_job(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
+    let row = services.catalog.cancel_job(&caller.tenant, read_job_id(&id)?).await?.ok_or_else(|| unknown(&id))?;
     services.ingest.announce();
     Ok(json(StatusCode::OK, &job_reply(row)))
 }
@@ -84,11 +93,17 @@ pub async fn delete_job(State(services): State<Arc<Services>>, Path(id): Path<St
 /// The job as server-sent events `job`, one per change, until it ends.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}/events", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply, content_type = "text/event-stream"), (status = "4XX", body = ErrorBody)))]
-pub async fn get_job_events(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
+pub async fn get_job_events(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
     let job_id = read_job_id(&id)?;
     let mut changes = services.ingest.changes();
-    let first = services.catalog.job(job_id).await?.ok_or_else(|| unknown(&id))?;
+    let place = services.tenants.open_stream(&caller)?;
+    let first = services.catalog.job(&caller.tenant, job_id).await?.ok_or_else(|| unknown(&id))?;
     let events = async_stream::stream! {
+        let _place = place;
         let mut shown: Option<JobReply> = None;
         let mut number = 0_u64;
         let mut row = Some(first);
@@ -105,7 +120,7 @@ pub async fn get_job_events(State(services): State<Arc<Services>>, Path(id): Pat
             }
             shown = Some(reply);
             let _ = tokio::time::timeout(LOOK_INTERVAL, changes.changed()).await;
-            row = services.catalog.job(job_id).await.ok().flatten();
+            row = services.catalog.job(&caller.tenant, job_id).await.ok().flatten();
         }
     };
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)).into_response())

@@ -1,7 +1,10 @@
 //! HTTP. Handlers translate: strict JSON in, walks called, JSON or events out. What holds for every request stands here: routes,
 //! request ids, admission, counting, panics and unknown paths.
 
+pub mod aliases;
+pub mod auth;
 pub mod backends;
+pub mod catalog;
 pub mod cluster;
 pub mod collections;
 pub mod documents;
@@ -11,6 +14,7 @@ pub mod filter;
 pub mod health;
 pub mod jobs;
 pub mod json;
+pub mod keys;
 pub mod nodes;
 mod ollama;
 mod openai;
@@ -20,6 +24,7 @@ pub mod query;
 pub mod request_id;
 pub mod search;
 pub mod shards;
+pub mod tenants;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -60,15 +65,23 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
         .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
         .route("/api/v1/cluster", get(cluster::get_cluster))
+        .route("/api/v1/aliases", get(aliases::list_aliases))
+        .route("/api/v1/aliases/{alias}", put(aliases::put_alias).delete(aliases::delete_alias))
+        .route("/api/v1/tenants", get(tenants::list_tenants))
+        .route("/api/v1/tenants/{tenant}", put(tenants::put_tenant).get(tenants::get_tenant))
+        .route("/api/v1/tenants/{tenant}/usage", get(tenants::get_usage))
+        .route("/api/v1/keys", post(keys::post_key).get(keys::list_keys))
+        .route("/api/v1/keys/{id}", delete(keys::delete_key))
+        .route("/api/v1/audit", get(keys::list_audit))
+        .route("/api/v1/catalog", get(catalog::get_catalog))
+        .route("/api/v1/catalog/upkeep", post(catalog::post_upkeep))
         .route("/api/v1/backends", get(backends::list_backends).post(backends::post_backend))
         .route("/api/v1/backends/{name}", delete(backends::delete_backend))
         .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
-        .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action))
-        .layer(from_fn_with_state(Arc::clone(&services), admit));
-    let openai =
-        openai::routes().layer(from_fn_with_state(Arc::clone(&services), admit)).layer(map_response(openai::reshape));
-    let ollama =
-        ollama::routes().layer(from_fn_with_state(Arc::clone(&services), admit)).layer(map_response(ollama::reshape));
+        .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action));
+    let api = guarded(api, &services);
+    let openai = guarded(openai::routes(), &services).layer(map_response(openai::reshape));
+    let ollama = guarded(ollama::routes(), &services).layer(map_response(ollama::reshape));
     let open = Router::new()
         .route("/livez", get(health::get_livez))
         .route("/readyz", get(health::get_readyz))
@@ -85,6 +98,13 @@ pub fn router(services: Arc<Services>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&services), count))
         .layer(from_fn(request_id::assign))
         .with_state(services)
+}
+
+/// What stands before every route that does something: a place among the requests, then a caller who may.
+fn guarded(routes: Router<Arc<Services>>, services: &Arc<Services>) -> Router<Arc<Services>> {
+    routes
+        .layer(from_fn_with_state(Arc::clone(services), auth::authenticate))
+        .layer(from_fn_with_state(Arc::clone(services), admit))
 }
 
 /// Refuses requests beyond the bound at once: a queue here would only hide the overload.

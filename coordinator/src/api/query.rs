@@ -13,6 +13,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::auth::Caller;
 use super::doors::ClientKey;
 use super::error::{ApiResult, ErrorBody, error_body};
 use super::filter::FilterBody;
@@ -159,6 +160,7 @@ struct DoneEvent {
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_query(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     client: ClientKey,
     StrictJson(body): StrictJson<QueryBody>,
 ) -> ApiResult<Response> {
@@ -177,10 +179,12 @@ pub async fn post_query(
         timeout_ms: body.timeout_ms,
         ..SearchBody::default()
     };
-    let question = read_search(&services, search, "")?;
+    let question = read_search(&services, &caller, search, "")?;
+    let place = stream.then(|| services.tenants.open_stream(&caller)).transpose()?;
     let collection = question.collection.spec.name.clone();
-    let answer = answer::run(&services, question, text).await?;
-    if stream {
+    let mut answer = answer::run(&services, question, text).await?;
+    if let Some(place) = place {
+        answer.events = place.hold(answer.events);
         return Ok(super::unbuffered(stream_answer(answer, collection, began, explain)));
     }
     let etag = etag(&answer.ranked);

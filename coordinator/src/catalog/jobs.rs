@@ -5,11 +5,11 @@
 
 use cluster_config::error::ErrorKind;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::documents::{DocumentRef, StoredUpload, as_stored, parse_job_id};
-use super::{Catalog, CatalogError};
+use super::{Catalog, CatalogError, get_u32, get_u64, storable};
 use crate::clock::unix_ms;
 
 /// A claim holds this long without renewal.
@@ -128,26 +128,28 @@ impl Catalog {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
-        let claimed = sqlx::query(
-            "UPDATE jobs SET state = 'parsing', progress = 0, attempt = attempt + 1, lease_until_ms = ?2, updated_ms = ?1
+        let sql = format!(
+            "UPDATE jobs SET state = 'parsing', progress = 0, attempt = attempt + 1, lease_until_ms = $2, updated_ms = $1
              WHERE job_id = (
                  SELECT job_id FROM jobs
-                 WHERE state NOT IN ('done', 'failed', 'cancelled') AND run_after_ms <= ?1
-                   AND (lease_until_ms IS NULL OR lease_until_ms < ?1)
-                 ORDER BY run_after_ms, created_ms LIMIT 1)
+                 WHERE state NOT IN ('done', 'failed', 'cancelled') AND run_after_ms <= $1
+                   AND (lease_until_ms IS NULL OR lease_until_ms < $1)
+                 ORDER BY run_after_ms, created_ms LIMIT 1 {})
              RETURNING job_id, collection_id, tenant, document_id, attempt",
-        )
-        .bind(now)
-        .bind(now + LEASE_MS)
-        .fetch_optional(&mut *connection)
-        .await?;
+            self.engine().for_update_skip_locked()
+        );
+        let claimed = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(now)
+            .bind(now + LEASE_MS)
+            .fetch_optional(&mut *connection)
+            .await?;
         let Some(row) = claimed else { return Ok(None) };
         let job_id = parse_job_id(&row.try_get::<String, _>("job_id")?)?;
         let document = document_ref(&row)?;
-        let attempt: u32 = row.try_get("attempt")?;
+        let attempt = get_u32(&row, "attempt")?;
         let upload = sqlx::query(
             "SELECT d.title, d.metadata_json, d.media_type, d.file_name, d.upload FROM documents d
-             WHERE d.job_id = ? AND d.upload IS NOT NULL AND d.collection_id = ? AND d.tenant = ? AND d.document_id = ?",
+             WHERE d.job_id = $1 AND d.upload IS NOT NULL AND d.collection_id = $2 AND d.tenant = $3 AND d.document_id = $4",
         )
         .bind(job_id.to_string())
         .bind(as_stored(document.collection_id))
@@ -157,7 +159,7 @@ impl Catalog {
         .await?;
         let Some(row) = upload else {
             // Cannot happen by our own transactions; ended rather than claimed for ever.
-            sqlx::query("UPDATE jobs SET state = 'failed', error_kind = 'internal', error_message = 'its upload is gone' WHERE job_id = ?")
+            sqlx::query("UPDATE jobs SET state = 'failed', error_kind = 'internal', error_message = 'its upload is gone' WHERE job_id = $1")
                 .bind(job_id.to_string())
                 .execute(&mut *connection)
                 .await?;
@@ -186,14 +188,14 @@ impl Catalog {
         let now = unix_ms();
         let mut write = self.write().await?;
         let changed = sqlx::query(
-            "UPDATE jobs SET state = ?3, progress = ?4, chunk_count = ?5, lease_until_ms = ?6, updated_ms = ?7
-             WHERE job_id = ?1 AND attempt = ?2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
+            "UPDATE jobs SET state = $3, progress = $4, chunk_count = $5, lease_until_ms = $6, updated_ms = $7
+             WHERE job_id = $1 AND attempt = $2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
+        .bind(i64::from(claim.attempt))
         .bind(state.as_str())
         .bind(progress)
-        .bind(chunk_count)
+        .bind(i64::from(chunk_count))
         .bind(now + LEASE_MS)
         .bind(now)
         .execute(&mut *write.transaction)
@@ -208,10 +210,10 @@ impl Catalog {
         let mut connection = self.read().await?;
         let found: Option<i64> = sqlx::query_scalar(
             "SELECT 1 FROM jobs
-             WHERE job_id = ? AND attempt = ? AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
+             WHERE job_id = $1 AND attempt = $2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
+        .bind(i64::from(claim.attempt))
         .fetch_optional(&mut *connection)
         .await?;
         Ok(found.is_some())
@@ -229,14 +231,25 @@ impl Catalog {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
-        let changed = sqlx::query(
-            "UPDATE jobs SET state = 'done', progress = 1, chunk_count = ?3, session = ?4, lease_until_ms = NULL, updated_ms = ?5,
-                 error_kind = NULL, error_message = NULL
-             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        sqlx::query(
+            "UPDATE documents SET state = 'ready', title = $2, extracted = $3, chunk_count = $4, upload = NULL, updated_ms = $5
+             WHERE job_id = $1",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
-        .bind(chunk_count)
+        .bind(&*storable(title))
+        .bind(&*storable(extracted))
+        .bind(i64::from(chunk_count))
+        .bind(now)
+        .execute(&mut *connection)
+        .await?;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'done', progress = 1, chunk_count = $3, session = $4, lease_until_ms = NULL, updated_ms = $5,
+                 error_kind = NULL, error_message = NULL
+             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(claim.job_id.to_string())
+        .bind(i64::from(claim.attempt))
+        .bind(i64::from(chunk_count))
         .bind(session)
         .bind(now)
         .execute(&mut *connection)
@@ -245,17 +258,6 @@ impl Catalog {
         if changed != 1 {
             return Ok(Err(ClaimLost));
         }
-        sqlx::query(
-            "UPDATE documents SET state = 'ready', title = ?2, extracted = ?3, chunk_count = ?4, upload = NULL, updated_ms = ?5
-             WHERE job_id = ?1",
-        )
-        .bind(claim.job_id.to_string())
-        .bind(title)
-        .bind(extracted)
-        .bind(chunk_count)
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
         write.commit().await?;
         Ok(Ok(()))
     }
@@ -265,26 +267,27 @@ impl Catalog {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
+        sqlx::query("UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1")
+            .bind(claim.job_id.to_string())
+            .bind(now)
+            .execute(&mut *connection)
+            .await?;
         let changed = sqlx::query(
-            "UPDATE jobs SET state = 'failed', error_kind = ?3, error_message = ?4, lease_until_ms = NULL, updated_ms = ?5
-             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+            "UPDATE jobs SET state = 'failed', error_kind = $3, error_message = $4, lease_until_ms = NULL, updated_ms = $5
+             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
+        .bind(i64::from(claim.attempt))
         .bind(kind.as_str())
-        .bind(message)
+        .bind(&*storable(message))
         .bind(now)
         .execute(&mut *connection)
         .await?
         .rows_affected();
         if changed == 1 {
-            sqlx::query("UPDATE documents SET state = 'failed', updated_ms = ?2 WHERE job_id = ?1")
-                .bind(claim.job_id.to_string())
-                .bind(now)
-                .execute(&mut *connection)
-                .await?;
+            write.commit().await?;
         }
-        write.commit().await
+        Ok(())
     }
 
     /// Back to the queue, to be tried again after `pause_ms`; what went wrong is noted.
@@ -298,15 +301,15 @@ impl Catalog {
         let now = unix_ms();
         let mut write = self.write().await?;
         sqlx::query(
-            "UPDATE jobs SET state = 'queued', progress = 0, run_after_ms = ?3, error_kind = ?4, error_message = ?5,
-                 lease_until_ms = NULL, updated_ms = ?6
-             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+            "UPDATE jobs SET state = 'queued', progress = 0, run_after_ms = $3, error_kind = $4, error_message = $5,
+                 lease_until_ms = NULL, updated_ms = $6
+             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
+        .bind(i64::from(claim.attempt))
         .bind(now + pause_ms)
         .bind(kind.as_str())
-        .bind(message)
+        .bind(&*storable(message))
         .bind(now)
         .execute(&mut *write.transaction)
         .await?;
@@ -317,48 +320,53 @@ impl Catalog {
     pub async fn release_job(&self, claim: &Claim) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
         sqlx::query(
-            "UPDATE jobs SET state = 'queued', progress = 0, attempt = attempt - 1, lease_until_ms = NULL, updated_ms = ?3
-             WHERE job_id = ?1 AND attempt = ?2 AND state NOT IN ('done', 'failed', 'cancelled')",
+            "UPDATE jobs SET state = 'queued', progress = 0, attempt = attempt - 1, lease_until_ms = NULL, updated_ms = $3
+             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
-        .bind(claim.attempt)
+        .bind(i64::from(claim.attempt))
         .bind(unix_ms())
         .execute(&mut *write.transaction)
         .await?;
         write.commit().await
     }
 
-    /// Ends an unfinished job by request. `None`: no such job; otherwise its row afterwards.
-    pub async fn cancel_job(&self, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+    /// Ends an unfinished job of the tenant by request. `None`: it has no such job; otherwise its row afterwards.
+    pub async fn cancel_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
+        sqlx::query("UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1 AND tenant = $3")
+            .bind(job_id.to_string())
+            .bind(now)
+            .bind(tenant)
+            .execute(&mut *connection)
+            .await?;
         let changed = sqlx::query(
             "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, error_message = 'cancelled by request',
-                 lease_until_ms = NULL, updated_ms = ?2
-             WHERE job_id = ?1 AND state NOT IN ('done', 'failed', 'cancelled')",
+                 lease_until_ms = NULL, updated_ms = $2
+             WHERE job_id = $1 AND tenant = $3 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(job_id.to_string())
         .bind(now)
+        .bind(tenant)
         .execute(&mut *connection)
         .await?
         .rows_affected();
         if changed == 1 {
-            sqlx::query("UPDATE documents SET state = 'failed', updated_ms = ?2 WHERE job_id = ?1")
-                .bind(job_id.to_string())
-                .bind(now)
-                .execute(&mut *connection)
-                .await?;
+            write.commit().await?;
+        } else {
+            // Final, or another tenant's: the document stays as it is.
+            drop(write);
         }
-        write.commit().await?;
-        self.job(job_id).await
+        self.job(tenant, job_id).await
     }
 
-    /// A job's row.
-    pub async fn job(&self, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+    /// A job of the tenant.
+    pub async fn job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
         let mut connection = self.read().await?;
-        let sql = sqlx::AssertSqlSafe(format!("SELECT {JOB_COLUMNS} FROM jobs WHERE job_id = ?"));
-        let row = sqlx::query(sql).bind(job_id.to_string()).fetch_optional(&mut *connection).await?;
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {JOB_COLUMNS} FROM jobs WHERE job_id = $1 AND tenant = $2"));
+        let row = sqlx::query(sql).bind(job_id.to_string()).bind(tenant).fetch_optional(&mut *connection).await?;
         row.as_ref().map(job_row).transpose()
     }
 
@@ -376,15 +384,15 @@ impl Catalog {
     }
 
     /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
-    pub async fn prune(&self) -> Result<(), CatalogError> {
+    pub(super) async fn prune(&self) -> Result<(), CatalogError> {
         let now = unix_ms();
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
-        sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < ?")
+        sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < $1")
             .bind(now - KEEP_FINAL_MS)
             .execute(&mut *connection)
             .await?;
-        sqlx::query("DELETE FROM idempotency_keys WHERE created_ms < ?")
+        sqlx::query("DELETE FROM idempotency_keys WHERE created_ms < $1")
             .bind(now - KEEP_KEYS_MS)
             .execute(&mut *connection)
             .await?;
@@ -406,15 +414,15 @@ impl Catalog {
     }
 }
 
-fn document_ref(row: &SqliteRow) -> Result<DocumentRef, CatalogError> {
+fn document_ref(row: &AnyRow) -> Result<DocumentRef, CatalogError> {
     Ok(DocumentRef {
-        collection_id: row.try_get::<i64, _>("collection_id")? as u64,
+        collection_id: get_u64(row, "collection_id")?,
         tenant: row.try_get("tenant")?,
         document_id: row.try_get("document_id")?,
     })
 }
 
-fn job_row(row: &SqliteRow) -> Result<JobRow, CatalogError> {
+fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
     let state: String = row.try_get("state")?;
     let kind: Option<String> = row.try_get("error_kind")?;
     let message: Option<String> = row.try_get("error_message")?;
@@ -424,9 +432,9 @@ fn job_row(row: &SqliteRow) -> Result<JobRow, CatalogError> {
         state: JobState::parse(&state).ok_or_else(|| CatalogError::Failed(format!("job state {state:?}")))?,
         progress: row.try_get("progress")?,
         error: message.map(|message| (kind.as_deref().and_then(ErrorKind::parse), message)),
-        chunk_count: row.try_get("chunk_count")?,
+        chunk_count: get_u32(row, "chunk_count")?,
         session: row.try_get("session")?,
-        attempt: row.try_get("attempt")?,
+        attempt: get_u32(row, "attempt")?,
         created_ms: row.try_get("created_ms")?,
         updated_ms: row.try_get("updated_ms")?,
     })

@@ -20,8 +20,6 @@ const RETRY_PAUSE_MAX_MS: i64 = 60_000;
 const ATTEMPTS_MAX: u32 = 60;
 /// Tries of a job that fails by a bug or kills the process.
 const ATTEMPTS_UNEXPLAINED_MAX: u32 = 3;
-/// Old jobs and keys are looked for this often.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Works until cancelled; then the job in hand goes back to the queue as it was.
 pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: CancellationToken) {
@@ -104,19 +102,6 @@ fn public_text(error: &Error) -> String {
     match error.kind() {
         ErrorKind::Internal | ErrorKind::Corrupt => "internal error".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-/// Prunes now and then until cancelled.
-pub async fn run_upkeep(ingest: Arc<Ingest>, cancel: CancellationToken) {
-    loop {
-        if let Err(error) = ingest.catalog.prune().await {
-            tracing::warn!(%error, "old jobs were not pruned");
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
-        }
     }
 }
 

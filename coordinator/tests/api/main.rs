@@ -1,5 +1,8 @@
 //! The coordinator's HTTP API against nodes in memory: port 0, fake embedder, scripted language model, scratch catalog.
 
+#[path = "../support/postgres.rs"]
+mod postgres_server;
+
 mod cache;
 mod clients;
 mod collections;
@@ -17,3 +20,5 @@ mod query;
 mod refusals;
 mod search;
 mod support;
+mod tenants;
+mod two_coordinators;

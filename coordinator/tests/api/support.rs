@@ -11,6 +11,7 @@ use coordinator::embed::fake::FakeEmbedder;
 use coordinator::generate::pool::Pool;
 use coordinator::startup::{CacheOptions, Parts, Running};
 use coordinator::telemetry::Metrics;
+use coordinator::tenants::TenantOptions;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -30,6 +31,9 @@ pub(crate) struct Setup {
     pub(crate) embedder: Arc<dyn Embedder>,
     /// Kept by the caller to start again on the same catalog.
     pub(crate) dir: Option<PathBuf>,
+    /// Instead of an SQLite file in `dir`.
+    pub(crate) catalog_url: Option<String>,
+    pub(crate) tenants: TenantOptions,
 }
 
 impl Default for Setup {
@@ -42,6 +46,8 @@ impl Default for Setup {
             workers: 2,
             embedder: Arc::new(FakeEmbedder::new(DIM)),
             dir: None,
+            catalog_url: None,
+            tenants: TenantOptions::default(),
         }
     }
 }
@@ -81,11 +87,12 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         llm: setup.llm.clone().unwrap_or_else(Pool::empty),
         metrics: Arc::new(Metrics::new().expect("registers")),
         catalog: CatalogOptions {
-            url: format!("sqlite://{}", dir.join("catalog.db").display()),
+            url: setup.catalog_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("catalog.db").display())),
             pool_size: 4,
             max_overflow: 2,
             pool_timeout: Duration::from_secs(10),
         },
+        tenants: setup.tenants.clone(),
         cache: setup.caching.then_some(CacheOptions { memory_bytes: 1 << 20, ttl: Duration::from_secs(3600) }),
         default_timeout: Duration::from_secs(10),
         max_staleness: setup.max_staleness,
@@ -118,6 +125,15 @@ impl Coordinator {
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        Self::read(request.send().await.expect("answers")).await
+    }
+
+    /// A call with a key.
+    pub(crate) async fn call_as(&self, key: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(key);
         if let Some(body) = body {
             request = request.json(&body);
         }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
+use super::super::auth::Caller;
 use super::super::doors::{ClientKey, Conversation, Reply, converse};
 use super::super::error::{ApiResult, error_body};
 use super::super::json::{StrictJson, json as json_response};
@@ -35,6 +36,7 @@ enum Spelling {
 /// Continues a prompt.
 pub(super) async fn post_generate(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     client: ClientKey,
     StrictJson(body): StrictJson<AnswerBody>,
 ) -> ApiResult<Response> {
@@ -42,12 +44,13 @@ pub(super) async fn post_generate(
         return Ok(json_response(StatusCode::OK, &loaded(Spelling::Generate, body.model())));
     }
     let is_stream = body.is_stream();
-    respond(&services, body.into_prompt(client)?, Spelling::Generate, is_stream).await
+    respond(&services, &caller, body.into_prompt(client)?, Spelling::Generate, is_stream).await
 }
 
 /// Answers a conversation.
 pub(super) async fn post_chat(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     client: ClientKey,
     StrictJson(body): StrictJson<AnswerBody>,
 ) -> ApiResult<Response> {
@@ -55,17 +58,18 @@ pub(super) async fn post_chat(
         return Ok(json_response(StatusCode::OK, &loaded(Spelling::Chat, body.model())));
     }
     let is_stream = body.is_stream();
-    respond(&services, body.into_chat(client)?, Spelling::Chat, is_stream).await
+    respond(&services, &caller, body.into_chat(client)?, Spelling::Chat, is_stream).await
 }
 
 async fn respond(
     services: &Services,
+    caller: &Caller,
     conversation: Conversation,
     spelling: Spelling,
     is_stream: bool,
 ) -> ApiResult<Response> {
     let began = Instant::now();
-    let reply = converse(services, conversation).await?;
+    let reply = converse(services, caller, conversation, is_stream).await?;
     let records = Records {
         spelling,
         model: reply.model.clone(),
