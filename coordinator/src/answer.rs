@@ -16,7 +16,7 @@ use crate::generate::citation::CitationTracker;
 use crate::generate::pool::Generation;
 use crate::generate::{
     Affinity, Citation, EventStream, FinishReason, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest,
-    Message, Source, Usage, extractive, prompt,
+    Message, Source, Usage, extractive, meter, prompt,
 };
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
@@ -294,21 +294,20 @@ async fn generate(
     Ok((ask_model(services, caller, request, text.deadline).await?, prompt.sources))
 }
 
-/// Asks the pool for a caller, whose account is charged with the tokens as the backend names them.
+/// Asks the pool for a caller, whose account is charged with what the answer took, however it ends.
 pub(crate) async fn ask_model(
     services: &Services,
     caller: &Caller,
     request: GenerateRequest,
     deadline: Instant,
 ) -> Result<Generation, GenerateError> {
+    let read = meter::prompt_tokens(&request.messages);
     let generation = services.llm.generate(request, deadline).await?;
     let (tenants, caller, model) = (Arc::clone(&services.tenants), caller.clone(), generation.model.clone());
-    let events = generation.events.inspect(move |event| {
-        if let Ok(GenerateEvent::Usage(usage)) = event {
-            tenants.record_tokens(&caller, &model, usage.prompt_tokens, usage.completion_tokens);
-        }
+    let events = meter::metered(generation.events, read, move |usage| {
+        tenants.record_tokens(&caller, &model, usage.prompt_tokens, usage.completion_tokens);
     });
-    Ok(Generation { events: events.boxed(), ..generation })
+    Ok(Generation { events, ..generation })
 }
 
 fn written(ranked: Ranked, generation: Generation, sources: Vec<Source>) -> Answer {

@@ -9,6 +9,7 @@ pub mod citation;
 pub mod extractive;
 mod frames;
 mod health;
+pub mod meter;
 pub mod metrics;
 pub mod ollama;
 pub mod openai;

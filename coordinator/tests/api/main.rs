@@ -8,6 +8,7 @@ mod clients;
 mod collections;
 mod consistency;
 mod documents;
+mod doors_tenants;
 mod faults;
 mod jobs;
 mod llm;

@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use super::support::{Answer, Coordinator, Setup, ids};
 
-const OPERATOR: &str = "the operator's key, thirty-two bytes and more";
+pub(crate) const OPERATOR: &str = "the operator's key, thirty-two bytes and more";
 /// Stands in everything that is the tenant acme's, and in no request of the other's.
 const SECRET: &str = "xylophone";
 
-fn with_keys() -> Setup {
+pub(crate) fn with_keys() -> Setup {
     let tenants = TenantOptions { keys_required: true, operator_key_hash: Some(key_hash(OPERATOR)) };
     Setup { tenants, ..Setup::default() }
 }
 
 /// Makes the tenant and a key of it.
-async fn make_key(c: &Coordinator, tenant: &str, scope: &str) -> (String, String) {
+pub(crate) async fn make_key(c: &Coordinator, tenant: &str, scope: &str) -> (String, String) {
     let path = format!("/api/v1/tenants/{tenant}");
     if c.call_as(OPERATOR, Method::GET, &path, None).await.status == StatusCode::NOT_FOUND {
         c.call_as(OPERATOR, Method::PUT, &path, Some(json!({}))).await.ok();
@@ -29,7 +29,7 @@ async fn make_key(c: &Coordinator, tenant: &str, scope: &str) -> (String, String
     (text("id"), text("key"))
 }
 
-async fn upload_as(c: &Coordinator, key: &str, body: Value) -> Answer {
+pub(crate) async fn upload_as(c: &Coordinator, key: &str, body: Value) -> Answer {
     let accepted = c.call_as(key, Method::POST, "/api/v1/documents", Some(body)).await;
     if let Some(job) = accepted.body["job_id"].as_str() {
         let path = format!("{}/api/v1/jobs/{job}/events", c.base);
