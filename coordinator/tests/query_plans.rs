@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use cluster_config::error::ErrorKind;
-use coordinator::catalog::documents::{DocumentRef, Upload};
-use coordinator::catalog::jobs::JobState;
+use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
+use coordinator::catalog::jobs::{Finish, JobState, JobsQuery};
 use coordinator::catalog::keys::{KeyRow, Scope};
 use coordinator::catalog::operators::AuditRow;
+use coordinator::catalog::stages::Part;
 use coordinator::catalog::tenants::{TenantLimits, UsageRow};
 use coordinator::catalog::upkeep::Task;
 use coordinator::catalog::{Catalog, CatalogOptions};
@@ -23,12 +24,13 @@ use uuid::Uuid;
 mod postgres_server;
 
 /// Statements that read a whole table on purpose: small tables, gauges, and the nightly count.
-const WHOLE_TABLE: [&str; 5] = [
+const WHOLE_TABLE: [&str; 6] = [
     "SELECT state, count(*) FROM jobs GROUP BY state",
     "SELECT alias, collection FROM aliases",
     "SELECT task, ran_ms FROM upkeep",
     "SELECT tenant FROM tenants ORDER BY tenant FOR UPDATE",
     "UPDATE tenants SET stored_bytes =",
+    "DELETE FROM job_stages WHERE job_id NOT IN",
 ];
 
 /// Collects the statements that sqlx reports.
@@ -111,6 +113,7 @@ async fn use_everything(url: &str, statements: &Statements) -> BTreeSet<String> 
         file_name: String::new(),
         content_hash: [0; 32],
         content: b"text".to_vec(),
+        priority: 0,
         idempotency: Some(("key".into(), [0; 32])),
     };
     let claim = async || {
@@ -124,7 +127,12 @@ async fn use_everything(url: &str, statements: &Statements) -> BTreeSet<String> 
     let first = claim().await;
     catalog.advance_job(&first, JobState::Parsing, 0.1, 0).await.expect("writes").expect("holds");
     catalog.holds(&first).await.expect("reads");
-    catalog.finish_job(&first, "t", "x", 1, "s").await.expect("writes").expect("holds");
+    catalog.renew_job(&first).await.expect("writes").expect("holds");
+    catalog.keep_stage(&first, Part::Parsed, b"x").await.expect("writes");
+    catalog.stage(&first, Part::Parsed).await.expect("reads");
+    let indexed = Indexed { from: vec![1], chunks: vec![2] };
+    let finish = Finish { title: "t", extracted: Some("x"), chunk_count: 1, session: "s", indexed };
+    catalog.finish_job(&first, &finish).await.expect("writes").expect("holds");
     let second = claim().await;
     catalog.fail_job(&second, ErrorKind::Internal, "x").await.expect("writes");
     let third = claim().await;
@@ -132,6 +140,9 @@ async fn use_everything(url: &str, statements: &Statements) -> BTreeSet<String> 
     let fourth = catalog.claim_job().await.expect("reads").expect("a job waits");
     catalog.release_job(&fourth).await.expect("writes");
     catalog.cancel_job("default", fourth.job_id).await.expect("writes");
+    catalog.retry_job("default", fourth.job_id).await.expect("writes");
+    let jobs = JobsQuery { tenant: "default", state: None, collection_id: None, after: "", limit: 10 };
+    catalog.jobs(&jobs).await.expect("reads");
     catalog.job_counts().await.expect("reads");
     catalog.document(&document).await.expect("reads");
     catalog.documents(1, "default", "", 10).await.expect("reads");

@@ -37,7 +37,11 @@ pub fn required_scope(method: &Method, route: &str) -> Scope {
         | "/api/v1/jobs/{id}"
         | "/api/v1/jobs/{id}/events"
         | "/api/v1/jobs/{id}/retry" => {
-            if is_read { Scope::Read } else { Scope::Write }
+            if is_read {
+                Scope::Read
+            } else {
+                Scope::Write
+            }
         }
         "/" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/tags" | "/api/show"
         | "/api/version" => Scope::Read,

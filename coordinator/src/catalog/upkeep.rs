@@ -129,7 +129,9 @@ impl Catalog {
     /// used again by themselves, and rewriting the whole file would stop all writers for as long.
     async fn analyze(&self) -> Result<(), CatalogError> {
         let statement = match self.engine() {
-            Engine::Postgres => "VACUUM (ANALYZE) documents, jobs, job_stages, idempotency_keys, usage, audit, tenants, api_keys",
+            Engine::Postgres => {
+                "VACUUM (ANALYZE) documents, jobs, job_stages, idempotency_keys, usage, audit, tenants, api_keys"
+            }
             Engine::Sqlite => "ANALYZE; PRAGMA wal_checkpoint(PASSIVE);",
         };
         let mut connection = self.read().await?;

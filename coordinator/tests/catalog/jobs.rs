@@ -6,9 +6,10 @@ use cluster_config::error::ErrorKind;
 use coordinator::catalog::CatalogError;
 use coordinator::catalog::documents::DocumentState;
 use coordinator::catalog::jobs::{ClaimLost, JobState};
+use coordinator::catalog::stages::Part;
 use futures::future::join_all;
 
-use super::support::{Database, document, upload};
+use super::support::{Database, document, finish, upload};
 
 pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     let catalog = database.open().await;
@@ -24,7 +25,10 @@ pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     assert_eq!((row.state, row.progress, row.chunk_count), (JobState::Embedding, 0.25, 3));
     assert!(catalog.holds(&claim).await.expect("reads"));
 
-    catalog.finish_job(&claim, "t", "extracted", 3, "token").await.expect("writes").expect("holds");
+    assert_eq!(claim.upload.indexed, None);
+    catalog.keep_stage(&claim, Part::Parsed, b"kept").await.expect("writes");
+    assert_eq!(catalog.stage(&claim, Part::Parsed).await.expect("reads").as_deref(), Some(&b"kept"[..]));
+    catalog.finish_job(&claim, &finish("t", "extracted", 3, "token")).await.expect("writes").expect("holds");
     let row = catalog.job("default", claim.job_id).await.expect("reads").expect("is there");
     assert_eq!((row.state, row.session.as_deref()), (JobState::Done, Some("token")));
     let stored = catalog.document(&document("default", "d")).await.expect("reads").expect("is there");
@@ -32,6 +36,13 @@ pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     let text = catalog.extracted_text(&document("default", "d")).await.expect("reads");
     assert_eq!(text.as_deref(), Some("extracted"));
     assert_eq!(catalog.job_counts().await.expect("reads"), [(JobState::Done, 1)]);
+
+    assert_eq!(
+        catalog.stage(&claim, Part::Parsed).await.expect("reads"),
+        None,
+        "nothing is kept of a job that is done"
+    );
+    assert!(matches!(catalog.retry_job("default", claim.job_id).await, Err(CatalogError::NotRetryable)));
 
     // Another tenant sees neither the job nor the document.
     assert_eq!(catalog.job("other", claim.job_id).await.expect("reads"), None);
@@ -47,7 +58,7 @@ pub(crate) async fn a_superseded_claim_changes_nothing(database: &Database) {
     let old = catalog.claim_job().await.expect("reads").expect("a job waits");
     let newer = catalog.enqueue(upload("default", "d", "new")).await.expect("takes it");
     assert_eq!(catalog.advance_job(&old, JobState::Indexing, 0.9, 1).await.expect("writes"), Err(ClaimLost));
-    assert_eq!(catalog.finish_job(&old, "t", "old", 1, "s").await.expect("writes"), Err(ClaimLost));
+    assert_eq!(catalog.finish_job(&old, &finish("t", "old", 1, "s")).await.expect("writes"), Err(ClaimLost));
     catalog.fail_job(&old, ErrorKind::Internal, "too late").await.expect("writes");
     catalog.requeue_job(&old, 0, ErrorKind::Internal, "too late").await.expect("writes");
     let ended = catalog.job("default", old.job_id).await.expect("reads").expect("is there");
@@ -60,7 +71,7 @@ pub(crate) async fn a_superseded_claim_changes_nothing(database: &Database) {
     catalog.requeue_job(&claim, 0, ErrorKind::Unavailable, "no primary").await.expect("writes");
     let again = catalog.claim_job().await.expect("reads").expect("is back");
     assert_eq!((again.job_id, again.attempt), (claim.job_id, 2));
-    assert_eq!(catalog.finish_job(&claim, "t", "x", 1, "s").await.expect("writes"), Err(ClaimLost), "fenced");
+    assert_eq!(catalog.finish_job(&claim, &finish("t", "x", 1, "s")).await.expect("writes"), Err(ClaimLost), "fenced");
     catalog.release_job(&again).await.expect("writes");
     let third = catalog.claim_job().await.expect("reads").expect("is back");
     assert_eq!(third.attempt, 2, "giving a claim back unused does not count");
@@ -146,7 +157,7 @@ pub(crate) async fn odd_texts_come_back(database: &Database) {
     assert_eq!(claim.upload.content, b"a\0b", "bytes are kept as they are");
     let title = "nul   and quote ' and \u{1F980}";
     assert_eq!(claim.upload.title, title);
-    catalog.finish_job(&claim, &claim.upload.title, "a\0b", 1, "s").await.expect("writes").expect("holds");
+    catalog.finish_job(&claim, &finish(&claim.upload.title, "a\0b", 1, "s")).await.expect("writes").expect("holds");
     let text = catalog.extracted_text(&document).await.expect("reads").expect("is there");
     assert_eq!(text, "a b", "as long as before, so that spans still fit");
     let row = catalog.document(&document).await.expect("reads").expect("is there");
@@ -167,7 +178,7 @@ pub(crate) async fn uploads_and_ends_of_one_document_never_deadlock(database: &D
         for number in 0..60 {
             if let Some(claim) = second.claim_job().await.expect("reads") {
                 match number % 3 {
-                    0 => _ = second.finish_job(&claim, "t", "x", 1, "s").await.expect("writes"),
+                    0 => _ = second.finish_job(&claim, &finish("t", "x", 1, "s")).await.expect("writes"),
                     1 => second.fail_job(&claim, ErrorKind::Internal, "x").await.expect("writes"),
                     _ => _ = second.cancel_job("default", claim.job_id).await.expect("writes"),
                 }
@@ -177,7 +188,7 @@ pub(crate) async fn uploads_and_ends_of_one_document_never_deadlock(database: &D
     };
     tokio::join!(uploads, ends);
     while let Some(claim) = second.claim_job().await.expect("reads") {
-        let _ = second.finish_job(&claim, "t", "last", 1, "s").await.expect("writes");
+        let _ = second.finish_job(&claim, &finish("t", "last", 1, "s")).await.expect("writes");
     }
     let open: i64 =
         first.job_counts().await.expect("reads").iter().filter(|(state, _)| !state.is_final()).map(|(_, n)| n).sum();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coordinator::catalog::documents::{DocumentRef, Upload};
+use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
+use coordinator::catalog::jobs::Finish;
 use coordinator::catalog::{Catalog, CatalogOptions};
 
 use crate::postgres_server::PostgresServer;
@@ -57,6 +58,12 @@ pub(crate) fn upload(tenant: &str, id: &str, content: &str) -> Upload {
         file_name: String::new(),
         content_hash: [7; 32],
         content: content.as_bytes().to_vec(),
+        priority: 0,
         idempotency: None,
     }
+}
+
+pub(crate) fn finish<'a>(title: &'a str, extracted: &'a str, chunk_count: u32, session: &'a str) -> Finish<'a> {
+    let indexed = Indexed { from: vec![1; 32], chunks: vec![2; 32] };
+    Finish { title, extracted: Some(extracted), chunk_count, session, indexed }
 }
