@@ -82,7 +82,7 @@ async fn nothing_hostile_harms_it() -> anyhow::Result<()> {
         cluster.check_running()?;
         resident.push(cluster.coordinator()?.resident_bytes()?);
         println!("pass {number} of {} requests: {tally:?}, {} MiB resident", corpus.len(), resident[number - 1] >> 20);
-        ensure!(tally.refused > 100 && tally.taken > 100, "the corpus was not what it should be: {tally:?}");
+        ensure!(tally.refused > 50 && tally.taken > 100, "the corpus was not what it should be: {tally:?}");
     }
     let growth = resident[1] as f64 / resident[0] as f64;
     ensure!(growth <= GROWTH_MAX, "resident memory grew from {} to {} bytes", resident[0], resident[1]);
