@@ -12,7 +12,7 @@ fn a_sweep_finds_more_with_more_effort_and_everything_exactly() {
     let dir = tempfile::tempdir().expect("a directory");
     let svg = dir.path().join("recall.svg");
     let run = Command::new(env!("CARGO_BIN_EXE_susui"))
-        .args(["--json", "bench", "vectors", "--n", ROWS, "--dim", "32", "--query-count", "50", "--nodes", "2"])
+        .args(["--json", "bench", "vectors", "--n", ROWS, "--dim", "32", "--query-count", "50", "--nodes", "3"])
         .args(["--shards", "1", "--copies", "2", "--nprobe", "1,64", "--oversample", "20", "--target-recall", "0.9"])
         .args(["--compare-faiss", "--svg"])
         .arg(&svg)
