@@ -11,6 +11,8 @@ pub mod requests;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,6 +52,21 @@ pub fn corpus(collection: &str) -> Vec<Hostile> {
     all.extend(packages::corpus(collection));
     all.extend(requests::corpus(collection));
     all
+}
+
+/// A good file cut short, and with ever more bytes flipped behind its first `mark_bytes`, by which its format is told.
+fn damaged(good: &[u8], mark_bytes: usize, seed: u64) -> Vec<(String, Vec<u8>)> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let cut = (1..12).map(|part| (format!("cut {part}"), good[..good.len() * part / 12].to_vec()));
+    let flipped = (0..20).map(|number| {
+        let mut flipped = good.to_vec();
+        for _ in 0..=number {
+            let position = random.random_range(mark_bytes..flipped.len());
+            flipped[position] = random.random();
+        }
+        (format!("flipped {number}"), flipped)
+    });
+    cut.chain(flipped).collect()
 }
 
 impl Hostile {

@@ -2,12 +2,10 @@
 
 use std::io::{Cursor, Write};
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-use super::Hostile;
+use super::{Hostile, damaged};
 
 const SEED: u64 = 20_252;
 const DOCX: &str = "word/document.xml";
@@ -29,7 +27,7 @@ fn docx(document: &str) -> Vec<u8> {
     package(&[(DOCX, document.as_bytes())])
 }
 
-/// The same bytes where the first `from` is `to`; both of one length, so that offsets stay.
+/// The same bytes where every `from` is `to`; both of one length, so that offsets stay.
 fn patched(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut patched = bytes.to_vec();
     let places: Vec<usize> =
@@ -61,19 +59,7 @@ fn epub(chapters: &str) -> Vec<u8> {
 
 pub(super) fn corpus(collection: &str) -> Vec<Hostile> {
     let good = docx(BODY);
-    let mut random = StdRng::seed_from_u64(SEED);
-    let mut all: Vec<(String, Vec<u8>)> = Vec::new();
-    for part in 1..12 {
-        all.push((format!("cut {part}"), good[..good.len() * part / 12].to_vec()));
-    }
-    for number in 0..20 {
-        let mut flipped = good.clone();
-        for _ in 0..=number {
-            let position = random.random_range(4..flipped.len());
-            flipped[position] = random.random();
-        }
-        all.push((format!("flipped {number}"), flipped));
-    }
+    let mut all = damaged(&good, 4, SEED);
     let spaces = vec![b' '; 140 << 20];
     let many: Vec<String> = (0..20_000).map(|number| format!("{number}.xml")).collect();
     let many: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), b"".as_slice())).collect();

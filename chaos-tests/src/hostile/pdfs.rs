@@ -2,10 +2,7 @@
 
 use std::io::Write;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-
-use super::Hostile;
+use super::{Hostile, damaged};
 
 const SEED: u64 = 20_251;
 
@@ -69,19 +66,7 @@ fn deflated(bytes: &[u8]) -> Vec<u8> {
 
 pub(super) fn corpus(collection: &str) -> Vec<Hostile> {
     let good = page(ONE_PAGE, FONT, stream("", b"BT /F 12 Tf (Harbour words) Tj ET"), vec![font()]);
-    let mut random = StdRng::seed_from_u64(SEED);
-    let mut all: Vec<(String, Vec<u8>)> = Vec::new();
-    for part in 1..12 {
-        all.push((format!("cut {part}"), good[..good.len() * part / 12].to_vec()));
-    }
-    for number in 0..20 {
-        let mut flipped = good.clone();
-        for _ in 0..=number {
-            let position = random.random_range(9..flipped.len());
-            flipped[position] = random.random();
-        }
-        all.push((format!("flipped {number}"), flipped));
-    }
+    let mut all = damaged(&good, 9, SEED);
     let zeros = deflated(&vec![b' '; 140 << 20]);
     let operators = deflated(&b"BT /F 12 Tf (x) Tj ET\n".repeat(2_000_000));
     let xobject = "/XObject << /F 5 0 R >>";

@@ -581,7 +581,6 @@ impl Backend for Counting {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "a crowd: ops/test --full"]
 async fn whoever_leaves_and_whenever_no_place_is_lost_and_none_is_given_twice() {
     const PLACES: usize = 2;
     let backends: Vec<Arc<Counting>> = (0..3)
