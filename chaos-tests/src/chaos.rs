@@ -50,13 +50,22 @@ pub struct Run {
     pub duration: Duration,
     /// Where to write the history as lines of JSON.
     pub history: Option<PathBuf>,
+    /// A rule of replication that every node breaks, for the checkers to notice: the nodes then do not check their own invariants.
+    pub broken_rule: Option<&'static str>,
 }
 
 /// Runs, heals, and judges. Errors: the cluster could not be started, a process ended by itself, or it did not become whole again.
 pub async fn run(run: &Run) -> anyhow::Result<Verdict> {
     println!("chaos: SEED={} for {:?}", run.seed, run.duration);
     let small_disk = Tmpfs::is_allowed().then_some((SMALL_DISK_NODE, SMALL_DISK_BYTES));
-    let options = Options { nodes: NODES, is_proxied: true, check_invariants: true, small_disk, ..Options::default() };
+    let options = Options {
+        nodes: NODES,
+        is_proxied: true,
+        check_invariants: run.broken_rule.is_none(),
+        failpoints: run.broken_rule.map(|rule| format!("break-a-rule=return({rule})")).unwrap_or_default(),
+        small_disk,
+        ..Options::default()
+    };
     let mut cluster = Cluster::start(options).await?;
     let outcome = drive(run, &mut cluster).await.with_context(|| cluster.log_tails());
     let verdict = outcome.with_context(|| format!("SEED={}", run.seed))?;

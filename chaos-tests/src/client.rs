@@ -57,6 +57,20 @@ impl Client {
         Ok(Answer { status, body })
     }
 
+    /// Sends a file as a form, with further fields. Errors: no answer.
+    pub async fn upload(&self, fields: &[(&str, &str)], file_name: &str, bytes: Vec<u8>) -> anyhow::Result<Answer> {
+        let part = reqwest::multipart::Part::bytes(bytes).file_name(file_name.to_owned());
+        let mut form = reqwest::multipart::Form::new();
+        for (name, value) in fields {
+            form = form.text((*name).to_owned(), (*value).to_owned());
+        }
+        let request = self.http.post(format!("{}/api/v1/documents", self.base)).timeout(Duration::from_secs(60));
+        let response = request.multipart(form.part("file", part)).send().await?;
+        let status = response.status();
+        let body = serde_json::from_slice(&response.bytes().await?).unwrap_or(Value::Null);
+        Ok(Answer { status, body })
+    }
+
     /// A body as text, for `/metrics` and the like.
     pub async fn text(&self, path: &str) -> anyhow::Result<String> {
         Ok(self.http.get(format!("{}{path}", self.base)).send().await?.error_for_status()?.text().await?)

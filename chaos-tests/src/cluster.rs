@@ -23,7 +23,7 @@ pub struct Options {
     pub metadata_nodes: usize,
     /// Directory of the embedding model; `None` starts the coordinator without an embedder.
     pub model_dir: Option<PathBuf>,
-    /// Without a model: embed with the stand-in, so that texts can be searched for.
+    /// The embedder without a model, where no directory of one is given.
     pub fake_embedder: bool,
     /// Further lines of the coordinator's configuration, for example an LLM backend.
     pub coordinator_extra: String,
@@ -31,6 +31,8 @@ pub struct Options {
     pub is_proxied: bool,
     /// Nodes check their invariants after each step (`SUSUI_CHECK=1`).
     pub check_invariants: bool,
+    /// Failpoints of every node (`SUSUI_FAILPOINTS`).
+    pub failpoints: String,
     /// Put this node's data on a file system of that many bytes.
     pub small_disk: Option<(usize, u64)>,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
             coordinator_extra: String::new(),
             is_proxied: false,
             check_invariants: false,
+            failpoints: String::new(),
             small_disk: None,
         }
     }
@@ -153,13 +156,14 @@ impl Cluster {
             format!("\"127.0.0.1:{port}\"")
         };
         let seeds: Vec<String> = self.rpc.iter().enumerate().map(seed).collect();
-        let embedder = match (&self.options.model_dir, self.options.fake_embedder) {
-            (Some(model), _) => format!("model_dir = \"{}\"", model.display()),
-            (None, true) => "name = \"fake\"".to_owned(),
-            (None, false) => "name = \"none\"".to_owned(),
+        let embedder = match &self.options.model_dir {
+            Some(model) => format!("model_dir = \"{}\"", model.display()),
+            None if self.options.fake_embedder => "name = \"fake\"".to_owned(),
+            None => "name = \"none\"".to_owned(),
         };
         format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\n\
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\
+             test_hooks = true\n\n\
              [embedder]\n{embedder}\n{}\n{}",
             seeds.join(", "),
             self.options.coordinator_extra,
@@ -186,19 +190,25 @@ impl Cluster {
         let config = self.path.join(format!("n{node}.toml"));
         let log = self.path.join(format!("n{node}.log"));
         let arguments = ["--config", &config.to_string_lossy()];
-        let check: &[_] = if self.options.check_invariants { &[("SUSUI_CHECK", "1")] } else { &[] };
+        let check = if self.options.check_invariants { "1" } else { "0" };
+        let hooks = [("SUSUI_CHECK", check), ("SUSUI_FAILPOINTS", &self.options.failpoints)];
         self.links.set_refusing(node, false);
-        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, check, &log)?;
+        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, &hooks, &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
     }
 
     /// Starts the coordinator, again after it was killed.
     pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
+        self.start_coordinator_with(&[])
+    }
+
+    /// Starts the coordinator with further environment variables.
+    pub fn start_coordinator_with(&mut self, variables: &[(&str, &str)]) -> anyhow::Result<()> {
         let config = self.path.join("coordinator.toml");
         let log = self.path.join("coordinator.log");
         let arguments = ["--config", &config.to_string_lossy()];
-        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, &[], &log)?);
+        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, variables, &log)?);
         Ok(())
     }
 
@@ -248,6 +258,11 @@ impl Cluster {
         self.nodes.len()
     }
 
+    /// The data directory of a node, from 1.
+    pub fn data_dir(&self, node: usize) -> PathBuf {
+        self.path.join(format!("n{node}"))
+    }
+
     /// Node `node`, from 1. Errors: it is not running.
     pub fn node(&mut self, node: usize) -> anyhow::Result<&mut Process> {
         self.nodes[node - 1].as_mut().with_context(|| format!("node {node} is not running"))
@@ -256,6 +271,11 @@ impl Cluster {
     /// The coordinator. Errors: it is not running.
     pub fn coordinator(&mut self) -> anyhow::Result<&mut Process> {
         self.coordinator.as_mut().context("the coordinator is not running")
+    }
+
+    /// All that the coordinators of this cluster have logged so far.
+    pub fn coordinator_log(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.path.join("coordinator.log"))?)
     }
 
     /// `kill -9` of one node.

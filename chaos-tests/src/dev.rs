@@ -1,6 +1,6 @@
 //! A cluster on this machine as a first user has it: started, found and stopped by `susui dev`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -41,6 +41,11 @@ impl Dev {
         self.run(&["down"]).await.map(drop)
     }
 
+    /// Its directory, as `--dir` and `--data-dir` want it.
+    pub fn place(&self) -> PathBuf {
+        self.dir.path().join("cluster")
+    }
+
     /// Root of the API.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.base_port)
@@ -73,13 +78,13 @@ impl Dev {
     }
 
     async fn status(&self) -> anyhow::Result<Value> {
-        let place = self.dir.path().join("cluster").display().to_string();
+        let place = self.place().display().to_string();
         let run = susui(&self.url(), &["dev", "status", "--data-dir", &place]).await?;
         serde_json::from_str(&run.stdout).with_context(|| format!("no status: {}{}", run.stdout, run.stderr))
     }
 
     async fn run(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let place = self.dir.path().join("cluster").display().to_string();
+        let place = self.place().display().to_string();
         let arguments: Vec<&str> = ["dev"].iter().chain(arguments).chain(&["--data-dir", &place]).copied().collect();
         susui(&self.url(), &arguments).await?.json(0)
     }
@@ -87,7 +92,7 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        let place = self.dir.path().join("cluster");
+        let place = self.place();
         if let Ok(bin) = crate::process::bin_dir() {
             let mut down = std::process::Command::new(bin.join("susui"));
             // Stopped already, or stopped here: both are fine.

@@ -81,3 +81,20 @@ async fn every_acknowledged_document_survives() -> anyhow::Result<()> {
     status.json(0).context("susui status --check")?;
     dev.down().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a drill, which other tests do on clusters of their own; ops/test --full"]
+async fn a_drill_hurts_the_running_cluster_and_leaves_it_whole() -> anyhow::Result<()> {
+    let Some(model) = model_dir() else { return Ok(()) };
+    let dev = Dev::start(&model).await?;
+    let place = dev.place().display().to_string();
+    for mode in ["kill", "stop"] {
+        let drill = susui(&dev.url(), &["drill", "failover", "--mode", mode, "--assert", "--dir", &place]).await?;
+        println!("{}{}", drill.stdout, drill.stderr);
+        ensure!(drill.json(0)?["kept"] == true);
+    }
+    let refused = susui(&dev.url(), &["drill", "failover", "--mode", "deaf", "--dir", &place]).await?;
+    ensure!(refused.code != 0 && refused.stderr.contains("no proxies"), "{refused:?}");
+    susui(&dev.url(), &["status", "--check"]).await?.json(0).context("susui status --check")?;
+    dev.down().await
+}

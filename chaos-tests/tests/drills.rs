@@ -51,6 +51,12 @@ in_the_full_suite! {
     stop_the_metadata_leader_ten_times: "failover" "--mode" "stop" "--leader";
     partition_ten_times: "failover" "--mode" "partition";
     partition_the_metadata_leader_ten_times: "failover" "--mode" "partition" "--leader";
+    mute_ten_times: "failover" "--mode" "mute";
+    mute_the_metadata_leader_ten_times: "failover" "--mode" "mute" "--leader";
+    deafen_ten_times: "failover" "--mode" "deaf";
+    deafen_the_metadata_leader_ten_times: "failover" "--mode" "deaf" "--leader";
+    bridge_ten_times: "failover" "--mode" "bridge";
+    bridge_by_the_metadata_leader_ten_times: "failover" "--mode" "bridge" "--leader";
     stop_a_read_replica_ten_times: "read-replica" "--mode" "stop";
     partition_a_read_replica_ten_times: "read-replica" "--mode" "partition";
 }

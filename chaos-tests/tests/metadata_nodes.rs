@@ -64,8 +64,8 @@ async fn quorum_down_for(time: Duration) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_quorum_is_down_for_ten_seconds() -> anyhow::Result<()> {
-    quorum_down_for(Duration::from_secs(10)).await
+async fn the_quorum_is_down_for_twenty_seconds() -> anyhow::Result<()> {
+    quorum_down_for(Duration::from_secs(20)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,6 +34,21 @@ pub enum FieldType {
     Float,
     /// true or false.
     Bool,
+    /// A point in time to the millisecond: RFC 3339 text, a date, or milliseconds since 1970.
+    Datetime,
+}
+
+impl FieldType {
+    /// What a value of the type looks like, for hints.
+    pub fn expected(self) -> &'static str {
+        match self {
+            FieldType::Keyword => "keyword: a text",
+            FieldType::Integer => "integer: a whole number within 64 bits",
+            FieldType::Float => "float: a finite number",
+            FieldType::Bool => "bool: true or false",
+            FieldType::Datetime => "datetime: as \"2024-05-01T12:00:00Z\", \"2024-05-01\", or milliseconds since 1970",
+        }
+    }
 }
 
 /// Index settings. `None` means "chosen by the shard from its size"; the chosen values are reported by `susui status`.
@@ -239,6 +254,14 @@ mod tests {
             let spec = CollectionSpec::new("c", dim);
             assert_eq!(spec.validate(), Ok(()), "dim {dim}");
         }
+    }
+
+    #[test]
+    fn the_parameters_of_the_guide_can_be_set() {
+        let mut spec = CollectionSpec::new("guide", 768);
+        spec.pca_dim = Some(256);
+        spec.index = IndexSpec { nlist: Some(100), m: Some(8), nbits: 8, nprobe: Some(10), ..IndexSpec::default() };
+        assert_eq!(spec.validate(), Ok(()));
     }
 
     #[test]

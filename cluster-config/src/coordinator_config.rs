@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth_config::{AuthConfig, WrittenAuth};
 use crate::cache_config::{CacheConfig, WrittenCache};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
+use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
+use crate::llm_config::{LlmConfig, WrittenLlm};
+use crate::node_config::TestHooks;
 use crate::units::WrittenDuration;
 
 /// A validated coordinator configuration.
@@ -30,6 +34,8 @@ pub struct CoordinatorConfig {
     pub dial_overrides: BTreeMap<NodeId, String>,
     /// Failure domain that this process stands in; reads prefer copies there.
     pub zone: Option<String>,
+    /// `[auth]`.
+    pub auth: AuthConfig,
     /// `[catalog]`.
     pub catalog: CatalogConfig,
     /// `[embedder]`.
@@ -42,12 +48,14 @@ pub struct CoordinatorConfig {
     pub search: SearchConfig,
     /// `[ingest]`.
     pub ingest: IngestConfig,
+    /// What tests may switch on.
+    pub test_hooks: TestHooks,
 }
 
 /// The catalog database and its pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogConfig {
-    /// sqlx URL, `{data_dir}` already put in.
+    /// `sqlite:` or `postgres:` URL, `{data_dir}` already put in. May hold a password: not for the log.
     pub url: String,
     /// Connections kept.
     pub pool_size: u32,
@@ -79,48 +87,6 @@ pub struct EmbedderConfig {
     pub cache_entries: u64,
 }
 
-/// Generation of answers. Without backends answers are extractive.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LlmConfig {
-    /// Where answers are generated; may be empty.
-    pub backends: Vec<LlmBackendConfig>,
-    /// Most tokens of an answer, where the request names none.
-    pub max_tokens: u32,
-    /// Sampling temperature, where the request names none.
-    pub temperature: f32,
-    /// Sampling top-k, where the backend knows it.
-    pub top_k: u32,
-}
-
-/// The protocol an LLM backend speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LlmKind {
-    /// Ollama's NDJSON.
-    Ollama,
-    /// OpenAI's chat completions with server-sent events.
-    Openai,
-}
-
-/// One LLM backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LlmBackendConfig {
-    /// Unique name, used in metrics.
-    pub name: String,
-    /// Protocol.
-    pub kind: LlmKind,
-    /// Base URL without a trailing slash.
-    pub url: String,
-    /// Model asked for.
-    pub model: String,
-    /// Environment variable that holds the key; the key itself never stands in a file.
-    pub api_key_env: Option<String>,
-    /// Share of the requests relative to other backends.
-    pub weight: u32,
-    /// Most requests at once.
-    pub concurrency_max: usize,
-}
-
 /// Defaults of retrieval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchConfig {
@@ -128,13 +94,6 @@ pub struct SearchConfig {
     pub default_timeout: Duration,
     /// How old an eventual read may be.
     pub max_staleness: Duration,
-}
-
-/// The ingest workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IngestConfig {
-    /// Documents worked on at once.
-    pub workers: usize,
 }
 
 /// A coordinator's TOML file as written. Public so that tools can write one that a coordinator will read.
@@ -147,7 +106,9 @@ pub struct WrittenCoordinatorConfig {
     pub nodes: Vec<String>,
     pub data_dir: Option<PathBuf>,
     pub zone: Option<String>,
+    pub test_hooks: Option<bool>,
     pub dial_overrides: BTreeMap<String, String>,
+    pub auth: WrittenAuth,
     pub catalog: WrittenCatalog,
     pub embedder: WrittenEmbedder,
     pub cache: WrittenCache,
@@ -179,31 +140,6 @@ pub struct WrittenEmbedder {
     pub cache_entries: Option<u64>,
 }
 
-/// `[llm]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as LlmConfig")]
-pub struct WrittenLlm {
-    pub max_tokens: Option<u32>,
-    pub temperature: Option<f32>,
-    pub top_k: Option<u32>,
-    pub backends: Vec<WrittenLlmBackend>,
-}
-
-/// `[[llm.backends]]` as written.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "as LlmBackendConfig")]
-pub struct WrittenLlmBackend {
-    pub name: String,
-    pub kind: LlmKind,
-    pub url: String,
-    pub model: String,
-    pub api_key_env: Option<String>,
-    pub weight: Option<u32>,
-    pub concurrency_max: Option<usize>,
-}
-
 /// `[search]` of a coordinator as written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,14 +147,6 @@ pub struct WrittenLlmBackend {
 pub struct WrittenSearch {
     pub default_timeout: Option<WrittenDuration>,
     pub max_staleness: Option<WrittenDuration>,
-}
-
-/// `[ingest]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as IngestConfig")]
-pub struct WrittenIngest {
-    pub workers: Option<usize>,
 }
 
 impl CoordinatorConfig {
@@ -229,8 +157,10 @@ impl CoordinatorConfig {
     {
         let mut written: WrittenCoordinatorConfig =
             text::parse_toml(toml_text, "cluster-config/examples/coordinator.toml")?;
+        let environment: Vec<(String, String)> = environment.into_iter().collect();
+        let test_hooks = TestHooks::from_environment(written.test_hooks.unwrap_or(false), environment.clone())?;
         written.apply_environment(environment)?;
-        written.validate()
+        Ok(Self { test_hooks, ..written.validate()? })
     }
 }
 
@@ -254,13 +184,11 @@ impl WrittenCoordinatorConfig {
                 "REDIS_URL" => self.cache.redis_url = Some(value.to_owned()),
                 "ENABLE_CACHING" => self.cache.enabled = Some(read_bool(&name, value)?),
                 "CACHE_TTL_SECONDS" => self.cache.ttl = Some(read_seconds(&name, value)?),
+                "DATABASE_URL" => self.catalog.url = Some(value.to_owned()),
                 "DATABASE_POOL_SIZE" => self.catalog.pool_size = Some(read_number(&name, value)?),
                 "DATABASE_MAX_OVERFLOW" => self.catalog.max_overflow = Some(read_number(&name, value)?),
                 "DATABASE_POOL_TIMEOUT" => self.catalog.pool_timeout = Some(read_seconds(&name, value)?),
-                "OLLAMA_MAX_TOKENS" => self.llm.max_tokens = Some(read_number(&name, value)?),
-                "OLLAMA_TEMPERATURE" => self.llm.temperature = Some(read_number(&name, value)?),
-                "OLLAMA_TOP_K" => self.llm.top_k = Some(read_number(&name, value)?),
-                _ => {}
+                _ => self.llm.apply_variable(&name, value)?,
             }
         }
         Ok(())
@@ -283,19 +211,14 @@ impl WrittenCoordinatorConfig {
             http_listen: text::listen_address("http_listen", &http_listen)?,
             nodes: validate_nodes(self.nodes)?,
             dial_overrides: text::dial_overrides(self.dial_overrides)?,
+            auth: self.auth.validate()?,
             catalog: self.catalog.validate(&data_dir)?,
             embedder: self.embedder.validate(&data_dir)?,
             cache: self.cache.validate()?,
             llm: self.llm.validate()?,
             search: self.search.validate()?,
-            ingest: IngestConfig {
-                workers: text::in_range(
-                    "ingest.workers",
-                    self.ingest.workers.unwrap_or(2),
-                    1,
-                    limits::INGEST_WORKERS_MAX,
-                )?,
-            },
+            ingest: self.ingest.validate()?,
+            test_hooks: TestHooks { allowed: self.test_hooks.unwrap_or(false), ..TestHooks::default() },
             data_dir,
         })
     }
@@ -319,11 +242,11 @@ fn validate_nodes(written: Vec<String>) -> Result<Vec<String>, ConfigError> {
 impl WrittenCatalog {
     fn validate(self, data_dir: &Path) -> Result<CatalogConfig, ConfigError> {
         let url = self.url.unwrap_or_else(|| "sqlite://{data_dir}/catalog.db".to_owned());
-        if !url.starts_with("sqlite:") {
+        if !["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ConfigError::new(
                 "catalog.url",
                 "not a database this build speaks",
-                "use sqlite://PATH; {data_dir} stands for the data directory",
+                "use sqlite://PATH ({data_dir} stands for the data directory) or postgres://USER:PASSWORD@HOST/DATABASE, without a +driver",
             ));
         }
         let pool_size = self.pool_size.unwrap_or(20);
@@ -366,81 +289,6 @@ impl WrittenEmbedder {
     }
 }
 
-impl WrittenLlm {
-    fn validate(self) -> Result<LlmConfig, ConfigError> {
-        if self.backends.len() > limits::LLM_BACKENDS_MAX {
-            return Err(ConfigError::new(
-                "llm.backends",
-                format!("{} backends", self.backends.len()),
-                format!("use at most {}", limits::LLM_BACKENDS_MAX),
-            ));
-        }
-        let mut backends: Vec<LlmBackendConfig> = Vec::with_capacity(self.backends.len());
-        for (position, written) in self.backends.into_iter().enumerate() {
-            let key = format!("llm.backends[{position}]");
-            let backend = written.validate(&key)?;
-            if backends.iter().any(|other| other.name == backend.name) {
-                return Err(ConfigError::new(
-                    format!("{key}.name"),
-                    format!("{:?} is the name of another backend too", backend.name),
-                    "give each backend its own name",
-                ));
-            }
-            backends.push(backend);
-        }
-        Ok(LlmConfig {
-            backends,
-            max_tokens: text::in_range("llm.max_tokens", self.max_tokens.unwrap_or(256), 1, limits::LLM_TOKENS_MAX)?,
-            temperature: text::in_range("llm.temperature", self.temperature.unwrap_or(0.1), 0.0, 2.0)?,
-            top_k: text::in_range("llm.top_k", self.top_k.unwrap_or(20), 1, limits::TOP_K_MAX)?,
-        })
-    }
-}
-
-impl WrittenLlmBackend {
-    fn validate(self, key: &str) -> Result<LlmBackendConfig, ConfigError> {
-        text::check_word(&format!("{key}.name"), &self.name)?;
-        let url = self.url.trim_end_matches('/');
-        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
-            return Err(ConfigError::new(
-                format!("{key}.url"),
-                format!("{:?} is not an HTTP address", self.url),
-                "use http://HOST:PORT or https://HOST",
-            ));
-        }
-        if self.model.trim().is_empty() {
-            return Err(ConfigError::new(format!("{key}.model"), "empty", "name a model the backend serves"));
-        }
-        if let Some(variable) = &self.api_key_env {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            if variable.is_empty() || !variable.chars().all(allowed) {
-                return Err(ConfigError::new(
-                    format!("{key}.api_key_env"),
-                    "not the name of an environment variable",
-                    "name the variable that holds the key; do not write the key itself",
-                ));
-            }
-        }
-        let weight = text::in_range(&format!("{key}.weight"), self.weight.unwrap_or(1), 1, limits::NODE_WEIGHT_MAX)?;
-        let concurrency_max = self.concurrency_max.unwrap_or(4);
-        Ok(LlmBackendConfig {
-            url: url.to_owned(),
-            name: self.name,
-            kind: self.kind,
-            model: self.model,
-            api_key_env: self.api_key_env,
-            weight,
-            concurrency_max: text::in_range(
-                &format!("{key}.concurrency_max"),
-                concurrency_max,
-                1,
-                limits::LLM_CONCURRENCY_MAX,
-            )?,
-        })
-    }
-}
-
 impl WrittenSearch {
     fn validate(self) -> Result<SearchConfig, ConfigError> {
         let default_timeout =
@@ -468,7 +316,7 @@ fn put_in_data_dir(pattern: &str, data_dir: &Path) -> String {
     pattern.replace("{data_dir}", &data_dir.to_string_lossy())
 }
 
-fn read_bool(name: &str, value: &str) -> Result<bool, ConfigError> {
+pub(crate) fn read_bool(name: &str, value: &str) -> Result<bool, ConfigError> {
     match value.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
@@ -486,7 +334,7 @@ fn read_seconds(name: &str, value: &str) -> Result<WrittenDuration, ConfigError>
     })
 }
 
-fn read_number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, ConfigError> {
+pub(crate) fn read_number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, ConfigError> {
     value
         .parse()
         .map_err(|_| ConfigError::new(name, format!("{value:?} is not such a number"), "use a number, or unset it"))

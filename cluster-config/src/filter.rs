@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::collection::{CollectionSpec, FieldType};
+use crate::datetime;
 use crate::error::ConfigError;
 use crate::limits;
 
@@ -105,7 +106,7 @@ impl Condition {
             ConfigError::new(
                 format!("{path}.{operator}"),
                 format!("the value does not fit field {:?}", self.field),
-                format!("the field is of type {field_type:?}").to_lowercase(),
+                format!("the field is of type {}", field_type.expected()),
             )
         };
         match &self.predicate {
@@ -135,12 +136,15 @@ impl Condition {
     }
 }
 
-/// Whether a value may stand in a field of that type. Integers are accepted where floats are declared.
+/// Whether a value may stand in a field of that type. Integers are accepted where floats are declared, and as milliseconds since 1970
+/// where datetimes are.
 pub fn field_accepts(field_type: FieldType, value: &FieldValue) -> bool {
     match (field_type, value) {
         (FieldType::Keyword, FieldValue::Keyword(_)) | (FieldType::Integer, FieldValue::Integer(_)) => true,
         (FieldType::Bool, FieldValue::Bool(_)) | (FieldType::Float, FieldValue::Integer(_)) => true,
         (FieldType::Float, FieldValue::Float(number)) => number.is_finite(),
+        (FieldType::Datetime, FieldValue::Integer(_)) => true,
+        (FieldType::Datetime, FieldValue::Keyword(text)) => datetime::unix_ms(text).is_some(),
         _ => false,
     }
 }

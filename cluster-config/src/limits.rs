@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::units::ByteSize;
+
 /// Longest collection name. Names appear in metric labels and paths.
 pub const COLLECTION_NAME_BYTES_MAX: usize = 64;
 /// Longest tenant name.
@@ -33,6 +35,12 @@ pub const METADATA_BYTES_MAX: usize = 16 * 1024;
 pub const CHUNKS_PER_DOCUMENT_MAX: usize = 10_000;
 /// Most bytes of an uploaded document.
 pub const DOCUMENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most entries of a zip package (Office files, EPUB).
+pub const PACKAGE_ENTRIES_MAX: usize = 10_000;
+/// Most bytes that a zip package may unpack to, over all entries that are read.
+pub const PACKAGE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Most pages or slides of a document.
+pub const PAGES_MAX: usize = 10_000;
 /// Most bytes of a JSON request body.
 pub const JSON_BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most points of one `PUT .../points`.
@@ -62,6 +70,16 @@ pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
 pub const TRAINING_ROWS_MAX: usize = 65_536;
 /// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
 pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Memory of one training unless configured otherwise: the sample, and twice as much made of it.
+pub const TRAINING_MEMORY_DEFAULT: ByteSize = ByteSize(3 * TRAINING_BYTES_MAX as u64);
+/// Least memory of one training: the widest vectors still make a sample of a thousand.
+pub const TRAINING_MEMORY_MIN: ByteSize = ByteSize(48 * 1024 * 1024);
+/// Most: more would not be used.
+pub const TRAINING_MEMORY_MAX: ByteSize = TRAINING_MEMORY_DEFAULT;
+/// Most measured efforts of an index that are logged: ten shares of the lists and seven depths are 70.
+pub const EFFORT_RUNGS_MAX: usize = 256;
+/// Most rows compared exactly to measure what each effort finds: seconds of one core, in idle time.
+pub const EFFORT_ROWS_COMPARED_MAX: u64 = 100_000_000;
 /// Bytes of one checksummed piece of a stored index.
 pub const INDEX_PIECE_BYTES: usize = 1024 * 1024;
 /// Most results of a search.
@@ -129,6 +147,10 @@ pub const EMBED_TEXTS_MAX: usize = 1024;
 pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one line or event of a language model's stream.
 pub const LLM_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of a conversation that is passed on to a language model: of the widest context, eight bytes a token.
+pub const LLM_CONVERSATION_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of an answer; a backend that goes on is broken.
+pub const LLM_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Most requests waiting for a language model permit before `Overloaded`.
 pub const LLM_QUEUE_MAX: usize = 256;
 /// Most sources offered to one prompt.
@@ -220,6 +242,15 @@ pub const POOL_CONNECTIONS_MAX: u32 = 1000;
 pub const LLM_BACKENDS_MAX: usize = 64;
 /// Most requests a single LLM backend may be given at once.
 pub const LLM_CONCURRENCY_MAX: usize = 1024;
+/// Largest priority number of an LLM backend.
+pub const LLM_PRIORITY_MAX: u32 = 100;
+/// Most models that stand in for one.
+pub const LLM_FALLBACKS_MAX: usize = 8;
+/// Tokens of prompt and answer that a model is taken to have room for: below, no source fits; above, the estimate of a prompt's
+/// length says nothing.
+pub const LLM_CONTEXT_TOKENS_MIN: usize = 1024;
+/// As [`LLM_CONTEXT_TOKENS_MIN`].
+pub const LLM_CONTEXT_TOKENS_MAX: usize = 131_072;
 /// Most tokens an answer may be asked to have.
 pub const LLM_TOKENS_MAX: u32 = 32_768;
 /// Most texts of one embedding batch.
@@ -229,18 +260,34 @@ pub const EMBED_CACHE_ENTRIES_MAX: u64 = 10_000_000;
 /// Most documents a coordinator ingests at once.
 pub const INGEST_WORKERS_MAX: usize = 256;
 
+/// Tenants whose use a coordinator counts at one time; one that was forgotten begins with full allowances.
+pub const TENANTS_METERED_MAX: u64 = 100_000;
+/// API keys a coordinator remembers, unknown ones included.
+pub const KEYS_REMEMBERED_MAX: u64 = 100_000;
+/// Sums of usage (tenant, day, model) that wait to be stored; further models are counted as one.
+pub const USAGE_ROWS_PENDING_MAX: usize = 10_000;
+/// Aliases of collections.
+pub const ALIASES_MAX: usize = 1000;
+/// Longest name of an API key.
+pub const KEY_NAME_BYTES_MAX: usize = 128;
+/// Longest path kept in the audit log.
+pub const AUDIT_TARGET_BYTES_MAX: usize = 512;
+
 const _: () = {
     assert!(METADATA_APPEND_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < ENTRY_BYTES_MAX);
     assert!(ENTRY_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX + GENERATION_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
+    assert!(DOCUMENT_BYTES_MAX <= PACKAGE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
     assert!(REDIS_VALUE_BYTES_MAX < REDIS_WRITE_BYTES_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
     assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
     assert!(SNAPSHOT_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX / 2);
     assert!(TRANSFER_PAUSE_MAX.as_secs() < SNAPSHOT_LEASE.as_secs());
+    assert!(LLM_TOKENS_MAX as usize * 8 <= LLM_ANSWER_BYTES_MAX);
+    assert!(LLM_CONTEXT_TOKENS_MAX * 8 <= LLM_CONVERSATION_BYTES_MAX);
     assert!(SESSION_BYTES_MAX > SHARDS_MAX as usize * 75);
     assert!((TOP_K_MAX as f32) * 1.0 <= RESCORE_MAX as f32);
 };

@@ -77,6 +77,8 @@ pub struct StorageConfig {
     pub scrub_interval: Duration,
     /// Share of the file system that may be in use before client writes are refused, percent.
     pub full_percent: u8,
+    /// Anonymous memory of the process at which it takes no new copies; `None`: a share of the machine's.
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// The search pool of one process.
@@ -86,6 +88,10 @@ pub struct NodeSearchConfig {
     pub threads: Option<usize>,
     /// Searches waiting for a thread before `Overloaded`.
     pub queue_max: usize,
+    /// Threads that train generations and measure recall, one shard each. They yield to searches.
+    pub training_threads: usize,
+    /// Memory that each of them may take for the sample it trains on.
+    pub training_memory: ByteSize,
 }
 
 /// Clocks of liveness and replication. They decide how soon something is done, never whether it is safe.
@@ -169,6 +175,7 @@ pub struct WrittenStorage {
     pub log_kept_for: Option<WrittenDuration>,
     pub scrub_interval: Option<WrittenDuration>,
     pub full_percent: Option<u8>,
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// `[search]` of a node as written.
@@ -178,6 +185,8 @@ pub struct WrittenStorage {
 pub struct WrittenNodeSearch {
     pub threads: Option<usize>,
     pub queue_max: Option<usize>,
+    pub training_threads: Option<usize>,
+    pub training_memory: Option<ByteSize>,
 }
 
 /// `[timing]` as written.
@@ -408,6 +417,10 @@ impl WrittenStorage {
                 1,
                 100,
             )?,
+            memory_budget: self
+                .memory_budget
+                .map(|budget| text::size_at_least("storage.memory_budget", budget, ByteSize::mib(1)))
+                .transpose()?,
         })
     }
 }
@@ -420,6 +433,18 @@ impl WrittenNodeSearch {
         Ok(NodeSearchConfig {
             threads,
             queue_max: text::in_range("search.queue_max", queue_max, 1, limits::SEARCH_QUEUE_MAX)?,
+            training_threads: text::in_range(
+                "search.training_threads",
+                self.training_threads.unwrap_or(1),
+                1,
+                limits::THREADS_MAX,
+            )?,
+            training_memory: text::in_range(
+                "search.training_memory",
+                self.training_memory.unwrap_or(limits::TRAINING_MEMORY_DEFAULT),
+                limits::TRAINING_MEMORY_MIN,
+                limits::TRAINING_MEMORY_MAX,
+            )?,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What a shard's log says: the operations that every copy applies in the same order to the same effect.
 
 use crate::ids::{DocumentKey, OperationId};
+use crate::search::EffortRung;
 use crate::seqno::{PrimaryTerm, SeqNo};
 
 /// One retrievable piece of a document.
@@ -54,6 +55,16 @@ pub enum Operation {
         generation: u64,
         /// Rows below this are in the index from now on.
         row_end: u64,
+    },
+    /// What each effort buys in the index of `generation`, as its primary measured on the shard's own rows. Logged, so that every
+    /// copy chooses the same effort for the same query.
+    SetEffortCurve {
+        /// Which generation.
+        generation: u64,
+        /// Rows below this were there to be measured on.
+        row_end: u64,
+        /// At least one, at most `limits::EFFORT_RUNGS_MAX`.
+        rungs: Vec<EffortRung>,
     },
 }
 

@@ -94,7 +94,9 @@ pub fn health(group: &ShardGroup, voters: u32, read_replicas: u32, is_live: impl
         record.role == CopyRole::ReadReplica && record.phase == CopyPhase::InSync && on_live_node(**copy)
     };
     let live_replicas = group.copies.iter().filter(serves).count();
-    if live_in_sync < voters as usize || live_replicas < read_replicas as usize {
+    let (voters, read_replicas) = (voters as usize, read_replicas as usize);
+    // A voter too many was a read replica, and serves as one.
+    if live_in_sync < voters || live_in_sync + live_replicas < voters + read_replicas {
         return Health::Yellow;
     }
     Health::Green
@@ -195,5 +197,6 @@ mod tests {
         let replica = CopyRecord { node: NodeId(9), role: CopyRole::ReadReplica, phase: CopyPhase::InSync };
         with_replica.copies.extend(BTreeMap::from([(CopyId(9), replica)]));
         assert_eq!(health(&with_replica, 2, 1, |_| true), Health::Green);
+        assert_eq!(health(&group(3, 3, 1), 2, 1, |_| true), Health::Green, "the read replica was made a voter");
     }
 }

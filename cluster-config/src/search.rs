@@ -42,6 +42,19 @@ pub struct SearchKnobs {
     pub target_recall: Option<f32>,
 }
 
+/// One measured effort of a shard's index: what it finds, and what it looks at for that.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EffortRung {
+    /// Lists probed.
+    pub nprobe: u32,
+    /// Candidates re-scored per result.
+    pub oversample: f32,
+    /// Share of the exact best 10 found, mean over the queries measured.
+    pub recall: f32,
+    /// Share of all codes scanned, mean over the queries measured.
+    pub codes_share: f32,
+}
+
 /// One vector search over one shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShardQuery {

@@ -49,7 +49,9 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     let node = NodeConfig::from_toml(NODE, []).expect("loads");
     let mut all = NodeConfig::from_toml(&uncommented(NODE), []).expect("loads");
     assert_eq!((all.search.threads, all.dial_overrides.len()), (Some(2), 1), "the samples were taken in");
+    assert_eq!(all.storage.memory_budget, Some(ByteSize::mib(16 * 1024)));
     all.search.threads = None;
+    all.storage.memory_budget = None;
     all.dial_overrides.clear();
     all.rpc_advertise = node.rpc_advertise.clone();
     assert_eq!(all, node);
@@ -58,6 +60,12 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     let mut all = CoordinatorConfig::from_toml(&uncommented(COORDINATOR), []).expect("loads");
     assert_eq!((all.llm.backends.len(), all.embedder.threads), (1, Some(2)), "the samples were taken in");
     assert_eq!(all.zone.take().as_deref(), Some("rack-1"));
+    assert_eq!(all.ingest.tenant_priority.remove("acme"), Some(10));
+    assert_eq!(
+        (all.llm.gpu_layers.take(), all.llm.routing.fast_model.take().as_deref()),
+        (Some(-1), Some("llama3.2:1b"))
+    );
+    all.llm.routing.fallback_models.clear();
     all.llm.backends.clear();
     all.embedder.threads = None;
     all.dial_overrides.clear();
@@ -89,6 +97,7 @@ fn the_environment_overrides_the_file() {
     let variables = environment(&[
         ("ENABLE_CACHING", "false"),
         ("CACHE_TTL_SECONDS", "60"),
+        ("DATABASE_URL", "postgresql://susui@db/susui"),
         ("DATABASE_POOL_SIZE", "5"),
         ("DATABASE_MAX_OVERFLOW", "0"),
         ("DATABASE_POOL_TIMEOUT", "3s"),
@@ -100,6 +109,7 @@ fn the_environment_overrides_the_file() {
     let config = CoordinatorConfig::from_toml(COORDINATOR, variables).expect("loads");
     assert!(!config.cache.enabled);
     assert_eq!(config.cache.ttl, Duration::from_secs(60));
+    assert_eq!(config.catalog.url, "postgresql://susui@db/susui");
     assert_eq!((config.catalog.pool_size, config.catalog.max_overflow), (5, 0));
     assert_eq!(config.catalog.pool_timeout, Duration::from_secs(3));
     assert_eq!((config.llm.max_tokens, config.llm.temperature, config.llm.top_k), (32, 0.7, 40));
@@ -122,6 +132,8 @@ fn test_hooks_are_refused_unless_allowed() {
         let allowed = NodeConfig::from_toml(&format!("test_hooks = true\n{NODE}"), variables).expect("allowed");
         assert!(allowed.test_hooks.check_invariants || allowed.test_hooks.failpoints.as_deref() == Some(value));
     }
+    let refused = CoordinatorConfig::from_toml(COORDINATOR, environment(&[("SUSUI_FAILPOINTS", "x=return")]));
+    assert_eq!(refused.expect_err("not allowed").key, "test_hooks");
     let off = NodeConfig::from_toml(NODE, environment(&[("SUSUI_CHECK", "0"), ("SUSUI_FAILPOINTS", "")])).expect("off");
     assert!(!off.test_hooks.check_invariants && off.test_hooks.failpoints.is_none());
 }
@@ -181,6 +193,9 @@ fn each_mistake_in_a_node_file_is_named() {
         ("storage.write_buffer", "[storage]\nwrite_buffer = \"1KiB\""),
         ("storage.storage_threads", "[storage]\nstorage_threads = 0"),
         ("storage.full_percent", "[storage]\nfull_percent = 101"),
+        ("storage.memory_budget", "[storage]\nmemory_budget = \"1KiB\""),
+        ("search.training_threads", "[search]\ntraining_threads = 0"),
+        ("search.training_memory", "[search]\ntraining_memory = \"1GiB\""),
         ("storage.scrub_interval", "[storage]\nscrub_interval = \"10ms\""),
         ("storage.log_kept_max", "[storage]\nlog_kept_max = \"1MiB\""),
         ("storage.log_kept_for", "[storage]\nlog_kept_for = \"10ms\""),
@@ -239,6 +254,8 @@ fn each_mistake_in_a_coordinator_file_is_named() {
         ("search.default_timeout", "[search]\ndefault_timeout = \"1h\"".into()),
         ("search.max_staleness", "[search]\nmax_staleness = \"0s\"".into()),
         ("ingest.workers", "[ingest]\nworkers = 0".into()),
+        ("ingest.parse_memory", "[ingest]\nparse_memory = \"1MiB\"".into()),
+        ("ingest.parse_time", "[ingest]\nparse_time = \"10ms\"".into()),
         ("ingest.worker", "[ingest]\nworker = 1".into()),
     ];
     for (key, addition) in cases {

@@ -3,6 +3,7 @@
 mod cached;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::collection::Collection;
@@ -14,22 +15,23 @@ use futures::{Stream, StreamExt, stream};
 
 use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
-use crate::generate::pool::Pool;
+use crate::generate::pool::Generation;
 use crate::generate::{
-    Citation, EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Source, Usage, extractive,
-    prompt,
+    Affinity, Citation, EventStream, FinishReason, GenerateError, GenerateEvent, GenerateOptions, GenerateRequest,
+    Message, Source, Usage, extractive, meter, prompt,
 };
 use crate::retrieve::session::Session;
 use crate::retrieve::{Hit, RetrievalOptions, RetrievalTimings, Retrieved, millis};
 use crate::services::Services;
+use crate::tenants::Caller;
 
 /// A validated search.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// Where to search.
     pub collection: Collection,
-    /// Whose documents.
-    pub tenant: String,
+    /// Who asks: only documents of that tenant are found.
+    pub caller: Caller,
     /// What to embed; exactly one of `text` and `vector` is there.
     pub text: Option<String>,
     /// `[dim]`, prepared for the collection's metric.
@@ -142,7 +144,7 @@ async fn run_group(
             vector: question.vector.clone().unwrap_or_default(),
             fetch_k: question.top_k,
             filter: question.filter.clone(),
-            tenant: question.tenant.clone(),
+            tenant: question.caller.tenant.to_string(),
             knobs: question.knobs.clone(),
         }
     });
@@ -151,8 +153,6 @@ async fn run_group(
 
 /// Sentences of an extractive answer: about what a reader takes in at a glance.
 const EXTRACTIVE_SENTENCES_MAX: usize = 3;
-/// Tokens of a whole prompt: fits the 4,096-token context that small local models are run with, answer included.
-const PROMPT_TOKENS_MAX: usize = 3000;
 /// Shown where nothing was found; it is true, and no model is asked to invent something better.
 const NOTHING_FOUND: &str = "Nothing in the collection answers this.";
 
@@ -163,6 +163,10 @@ pub struct TextOptions {
     pub model: Option<String>,
     /// Overrides the configured sampling.
     pub options: GenerateOptions,
+    /// What was said before the question, oldest first.
+    pub history: Vec<Message>,
+    /// Hash of whoever asks, for backends chosen by affinity.
+    pub client: Option<u64>,
     /// The answer ends here.
     pub deadline: Instant,
 }
@@ -177,6 +181,8 @@ pub struct Answer {
     pub generator: String,
     /// The model, where there is one.
     pub model: Option<String>,
+    /// Why the text is extractive although language models are configured.
+    pub degraded: Option<String>,
     /// The text. Dropping it stops the backend.
     pub events: BoxStream<'static, AnswerEvent>,
 }
@@ -201,15 +207,28 @@ pub enum AnswerEvent {
 /// Errors: as [`rank`], and `Generate` where no text could be begun; failures after that are in the stream.
 /// Cancel: dropping the future or the answer's stream closes the backend's connection.
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
-    let (asked, tenant) = (question.text.clone().unwrap_or_default(), question.tenant.clone());
+    let (asked, caller) = (question.text.clone().unwrap_or_default(), question.caller.clone());
+    if !services.llm.is_empty() {
+        services.tenants.check_tokens(&caller)?;
+    }
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;
     let found: Vec<Source> = ranked.retrieved.hits.iter().filter_map(to_source).collect();
     let began = Instant::now();
-    let answer = match &services.llm {
-        _ if found.is_empty() => fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())]),
-        None => extract(ranked, asked, found).await?,
-        Some(pool) => generate(services, pool, &tenant, ranked, &asked, found, text).await?,
+    let answer = if found.is_empty() {
+        fixed(ranked, Vec::new(), vec![AnswerEvent::Delta(NOTHING_FOUND.to_owned())])
+    } else if services.llm.is_empty() {
+        extract(ranked, asked, found).await?
+    } else {
+        match generate(services, &caller, &asked, found.clone(), text).await {
+            Ok((generation, sources)) => written(ranked, generation, sources),
+            // Every backend is down: the sources' own sentences are better than an error, and are marked.
+            Err(GenerateError::Unavailable { reason }) => {
+                let extracted = extract(ranked, asked, found).await?;
+                Answer { degraded: Some(format!("no language model is available: {reason}")), ..extracted }
+            }
+            Err(error) => return Err(error.into()),
+        }
     };
     services.metrics.stage("begin_text", began.elapsed());
     Ok(answer)
@@ -223,6 +242,7 @@ fn to_source(hit: &Hit) -> Option<Source> {
         text: hit.text.clone().filter(|text| !text.is_empty())?,
         span: hit.span.clone()?,
         score: hit.score,
+        page: hit.page(),
     })
 }
 
@@ -249,43 +269,77 @@ async fn extract(ranked: Ranked, asked: String, found: Vec<Source>) -> Result<An
 /// An answer that is whole already.
 fn fixed(ranked: Ranked, sources: Vec<Source>, mut events: Vec<AnswerEvent>) -> Answer {
     events.push(AnswerEvent::Done(FinishReason::Stop));
-    Answer { ranked, sources, generator: "extractive".to_owned(), model: None, events: stream::iter(events).boxed() }
+    Answer {
+        ranked,
+        sources,
+        generator: extractive::GENERATOR.to_owned(),
+        model: None,
+        degraded: None,
+        events: stream::iter(events).boxed(),
+    }
 }
 
+/// Asks the pool; the sources are those that fit the prompt, as it numbers them.
 async fn generate(
     services: &Services,
-    pool: &Pool,
-    tenant: &str,
-    ranked: Ranked,
+    caller: &Caller,
     asked: &str,
     found: Vec<Source>,
     text: TextOptions,
-) -> Result<Answer> {
-    let prompt = prompt::build(asked, &[], found, PROMPT_TOKENS_MAX, &prompt::estimate_tokens);
+) -> Result<(Generation, Vec<Source>), GenerateError> {
+    let tokens_max = services.llm.prompt_tokens_max(text.model.as_deref(), text.options.max_tokens);
+    let prompt = prompt::build(asked, &text.history, found, tokens_max, &prompt::estimate_tokens);
+    let affinity = Affinity { client: text.client, prefix: Some(prompt::retrieved_key(&prompt.sources)) };
+    let tenant = caller.tenant.to_string();
     let request =
-        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity: None };
-    let generation = cached::generate(services.answers.as_ref(), tenant, pool, request, text.deadline).await?;
-    let events = with_citations(generation.events, prompt.sources.clone());
-    Ok(Answer {
-        ranked,
-        sources: prompt.sources,
-        generator: generation.backend,
-        model: Some(generation.model),
-        events: events.boxed(),
-    })
+        GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity, tenant };
+    Ok((cached::generate(services, caller, request, text.deadline).await?, prompt.sources))
 }
 
-/// Adds a citation behind the piece of text that completes its mark. Nothing is held back.
+/// Asks the pool for a caller, whose account is charged with what the answer took, however it ends.
+pub(crate) async fn ask_model(
+    services: &Services,
+    caller: &Caller,
+    request: GenerateRequest,
+    deadline: Instant,
+) -> Result<Generation, GenerateError> {
+    let read = meter::prompt_tokens(&request.messages);
+    let generation = services.llm.generate(request, deadline).await?;
+    let (tenants, caller, model) = (Arc::clone(&services.tenants), caller.clone(), generation.model.clone());
+    let events = meter::metered(generation.events, read, move |usage| {
+        tenants.record_tokens(&caller, &model, usage.prompt_tokens, usage.completion_tokens);
+    });
+    Ok(Generation { events, ..generation })
+}
+
+fn written(ranked: Ranked, generation: Generation, sources: Vec<Source>) -> Answer {
+    let events = with_citations(generation.events, sources.clone());
+    Answer {
+        ranked,
+        sources,
+        generator: generation.backend,
+        model: Some(generation.model),
+        degraded: None,
+        events: events.boxed(),
+    }
+}
+
+/// Puts each citation behind the piece of text that completes its mark, and leaves out marks of sources that there are not. Of the text
+/// only an open mark is held back, until it is closed or turns out to be none.
 fn with_citations(events: EventStream, sources: Vec<Source>) -> impl Stream<Item = AnswerEvent> {
     let mut tracker = CitationTracker::new(sources);
+    let cited = |(text, citations): (String, Vec<Citation>)| {
+        let delta = (!text.is_empty()).then_some(AnswerEvent::Delta(text));
+        delta.into_iter().chain(citations.into_iter().map(AnswerEvent::Citation)).collect::<Vec<_>>()
+    };
     events.flat_map(move |event| {
         let events = match event {
-            Ok(GenerateEvent::Delta(piece)) => {
-                let citations = tracker.push(&piece).into_iter().map(AnswerEvent::Citation);
-                std::iter::once(AnswerEvent::Delta(piece)).chain(citations).collect()
-            }
+            Ok(GenerateEvent::Delta(piece)) => cited(tracker.push(&piece)),
             Ok(GenerateEvent::Usage(usage)) => vec![AnswerEvent::Usage(usage)],
-            Ok(GenerateEvent::Done { finish_reason }) => vec![AnswerEvent::Done(finish_reason)],
+            Ok(GenerateEvent::Done { finish_reason }) => {
+                let held_back = cited((tracker.finish(), Vec::new()));
+                held_back.into_iter().chain([AnswerEvent::Done(finish_reason)]).collect()
+            }
             Err(error) => vec![AnswerEvent::Failed(error.into())],
         };
         stream::iter(events)

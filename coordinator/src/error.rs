@@ -12,6 +12,7 @@ use crate::ingest::chunk::ChunkError;
 use crate::ingest::parse::ParseError;
 use crate::ingest::write::WriteFailure;
 use crate::retrieve::ShardCounts;
+use crate::tenants::LimitMet;
 
 /// Shorthand for the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -60,6 +61,9 @@ pub enum Error {
     /// The document cannot be cut.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
+    /// The tenant's own limit is met.
+    #[error(transparent)]
+    Limit(#[from] LimitMet),
     /// The catalog failed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -92,6 +96,7 @@ impl Error {
             Self::Generate(error) => error.kind(),
             Self::Parse(error) => error.kind(),
             Self::Chunk(error) => error.kind(),
+            Self::Limit(_) => ErrorKind::RateLimited,
             Self::Catalog(error) => error.kind(),
         }
     }
@@ -107,6 +112,7 @@ impl Error {
             }
             Self::Write(failure) => failure.hint().to_owned(),
             Self::Catalog(error) => error.hint().to_owned(),
+            Self::Limit(_) => "retry after the time in Retry-After, or ask the operator for a higher limit".to_owned(),
             Self::Embed(_) | Self::Generate(_) | Self::Parse(_) | Self::Chunk(_) => String::new(),
         };
         if own.is_empty() { default_hint(self.kind()).to_owned() } else { own }
@@ -116,8 +122,17 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Generate(GenerateError::Overloaded { retry_after }) => Some(*retry_after),
+            Self::Limit(limit) => Some(limit.retry_after),
             _ if matches!(self.kind(), ErrorKind::RateLimited | ErrorKind::Overloaded) => Some(Duration::from_secs(1)),
             _ if self.kind().is_retryable() => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The field at fault, where it is one.
+    pub fn field_name(&self) -> Option<&str> {
+        match self {
+            Self::Field(error) => Some(&error.key),
             _ => None,
         }
     }
@@ -138,7 +153,7 @@ fn default_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::AlreadyExists | ErrorKind::Conflict => "read the current state and decide again",
         ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => "check the credentials",
         ErrorKind::TooLarge => "send less at once",
-        ErrorKind::UnsupportedMedia => "send text/plain, text/markdown or text/html",
+        ErrorKind::UnsupportedMedia => "send text, Markdown, HTML, CSV, JSON lines, PDF, DOCX, XLSX, PPTX or EPUB",
         ErrorKind::TokenVoid => "drop the session token and read again",
         ErrorKind::StorageFull => "free disk space or add nodes, then retry",
         ErrorKind::DeadlineExceeded => "raise timeout_ms, or retry",

@@ -1,5 +1,6 @@
 //! The stateless front of a Susui cluster: HTTP in, scatter, gather, answer.
 
+pub mod aliases;
 pub mod answer;
 pub mod api;
 pub mod cache;
@@ -15,3 +16,4 @@ mod sentences;
 pub mod services;
 pub mod startup;
 pub mod telemetry;
+pub mod tenants;

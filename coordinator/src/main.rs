@@ -1,4 +1,4 @@
-//! `susui-coordinator`: reads its configuration and lives one life (`startup::run`).
+//! `susui-coordinator`: reads its configuration and lives one life (`startup::run`); or, started by itself, parses one document.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use cluster_config::coordinator_config::CoordinatorConfig;
+use coordinator::ingest::parse::child;
 use coordinator::{startup, telemetry};
 
 /// Front of a Susui cluster: HTTP API, ingestion, scatter-gather, answers.
@@ -27,6 +28,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == child::SUBCOMMAND) {
+        return child::main();
+    }
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

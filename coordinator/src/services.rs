@@ -9,6 +9,7 @@ use cluster_config::error::ErrorKind;
 use cluster_config::ids::check_collection_name;
 use tokio::sync::Semaphore;
 
+use crate::aliases::Aliases;
 use crate::api::json::BodyBudget;
 use crate::cache::answers::AnswerCache;
 use crate::catalog::Catalog;
@@ -22,6 +23,7 @@ use crate::ingest::Ingest;
 use crate::ingest::write::Writer;
 use crate::retrieve::Retriever;
 use crate::telemetry::Metrics;
+use crate::tenants::Tenants;
 
 /// The parts of a running coordinator.
 pub struct Services {
@@ -32,7 +34,7 @@ pub struct Services {
     /// Calls to nodes.
     pub client: Arc<dyn NodeClient>,
     /// Reads.
-    pub retriever: Retriever,
+    pub retriever: Arc<Retriever>,
     /// Writes.
     pub writer: Arc<Writer>,
     /// Documents and jobs.
@@ -41,9 +43,13 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Language models; without any, answers are extractive.
-    pub llm: Option<Pool>,
-    /// Texts that they wrote; `None` where caching is switched off.
+    /// Language models; while there are none, answers are extractive.
+    pub llm: Pool,
+    /// Other names of collections.
+    pub aliases: Arc<Aliases>,
+    /// Who may do how much.
+    pub tenants: Arc<Tenants>,
+    /// Texts that language models wrote; `None` where caching is switched off.
     pub answers: Option<Arc<AnswerCache>>,
     /// Series.
     pub metrics: Arc<Metrics>,
@@ -60,7 +66,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// The collection of that name. Errors: `InvalidArgument` (no such name can exist), `NotFound`, `Unavailable` (no state yet).
+    /// The collection of that name or alias; a collection's own name goes before an alias. Errors: `InvalidArgument` (no such name can exist), `NotFound`, `Unavailable` (no state yet).
     pub fn collection(&self, name: &str) -> Result<Collection> {
         check_collection_name(name)
             .map_err(|error| Error::field("collection", error.to_string(), "correct the collection's name"))?;
@@ -69,7 +75,8 @@ impl Services {
             let text = "the cluster state is not known yet";
             return Err(Error::refused(ErrorKind::Unavailable, text, "retry; /readyz says what is missing"));
         }
-        state.collection_named(name).cloned().ok_or_else(|| {
+        let aliased = || state.collection_named(&self.aliases.resolve(name)?);
+        state.collection_named(name).or_else(aliased).cloned().ok_or_else(|| {
             let hint = format!(
                 "create it with PUT /api/v1/collections/{name}, or list what exists with GET /api/v1/collections"
             );

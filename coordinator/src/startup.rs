@@ -1,11 +1,13 @@
 //! The whole life of a coordinator: everything that is started is started here, and stopped in the reverse order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
+use cluster_config::auth_config::AuthConfig;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::limits;
 use tokio::net::TcpListener;
@@ -14,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::aliases::Aliases;
 use crate::api;
 use crate::cache::RetrievalCache;
 use crate::cache::answers::AnswerCache;
@@ -29,17 +32,22 @@ use crate::embed::cache::CachedEmbedder;
 use crate::embed::metrics::EmbedMetrics;
 use crate::generate::metrics::PoolMetrics;
 use crate::generate::pool::Pool;
+use crate::ingest::sandbox::Sandbox;
 use crate::ingest::write::Writer;
-use crate::ingest::{Ingest, worker};
+use crate::ingest::{Ingest, IngestOptions, failpoint, worker};
 use crate::retrieve::Retriever;
 use crate::services::Services;
 use crate::telemetry::Metrics;
+use crate::tenants::{TenantOptions, Tenants};
 
 /// Requests under way at the stop signal get this long to end; then their connections are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a starting coordinator keeps its port closed while it knows nothing of the cluster.
 const FIRST_STATE_WAIT: Duration = Duration::from_secs(5);
+
+/// Fewest bytes of the operator's key: its hash is not salted, so the key must be beyond guessing.
+const OPERATOR_KEY_BYTES_MIN: usize = 32;
 
 /// The parts that differ between a real process and a test.
 pub struct Parts {
@@ -49,12 +57,14 @@ pub struct Parts {
     pub seeds: Vec<String>,
     /// Text to vector.
     pub embedder: Arc<dyn Embedder>,
-    /// Language models.
-    pub llm: Option<Pool>,
+    /// Language models; may be none.
+    pub llm: Pool,
     /// Series; the parts above may have registered theirs.
     pub metrics: Arc<Metrics>,
     /// Where the catalog is.
     pub catalog: CatalogOptions,
+    /// How callers are told apart.
+    pub tenants: TenantOptions,
     /// `None`: caching is off.
     pub cache: Option<CacheOptions>,
     /// The tier that coordinators share, where there is one.
@@ -65,8 +75,8 @@ pub struct Parts {
     pub max_staleness: Duration,
     /// Where this coordinator stands: copies in the same zone are asked first.
     pub zone: Option<String>,
-    /// Ingestion workers.
-    pub workers: usize,
+    /// Ingestion.
+    pub ingest: IngestOptions,
 }
 
 /// Bounds of the caches of results and answers.
@@ -106,6 +116,9 @@ pub fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 
 /// Configuration > metrics > embedder > LLM pool > nodes > catalog > view > workers > HTTP, until `stop`, then back.
 pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    if let Some(points) = &config.test_hooks.failpoints {
+        failpoint::set(points)?;
+    }
     let metrics = Arc::new(Metrics::new()?);
     let embed_metrics = EmbedMetrics::new();
     embed_metrics.register(metrics.registry())?;
@@ -131,6 +144,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             max_overflow: config.catalog.max_overflow,
             pool_timeout: config.catalog.pool_timeout,
         },
+        tenants: tenant_options(&config.auth, |name| std::env::var(name).ok())?,
         cache: config.cache.enabled.then(|| CacheOptions {
             memory_bytes: config.cache.memory.0,
             ttl: config.cache.ttl,
@@ -140,7 +154,11 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
         zone: config.zone.clone(),
-        workers: config.ingest.workers,
+        ingest: IngestOptions {
+            workers: config.ingest.workers,
+            sandbox: Sandbox::new(config.ingest.parse_memory.0, config.ingest.parse_time),
+            priorities: config.ingest.tenant_priority.clone(),
+        },
     };
     let running = Running::start(parts).await?;
     running.wait_for_state().await;
@@ -174,6 +192,19 @@ fn with_cache(
     Arc::new(CachedEmbedder::new(embedder, entries, shared, metrics.cache.clone()))
 }
 
+/// Reads the operator's key, which stands in no file. Errors: it is too short to be a secret.
+fn tenant_options(config: &AuthConfig, read: impl Fn(&str) -> Option<String>) -> anyhow::Result<TenantOptions> {
+    let key = read(&config.operator_key_env).filter(|key| !key.is_empty());
+    if let Some(key) = &key {
+        let is_long = key.len() >= OPERATOR_KEY_BYTES_MIN;
+        anyhow::ensure!(is_long, "{} has fewer than {OPERATOR_KEY_BYTES_MIN} bytes", config.operator_key_env);
+    }
+    Ok(TenantOptions {
+        keys_required: config.keys_required,
+        operator_key_hash: key.map(|key| crate::tenants::key_hash(&key)),
+    })
+}
+
 impl Running {
     /// Opens the catalog and starts following the cluster and working on jobs.
     pub async fn start(parts: Parts) -> anyhow::Result<Self> {
@@ -197,14 +228,14 @@ impl Running {
         if let Some(worker) = shared_worker {
             tasks.spawn(worker.run(cancel.clone()));
         }
-        let retriever = Retriever::new(
+        let retriever = Arc::new(Retriever::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
             Arc::clone(&stats),
             cache.clone(),
             Arc::clone(&parts.metrics),
             parts.zone,
-        );
+        ));
         let writer = Arc::new(Writer::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
@@ -212,19 +243,39 @@ impl Running {
             cache,
             Arc::clone(&parts.metrics),
         ));
-        let ingest =
-            Arc::new(Ingest::new(catalog.clone(), Arc::clone(&view), Arc::clone(&parts.embedder), Arc::clone(&writer)));
+        let workers = parts.ingest.workers;
+        let ingest = Arc::new(Ingest::new(
+            catalog.clone(),
+            Arc::clone(&view),
+            Arc::clone(&parts.embedder),
+            Arc::clone(&writer),
+            Arc::clone(&retriever),
+            parts.ingest,
+        ));
 
         {
             let (view, client, cancel) = (Arc::clone(&view), Arc::clone(&parts.client), cancel.clone());
             tasks.spawn(async move { view.run(client, parts.seeds, cancel).await });
         }
-        for _ in 0..parts.workers {
+        for _ in 0..workers {
             tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
         }
-        tasks.spawn(worker::run_upkeep(Arc::clone(&ingest), cancel.clone()));
-        if let Some(pool) = parts.llm.clone() {
-            let cancel = cancel.clone();
+        let tenants = Arc::new(Tenants::new(catalog.clone(), parts.tenants));
+        {
+            let (tenants, cancel) = (Arc::clone(&tenants), cancel.clone());
+            tasks.spawn(async move { tenants.run(cancel).await });
+        }
+        let aliases = Arc::new(Aliases::open(catalog.clone()).await?);
+        {
+            let (aliases, cancel) = (Arc::clone(&aliases), cancel.clone());
+            tasks.spawn(async move { aliases.run(cancel).await });
+        }
+        {
+            let (catalog, cancel) = (catalog.clone(), cancel.clone());
+            tasks.spawn(async move { catalog.run_upkeep(cancel).await });
+        }
+        {
+            let (pool, cancel) = (parts.llm.clone(), cancel.clone());
             tasks.spawn(async move { pool.watch(cancel).await });
         }
         let services = Arc::new(Services {
@@ -238,6 +289,8 @@ impl Running {
             embedder: parts.embedder,
             llm: parts.llm,
             answers,
+            aliases,
+            tenants,
             metrics: parts.metrics,
             admission: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
             body_budget: Default::default(),
@@ -259,13 +312,14 @@ impl Running {
     /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let router = api::router(Arc::clone(&self.services));
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
         let accepting = CancellationToken::new();
         let server = {
             let accepting = accepting.clone();
             tokio::spawn(async move {
                 // Without it, small writes wait 40 ms for the other side's delayed acknowledgement.
                 let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-                axum::serve(listener, router).with_graceful_shutdown(accepting.cancelled_owned()).await
+                axum::serve(listener, service).with_graceful_shutdown(accepting.cancelled_owned()).await
             })
         };
         let abort = server.abort_handle();

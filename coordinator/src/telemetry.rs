@@ -16,6 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cache::metrics::CacheMetrics;
+use crate::catalog::PoolCounts;
 use crate::cluster::stats::NodeStats;
 use crate::retrieve::ShardCounts;
 
@@ -65,8 +66,9 @@ pub struct Metrics {
     pub jobs: IntCounterVec,
     /// Jobs by state.
     pub job_states: IntGaugeVec,
-    /// Connections of the catalog's pool.
-    pub catalog_connections: IntGaugeVec,
+    catalog_connections: IntGaugeVec,
+    catalog_pool_timeouts: IntCounter,
+    catalog_upkeep: IntGaugeVec,
     /// Version of the cluster state.
     pub state_version: IntGauge,
     /// Nodes by liveness.
@@ -145,6 +147,15 @@ impl Metrics {
             jobs: counters("ingest_jobs_total", "ingestion jobs by how their run ended", &["outcome"])?,
             job_states: gauges("ingest_jobs", "ingestion jobs by state", &["state"])?,
             catalog_connections: gauges("catalog_pool_connections", "connections of the catalog's pool", &["state"])?,
+            catalog_upkeep: gauges(
+                "catalog_upkeep_last_run_timestamp_seconds",
+                "when each regular task on the catalog was begun last, by any coordinator; 0 is never",
+                &["task"],
+            )?,
+            catalog_pool_timeouts: counter(
+                "catalog_pool_timeouts_total",
+                "waits for a connection that ended with a 503",
+            )?,
             state_version: gauge("cluster_state_version", "version of the cluster state that is followed")?,
             nodes: gauges("cluster_nodes", "nodes by liveness", &["liveness"])?,
             shards: gauges("cluster_shards", "shards by whether they can be written", &["state"])?,
@@ -169,6 +180,22 @@ impl Metrics {
     /// Lets the series about nodes follow the board.
     pub fn follow_nodes(&self, stats: Arc<NodeStats>) {
         let _ = self.node_stats.set(stats);
+    }
+
+    /// Shows the catalog's pool: connections that are open, idle and in use, and the most there may be.
+    pub fn show_catalog_pool(&self, counts: PoolCounts) {
+        let in_use = counts.open.saturating_sub(counts.idle);
+        for (state, count) in [("open", counts.open), ("idle", counts.idle), ("in_use", in_use), ("max", counts.max)] {
+            self.catalog_connections.with_label_values(&[state]).set(i64::from(count));
+        }
+        self.catalog_pool_timeouts.inc_by(counts.timeouts.saturating_sub(self.catalog_pool_timeouts.get()));
+    }
+
+    /// Shows when each regular task on the catalog was begun, Unix milliseconds.
+    pub fn show_catalog_upkeep(&self, runs: &[(String, i64)]) {
+        for (task, ran_ms) in runs {
+            self.catalog_upkeep.with_label_values(&[task]).set(ran_ms / 1000);
+        }
     }
 
     /// Copies the board's counts. Ranks are set anew, so that nodes that left the cluster leave the series.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use cluster_config::coordinator_config::{LlmBackendConfig, LlmConfig, LlmKind};
+use cluster_config::llm_config::{LlmBackendConfig, LlmConfig, LlmKind, LlmRouting};
 use coordinator::generate::metrics::PoolMetrics;
 use coordinator::generate::pool::Pool;
 use coordinator::generate::{FinishReason, GenerateError, GenerateEvent, GenerateRequest, Message, Role, Usage};
@@ -93,11 +93,14 @@ fn pool(servers: &[(&Server, LlmKind)]) -> Pool {
             model: "small".into(),
             api_key_env: (*kind == LlmKind::Openai).then(|| "KEY".into()),
             weight: 1,
+            priority: 0,
             concurrency_max: 1,
+            context_tokens: 4096,
         })
         .collect();
-    let config = LlmConfig { backends, max_tokens: 256, temperature: 0.5, top_k: 20 };
-    Pool::from_config(&config, |_| Some("secret".into()), PoolMetrics::new()).expect("valid").expect("backends")
+    let routing = LlmRouting::default();
+    let config = LlmConfig { backends, max_tokens: 256, temperature: 0.5, top_k: 20, gpu_layers: None, routing };
+    Pool::from_config(&config, |_| Some("secret".into()), PoolMetrics::new()).expect("valid")
 }
 
 fn request() -> GenerateRequest {

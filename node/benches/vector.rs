@@ -176,6 +176,7 @@ fn index(c: &mut Criterion<CpuTime>) {
         for (allowed, what) in [(&all, "all rows"), (&live, "a tenth deleted")] {
             let view = SearchView {
                 index: Some(&index),
+                measured: None,
                 indexed_row_end: ROWS as u64,
                 vectors: &fixture.vectors,
                 row_end: ROWS as u64,

@@ -16,6 +16,7 @@ use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::CollectionSpec;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Incarnation, Lineage, NodeId, ShardId};
+use cluster_config::memory::CopyMemory;
 use cluster_config::search::CopyPosition;
 use cluster_config::shard_group::{CopyPhase, CopyTarget, ShardGroup};
 use parking_lot::{Mutex, RwLock};
@@ -64,6 +65,12 @@ impl Copy {
     pub fn position(&self) -> CopyPosition {
         CopyPosition { generation: self.shard.position().generation, ..self.handle.position() }
     }
+
+    /// Its bytes in memory.
+    pub fn memory(&self) -> CopyMemory {
+        let memory = self.shard.memory();
+        CopyMemory { log: memory.log + self.handle.report().recent_bytes as u64, ..memory }
+    }
 }
 
 /// What every copy of the process shares.
@@ -78,7 +85,7 @@ pub struct CopiesContext {
     pub resources: Arc<StorageResources>,
     /// Where the copies' logs are written and their entries applied.
     pub storage_pool: StoragePool,
-    /// For training; one thread.
+    /// For training and measuring.
     pub training_pool: Pool,
     /// How entries reach other copies.
     pub transport: Arc<dyn ReplicationTransport>,

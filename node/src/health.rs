@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::CopyId;
+use cluster_config::memory::CopyMemory;
 use proto::v1;
 
 use crate::agent::Report;
 use crate::control::observe::{INDEX_STATE_CORRUPT, INDEX_STATE_POISONED};
 use crate::copies::{Copies, Copy, Failure};
 use crate::http::Health;
+use crate::memory::MemoryLedger;
 use crate::metadata::Metadata;
 use crate::pool::Pool;
 use crate::rpc::client::Peers;
@@ -24,13 +26,21 @@ pub struct NodeHealth {
     copies: Arc<Copies>,
     metadata: Metadata,
     pools: BTreeMap<&'static str, Pool>,
+    resources: Arc<StorageResources>,
+    ledger: Arc<MemoryLedger>,
     is_registered: AtomicBool,
 }
 
 impl NodeHealth {
     /// Not ready until [`NodeHealth::registered`].
-    pub fn new(copies: Arc<Copies>, metadata: Metadata, pools: BTreeMap<&'static str, Pool>) -> Self {
-        Self { copies, metadata, pools, is_registered: AtomicBool::new(false) }
+    pub fn new(
+        copies: Arc<Copies>,
+        metadata: Metadata,
+        pools: BTreeMap<&'static str, Pool>,
+        resources: Arc<StorageResources>,
+        ledger: Arc<MemoryLedger>,
+    ) -> Self {
+        Self { copies, metadata, pools, resources, ledger, is_registered: AtomicBool::new(false) }
     }
 
     /// The metadata group knows this process.
@@ -59,6 +69,18 @@ impl Health for NodeHealth {
             metrics.raft_applied.set(gauge(raft.last_applied.map_or(0, |id| id.index)));
             metrics.raft_is_leader.set(i64::from(raft.current_leader == Some(raft.id)));
         }
+        let memory = self.ledger.read(&self.copies, &self.resources);
+        let parts = [
+            ("resident_anonymous", memory.resident_anonymous),
+            ("resident_file", memory.resident_file),
+            ("base", memory.base),
+            ("caches", memory.caches),
+            ("copies", memory.copies),
+            ("budget", memory.budget),
+        ];
+        for (part, bytes) in parts {
+            metrics.memory_bytes.with_label_values(&[part]).set(gauge(bytes));
+        }
         metrics.reset_shards();
         for copy in self.copies.all() {
             let name = state.collections.get(&copy.shard_id.collection).map_or("", |found| found.spec.name.as_str());
@@ -71,7 +93,14 @@ impl Health for NodeHealth {
             metrics.shard_applied.with_label_values(&labels).set(gauge(position.applied.0));
             metrics.shard_is_primary.with_label_values(&labels).set(i64::from(copy.handle.is_primary()));
             metrics.shard_term.with_label_values(&labels).set(gauge(position.term.0));
-            metrics.shard_memory_bytes.with_label_values(&labels).set(gauge(stats.memory_bytes));
+            let CopyMemory { codes, row_sets, log, rescoring, tail } = copy.memory();
+            let parts = [codes, row_sets, log, rescoring, tail];
+            for (part, bytes) in ["codes", "row_sets", "log", "rescoring", "tail"].into_iter().zip(parts) {
+                metrics.shard_memory_bytes.with_label_values(&[name, index.as_str(), part]).set(gauge(bytes));
+            }
+            if let Some(recall) = copy.shard.recall_at_10() {
+                metrics.recall_at_10.with_label_values(&labels).set(recall);
+            }
             if let Some(scrubbed) = copy.shard.last_scrub() {
                 let age = scrubbed.at.elapsed().as_secs();
                 metrics.shard_scrub_age_seconds.with_label_values(&labels).set(gauge(age));
@@ -85,14 +114,21 @@ pub struct Reporting {
     copies: Arc<Copies>,
     peers: Peers,
     resources: Arc<StorageResources>,
+    ledger: Arc<MemoryLedger>,
     /// A log write that takes longer means that the disk is stalled.
     sync_timeout: Duration,
 }
 
 impl Reporting {
     /// Reports on `copies`, whose logs share `resources`.
-    pub fn new(copies: Arc<Copies>, peers: Peers, resources: Arc<StorageResources>, sync_timeout: Duration) -> Self {
-        Self { copies, peers, resources, sync_timeout }
+    pub fn new(
+        copies: Arc<Copies>,
+        peers: Peers,
+        resources: Arc<StorageResources>,
+        ledger: Arc<MemoryLedger>,
+        sync_timeout: Duration,
+    ) -> Self {
+        Self { copies, peers, resources, ledger, sync_timeout }
     }
 
     /// What the next heartbeat says. It does not wait for the disk: a stalled one is among the news.
@@ -106,6 +142,7 @@ impl Reporting {
             deleted: self.copies.deleted(),
             refused_peers: self.peers.refused_lately(),
             is_disk_stalled: self.resources.oldest_log_write() > self.sync_timeout,
+            memory: self.ledger.read(&self.copies, &self.resources),
         }
     }
 
@@ -128,8 +165,10 @@ impl Reporting {
             rows_live: stats.rows_live,
             index_state,
             disk_bytes: stats.disk_bytes,
-            memory_bytes: stats.memory_bytes,
+            memory_bytes: copy.memory().total(),
             reason: replication.poisoned.unwrap_or_default(),
+            memory: Some(copy.memory().into()),
+            recall_at_10: copy.shard.recall_at_10().map(|recall| recall as f32),
         }
     }
 }

@@ -9,6 +9,8 @@ pub mod handoff;
 pub mod health;
 pub mod http;
 pub mod maintenance;
+pub mod measure;
+pub mod memory;
 pub mod metadata;
 pub mod pace;
 pub mod pool;

@@ -1,6 +1,6 @@
-//! What a primary does for its shard between writes: training, and moving the tail into the index.
+//! What a primary does for its shard between writes: training, moving the tail into the index, measuring what efforts find there.
 //!
-//! Both are logged operations, proposed through the same write that clients use, so every copy follows in the same order.
+//! All are logged operations, proposed through the same write that clients use, so every copy follows in the same order.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,27 +10,38 @@ use cluster_config::operation::Operation;
 
 use crate::copies::Copy;
 use crate::pool::Pool;
-use crate::shard::Maintenance;
+use crate::shard::{Maintenance, Shard, ShardError};
 use crate::vector::Cancel;
 
 /// Between two looks at what the shard needs.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// After a training or measurement that failed: it cost seconds of a core and may well fail again.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Longest wait for one entry to be acknowledged.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Works while the copy is primary, until its life ends.
+/// Works until the copy's life ends: what is to be logged while it is primary, and the recall of its own searches in any case.
 pub async fn run(copy: Arc<Copy>, training_pool: Pool) {
     while !copy.stop.is_cancelled() {
-        let worked = match copy.handle.is_primary().then(|| copy.shard.next_maintenance()).flatten() {
+        let work = copy.handle.is_primary().then(|| copy.shard.next_maintenance()).flatten();
+        let pause = match work {
+            None | Some(Maintenance::IndexUpTo { .. }) => INTERVAL,
+            Some(Maintenance::Train | Maintenance::MeasureEffort) => PAUSE_AFTER_FAILURE,
+        };
+        let worked = match work {
             None => false,
             Some(Maintenance::IndexUpTo { generation, row_end }) => {
                 log(&copy, Operation::IndexUpTo { generation, row_end }).await
             }
             Some(Maintenance::Train) => train(&copy, &training_pool).await,
+            Some(Maintenance::MeasureEffort) => measure_effort(&copy, &training_pool).await,
         };
+        if copy.shard.has_sample() {
+            compute(&copy, &training_pool, "comparing a sampled query", Shard::check_sample).await;
+        }
         if !worked {
             tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = copy.stop.cancelled() => return,
             }
         }
@@ -38,26 +49,9 @@ pub async fn run(copy: Arc<Copy>, training_pool: Pool) {
 }
 
 /// Trains a generation and logs its pieces. Whether all of it was done.
-async fn train(copy: &Arc<Copy>, training_pool: &Pool) -> bool {
+async fn train(copy: &Arc<Copy>, pool: &Pool) -> bool {
     let started = Instant::now();
-    let (shard, cancel) = (Arc::clone(&copy.shard), Cancel::never());
-    let cancelled = cancel.clone();
-    let trained = tokio::select! {
-        trained = training_pool.run(move || shard.train(&cancel)) => trained,
-        () = copy.stop.cancelled() => {
-            cancelled.cancel();
-            return false;
-        }
-    };
-    let pieces = match trained {
-        Ok(Ok(pieces)) => pieces,
-        Ok(Err(error)) => {
-            tracing::warn!(shard = %copy.shard_id, %error, "training failed, the shard stays exact");
-            return false;
-        }
-        // The queue is full: other shards train first.
-        Err(_) => return false,
-    };
+    let Some(pieces) = compute(copy, pool, "training", Shard::train).await else { return false };
     tracing::info!(shard = %copy.shard_id, seconds = started.elapsed().as_secs_f32(), "model generation trained");
     for piece in pieces {
         if !log(copy, piece).await {
@@ -65,6 +59,45 @@ async fn train(copy: &Arc<Copy>, training_pool: &Pool) -> bool {
         }
     }
     true
+}
+
+/// Measures what each effort finds and logs it. Whether that was done.
+async fn measure_effort(copy: &Arc<Copy>, pool: &Pool) -> bool {
+    let started = Instant::now();
+    match compute(copy, pool, "measuring efforts", Shard::measure_effort).await.flatten() {
+        Some(curve) => {
+            tracing::info!(shard = %copy.shard_id, seconds = started.elapsed().as_secs_f32(), "efforts measured");
+            log(copy, curve).await
+        }
+        None => false,
+    }
+}
+
+/// Runs a long computation on the training pool until the copy's life ends. `None`: it was not done.
+async fn compute<T: Send + 'static>(
+    copy: &Arc<Copy>,
+    pool: &Pool,
+    what: &str,
+    computation: fn(&Shard, &Cancel) -> Result<T, ShardError>,
+) -> Option<T> {
+    let (shard, cancel) = (Arc::clone(&copy.shard), Cancel::never());
+    let cancelled = cancel.clone();
+    let computed = tokio::select! {
+        computed = pool.run(move || computation(&shard, &cancel)) => computed,
+        () = copy.stop.cancelled() => {
+            cancelled.cancel();
+            return None;
+        }
+    };
+    match computed {
+        Ok(Ok(result)) => Some(result),
+        Ok(Err(error)) => {
+            tracing::warn!(shard = %copy.shard_id, %error, "{what} failed, searches go on as before");
+            None
+        }
+        // The queue is full: other shards go first.
+        Err(_) => None,
+    }
 }
 
 async fn log(copy: &Copy, operation: Operation) -> bool {

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -32,7 +32,7 @@ pub struct Pool {
 
 struct Shared {
     name: &'static str,
-    sender: Mutex<Option<SyncSender<Job>>>,
+    sender: Mutex<Option<Sender<Job>>>,
     queued: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -40,12 +40,12 @@ struct Shared {
 impl Pool {
     /// Starts `threads` threads named `name`, each calling `init` once before its first job. At most `queue_max` jobs wait.
     pub fn start(name: &'static str, threads: usize, queue_max: usize, init: fn()) -> std::io::Result<Self> {
-        let (sender, receiver) = sync_channel::<Job>(queue_max);
-        let receiver = Arc::new(Mutex::new(receiver));
+        // Several consumers wait on the channel itself; behind a mutex each job would wake a second thread, only to wait for the next.
+        let (sender, receiver) = bounded::<Job>(queue_max);
         let queued = Arc::new(AtomicUsize::new(0));
         let handles = (0..threads.max(1))
             .map(|number| {
-                let (receiver, queued) = (Arc::clone(&receiver), Arc::clone(&queued));
+                let (receiver, queued) = (receiver.clone(), Arc::clone(&queued));
                 std::thread::Builder::new()
                     .name(format!("{name}-{number}"))
                     .spawn(move || serve(&receiver, &queued, init))
@@ -98,11 +98,9 @@ impl Pool {
     }
 }
 
-fn serve(receiver: &Mutex<Receiver<Job>>, queued: &AtomicUsize, init: fn()) {
+fn serve(receiver: &Receiver<Job>, queued: &AtomicUsize, init: fn()) {
     init();
-    loop {
-        let job = receiver.lock().recv();
-        let Ok(job) = job else { return };
+    while let Ok(job) = receiver.recv() {
         queued.fetch_sub(1, Ordering::Relaxed);
         job();
     }

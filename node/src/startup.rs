@@ -11,18 +11,19 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Reporter};
 use crate::copies::{Copies, CopiesContext, Followed, Transfers, copies_on_disk};
 use crate::disk::DiskWatch;
 use crate::handoff;
 use crate::health::{NodeHealth, Reporting};
 use crate::http;
+use crate::memory::MemoryLedger;
 use crate::metadata::Metadata;
 use crate::metadata::raft_service::RaftEndpoint;
 use crate::metadata::service::MetadataEndpoint;
 use crate::pace::Pace;
 use crate::pool::Pool;
-use crate::replication::{Retention, StoragePool, Timing};
+use crate::replication::{Retention, StoragePool, Timing, break_rule};
 use crate::rpc::admin_service::AdminEndpoint;
 use crate::rpc::client::Peers;
 use crate::rpc::replication_service::{GrpcTransport, ReplicationServer};
@@ -39,10 +40,22 @@ use crate::vector;
 const TRAINING_QUEUE_MAX: usize = 64;
 /// Longest call of one append. The copy's task gives up earlier, by the size of what it sent; this only ends what it forgot.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a node that stops waits for others to take its primary roles; what is left then fails over.
+/// How long a node that stops waits for others to take its primary roles, and for the metadata group to let it go; what is left then
+/// fails over.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Applying jobs at a time; one that extends an index may take a second.
 const APPLY_JOBS: usize = 2;
+
+/// Niceness of the threads that train: what else wants the CPU gets nine tenths of it.
+const TRAINING_NICENESS: i32 = 10;
+
+/// Searches and writes go before training on a machine that is busy. On Linux niceness belongs to the thread.
+fn init_training_thread() {
+    vector::init_thread();
+    if let Err(error) = rustix::process::nice(TRAINING_NICENESS) {
+        tracing::warn!(%error, "training runs at the same priority as searches");
+    }
+}
 
 /// Runs a node until SIGTERM or Ctrl-C. Errors: whatever keeps it from starting.
 pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
@@ -67,7 +80,8 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
 
     let search_threads = config.search.threads.unwrap_or_else(cpus);
     let search_pool = Pool::start("search", search_threads, config.search.queue_max, vector::init_thread)?;
-    let training_pool = Pool::start("training", 1, TRAINING_QUEUE_MAX, vector::init_thread)?;
+    let training_threads = config.search.training_threads;
+    let training_pool = Pool::start("training", training_threads, TRAINING_QUEUE_MAX, init_training_thread)?;
     let metadata = Metadata::open(&config, peers.clone()).await.context("metadata group")?;
     let disk = DiskWatch::new(config.data_dir.clone(), config.storage.full_percent, metrics.disk_used_percent.clone());
     let disk_task = tokio::spawn(disk.clone().run(stop.child_token()));
@@ -77,10 +91,13 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     let copies = Copies::new(context);
     copies.sweep_transfers().context("data_dir: cannot delete what was left of snapshots")?;
 
+    let ledger = Arc::new(MemoryLedger::begin(config.storage.memory_budget));
     let health = Arc::new(NodeHealth::new(
         copies.clone(),
         metadata.clone(),
         BTreeMap::from([("search", search_pool.clone()), ("training", training_pool.clone())]),
+        resources.clone(),
+        ledger.clone(),
     ));
     let (http_port, http_server) = http::serve(config.http_listen, health.clone(), metrics.clone(), stop.child_token())
         .await
@@ -125,7 +142,7 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     if let Some(agent) = &agent {
         health.registered();
         let nudge = agent.clone();
-        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, config.timing.node_timeout);
+        let reporting = Reporting::new(copies.clone(), peers.clone(), resources, ledger, config.timing.node_timeout);
         let followed = Followed {
             state: agent.state(),
             incarnation: agent.incarnation(),
@@ -136,12 +153,14 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
         let copies_task = tokio::spawn(copies.clone().run(followed, copies_stop.clone()));
         let handing_off = handoff::run(copies.clone(), agent.state(), config.node_id, copies_stop.child_token());
         let handoff_task = tokio::spawn(handing_off);
-        agent.start_heartbeats(Arc::new(move || reporting.report()));
+        let reporter: Reporter = Arc::new(move || reporting.report());
+        agent.start_heartbeats(reporter.clone());
 
         stopping.await;
         tracing::info!("stopping");
         let state = agent.state().borrow().clone();
         handoff::leave(&copies, &state, config.node_id, LEAVE_PATIENCE).await;
+        agent.leave(&reporter, LEAVE_PATIENCE).await;
         copies_stop.cancel();
         handoff_task.await.context("handing roles off")?;
         copies_task.await.context("closing the copies")?;
@@ -178,7 +197,8 @@ fn copies_context(
         age_max_ms: millis(config.storage.log_kept_for),
     };
     let resources =
-        StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize());
+        StorageResources::new(config.storage.block_cache.as_usize(), config.storage.write_buffer.as_usize())
+            .with_training_memory(config.search.training_memory);
     Ok(CopiesContext {
         node: config.node_id,
         dir: config.data_dir.join("copies"),
@@ -215,7 +235,16 @@ fn set_failpoints(points: &str) -> anyhow::Result<()> {
             .map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {point}: {problem}"))?;
     }
     tracing::warn!(points, "failpoints are set");
+    if let Some(rule) = rule_to_break() {
+        break_rule(&rule).map_err(|problem| anyhow::anyhow!("{FAILPOINTS_VARIABLE}: {problem}"))?;
+    }
     Ok(())
+}
+
+/// Not a place to fail at, but a rule of replication to break: `break-a-rule=return(ApplyUncommitted)`.
+fn rule_to_break() -> Option<String> {
+    fail::fail_point!("break-a-rule", |rule| rule);
+    None
 }
 
 fn cpus() -> usize {

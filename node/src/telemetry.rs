@@ -1,6 +1,8 @@
 //! Logs to stderr and the metrics of this process. Labels are bounded: collections, shards and nodes, never documents or users.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging to stderr; `RUST_LOG` overrides the level, `SUSUI_LOG=json` makes each line a JSON object.
@@ -48,8 +50,12 @@ pub struct Metrics {
     pub shard_is_primary: IntGaugeVec,
     /// Per shard copy: primary term it follows.
     pub shard_term: IntGaugeVec,
-    /// Per shard copy: memory held for searching, bytes.
+    /// Per shard copy: recall@10 of sampled live queries at the default effort; absent while they are too few.
+    pub recall_at_10: GaugeVec,
+    /// Per shard copy and part of the ledger: bytes of memory.
     pub shard_memory_bytes: IntGaugeVec,
+    /// Per part of the ledger: bytes of memory of the process.
+    pub memory_bytes: IntGaugeVec,
     /// Bytes of snapshots, by direction: `in`, `out`.
     pub transfer_bytes: IntCounterVec,
     /// Attempts of this node to fetch a snapshot, by outcome: `ok` or an error kind.
@@ -103,6 +109,9 @@ impl Metrics {
         registry.register(Box::new(operations.clone()))?;
         let scrub_bytes = IntCounter::new("susui_scrub_bytes_total", "bytes read to look for rotten ones")?;
         registry.register(Box::new(scrub_bytes.clone()))?;
+        let help = "share of the exact best 10 that sampled live queries at the default effort found";
+        let recall_at_10 = GaugeVec::new(Opts::new("recall_at_10", help), &shard)?;
+        registry.register(Box::new(recall_at_10.clone()))?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
@@ -119,7 +128,13 @@ impl Metrics {
             shard_applied: gauges("susui_shard_applied_seqno", "applied seqno of the copy", &shard)?,
             shard_is_primary: gauges("susui_shard_is_primary", "1 where the copy is the primary", &shard)?,
             shard_term: gauges("susui_shard_primary_term", "primary term the copy follows", &shard)?,
-            shard_memory_bytes: gauges("susui_shard_memory_bytes", "memory of the copy's search state", &shard)?,
+            recall_at_10,
+            shard_memory_bytes: gauges(
+                "susui_shard_memory_bytes",
+                "memory of the copy by part; rescoring and its tail are pages of a file",
+                &["collection", "shard", "part"],
+            )?,
+            memory_bytes: gauges("susui_memory_bytes", "memory of the process by part of the ledger", &["part"])?,
             transfer_bytes: counters(
                 "susui_transfer_bytes_total",
                 "bytes of snapshots sent and received",
@@ -157,6 +172,7 @@ impl Metrics {
         ] {
             gauge.reset();
         }
+        self.recall_at_10.reset();
     }
 }
 

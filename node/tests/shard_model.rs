@@ -5,6 +5,7 @@ mod shard_support;
 
 use std::collections::BTreeMap;
 
+use cluster_config::datetime::unix_ms;
 use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
 use cluster_config::ids::{DocumentKey, OperationId};
 use cluster_config::operation::{Chunk, Operation};
@@ -31,6 +32,8 @@ struct Fields {
     flag: Option<bool>,
     year: Option<i64>,
     price: Option<f64>,
+    /// Seconds after 1970 began.
+    when: Option<u8>,
     tags: Vec<String>,
 }
 
@@ -46,9 +49,14 @@ enum Step {
 
 fn fields() -> impl Strategy<Value = Fields> {
     let tags = prop::collection::vec(prop::sample::select(vec!["a", "b", "b\u{0}", "ä", ""]), 0..3);
-    (any::<Option<bool>>(), prop::option::of(-3..3i64), prop::option::of(-1.5..1.5f64), tags).prop_map(
-        |(flag, year, price, tags)| Fields { flag, year, price, tags: tags.into_iter().map(str::to_owned).collect() },
-    )
+    let numbers = (prop::option::of(-3..3i64), prop::option::of(-1.5..1.5f64), prop::option::of(0..5u8));
+    (any::<Option<bool>>(), numbers, tags).prop_map(|(flag, (year, price, when), tags)| Fields {
+        flag,
+        year,
+        price,
+        when,
+        tags: tags.into_iter().map(str::to_owned).collect(),
+    })
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -90,6 +98,10 @@ fn operation(change: &Change) -> Operation {
     }
 }
 
+fn moment(seconds: u8) -> String {
+    format!("1970-01-01T00:00:0{seconds}Z")
+}
+
 fn metadata_json(fields: &Fields) -> String {
     let mut object = serde_json::Map::new();
     object.insert("undeclared".into(), serde_json::json!({"x": 1}));
@@ -101,6 +113,9 @@ fn metadata_json(fields: &Fields) -> String {
     }
     if let Some(price) = fields.price {
         object.insert("price".into(), price.into());
+    }
+    if let Some(seconds) = fields.when {
+        object.insert("when".into(), moment(seconds).into());
     }
     match fields.tags.as_slice() {
         [] => {}
@@ -188,7 +203,9 @@ fn compare(left: &FieldValue, right: &FieldValue) -> std::cmp::Ordering {
     let number = |value: &FieldValue| match value {
         FieldValue::Integer(number) => Some(*number as f64),
         FieldValue::Float(number) => Some(*number),
-        _ => None,
+        // No other text of this test is a point in time.
+        FieldValue::Keyword(text) => unix_ms(text).map(|ms| ms as f64),
+        FieldValue::Bool(_) => None,
     };
     match (number(left), number(right)) {
         (Some(left), Some(right)) => left.partial_cmp(&right).expect("finite"),
@@ -201,14 +218,19 @@ fn condition() -> impl Strategy<Value = Condition> {
     let float = || prop_oneof![(-1.5..1.5f64).prop_map(FieldValue::Float), (-1..2i64).prop_map(FieldValue::Integer)];
     let tag =
         || prop::sample::select(vec!["a", "b", "b\u{0}", "ä", "", "z"]).prop_map(|tag| FieldValue::Keyword(tag.into()));
+    let when = || {
+        let ms = prop::sample::select(vec![0i64, 1000, 2000, 2001, 4000]).prop_map(FieldValue::Integer);
+        prop_oneof![ms, (0..5u8).prop_map(|seconds| FieldValue::Keyword(moment(seconds)))]
+    };
     let id = || (0..14u8).prop_map(|number| FieldValue::Keyword(format!("d{number}")));
     prop_oneof![
         any::<bool>().prop_map(|flag| ("flag", Predicate::Eq(FieldValue::Bool(flag)))),
-        (prop::sample::select(vec!["flag", "year", "price", "tag", "document_id"]), any::<bool>())
+        (prop::sample::select(vec!["flag", "year", "price", "tag", "when", "document_id"]), any::<bool>())
             .prop_map(|(field, wanted)| (field, Predicate::Exists(wanted))),
         predicate(integer()).prop_map(|predicate| ("year", predicate)),
         predicate(float()).prop_map(|predicate| ("price", predicate)),
         predicate(tag()).prop_map(|predicate| ("tag", predicate)),
+        predicate(when()).prop_map(|predicate| ("when", predicate)),
         predicate(id()).prop_map(|predicate| ("document_id", predicate)),
     ]
     .prop_map(|(field, predicate)| Condition { field: field.into(), predicate })

@@ -363,6 +363,8 @@ fn put(number: u64) -> Operation {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_comes_late_is_fetched_and_admitted_while_writes_go_on() {
+    // Not beside a test of this process that sets fail points.
+    let scenario = fail::FailScenario::setup();
     let world = World::new(3);
     world.start(1);
     world.primary(1).await;
@@ -410,6 +412,7 @@ async fn a_copy_that_comes_late_is_fetched_and_admitted_while_writes_go_on() {
         let left = std::fs::read_dir(world.data_dir(node).join("incoming")).map_or(0, |entries| entries.count());
         assert_eq!(left, 0, "nothing is left of the snapshots");
     }
+    scenario.teardown();
 }
 
 #[tokio::test(flavor = "multi_thread")]

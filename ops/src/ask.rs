@@ -116,6 +116,7 @@ impl Streamed {
             "meta" => {
                 let meta: Meta = read(event)?;
                 self.response.generator = meta.generator;
+                self.response.degraded = meta.degraded;
                 self.response.shards = meta.shards;
                 self.response.request_id = meta.request_id;
             }
@@ -137,6 +138,7 @@ impl Streamed {
 #[derive(Deserialize)]
 struct Meta {
     generator: String,
+    degraded: Option<String>,
     shards: Coverage,
     request_id: String,
 }
@@ -160,7 +162,10 @@ fn sources_text(answered: &QueryResponse) -> String {
         return "no sources".into();
     }
     let mut text = match answered.generator.as_str() {
-        "extractive" => "sources (extractive answer: no language model is configured)".to_owned(),
+        "extractive" => {
+            let why = answered.degraded.as_deref().unwrap_or("no language model is configured");
+            format!("sources (extractive answer: {why})")
+        }
         "" => "sources".to_owned(),
         generator => format!("sources (answer by {generator})"),
     };
@@ -209,7 +214,10 @@ mod tests {
         assert!(answer.done && answer.response.shards.is_complete());
         assert_eq!(answer.response.answer, "It is so [1].");
         let sources = sources_text(&answer.response);
-        assert!(sources.contains("extractive"), "{sources}");
+        assert!(sources.contains("no language model is configured"), "{sources}");
+        let degraded = Some("no language model is available: all are down".to_owned());
+        let degraded = sources_text(&QueryResponse { degraded, ..answer.response.clone() });
+        assert!(degraded.contains("all are down") && !degraded.contains("configured"), "{degraded}");
         assert_eq!(
             sources.matches("[1] D (d#0, bytes 0..5), score 0.500").count(),
             1,

@@ -7,7 +7,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::error::{Error, exit_codes_help};
 use crate::output::Output;
-use crate::{ask, check_config, collection, dev, drill, eval, ingest, node, search, shard, status};
+use crate::{
+    access, alias, ask, backend, bench, check_config, collection, dev, doctor, drill, eval, ingest, jobs, node, search,
+    shard, status,
+};
 
 /// Where a coordinator listens unless told otherwise.
 pub const URL_DEFAULT: &str = "http://127.0.0.1:8000";
@@ -38,6 +41,9 @@ pub struct Global {
     /// Address of a coordinator.
     #[arg(long, global = true, env = "SUSUI_URL", default_value = URL_DEFAULT)]
     pub url: String,
+    /// Key for coordinators that require one. Best given by the environment: other users see arguments.
+    #[arg(long, global = true, env = "SUSUI_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub api_key: Option<String>,
     /// Print one JSON value instead of text (progress is silent, errors are JSON on stderr).
     #[arg(long, global = true)]
     pub json: bool,
@@ -49,7 +55,7 @@ pub struct Global {
 impl Global {
     /// A client of the coordinator at `--url`.
     pub fn client(&self) -> Result<Client, Error> {
-        Client::new(&self.url, self.timeout)
+        Client::new(&self.url, self.timeout, self.api_key.as_deref())
     }
 
     /// The form of the output.
@@ -70,6 +76,9 @@ pub enum Command {
     #[command(subcommand)]
     Collection(collection::Command),
     Ingest(ingest::Arguments),
+    /// Look at uploads on their way, and try failed ones again.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     Search(search::Arguments),
     Ask(ask::Arguments),
     Eval(eval::Arguments),
@@ -77,12 +86,32 @@ pub enum Command {
     /// List nodes, drain one before it is restarted, take that back.
     #[command(subcommand)]
     Node(node::Command),
+    /// List, add and remove the language model backends of a coordinator.
+    #[command(subcommand)]
+    Backend(backend::Command),
     /// Look into one shard, or change its copies by hand.
     #[command(subcommand)]
     Shard(shard::Command),
+    /// Let another name stand for a collection, and change what it stands for.
+    #[command(subcommand)]
+    Alias(alias::Command),
+    /// Make tenants, limit them, and see what they use.
+    #[command(subcommand)]
+    Tenant(access::TenantCommand),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Key(access::KeyCommand),
+    Audit(access::AuditArguments),
+    Doctor(doctor::Arguments),
     /// Let a node fail on purpose, and hold what was measured against what is promised.
     #[command(subcommand)]
     Drill(drill::Command),
+    /// Measure recall, speed and where the time goes.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Serve the echo that `bench http` compares with.
+    #[command(name = bench::ECHO_VERB, hide = true)]
+    Echo(bench::EchoArguments),
     /// Replace this process by another one in a session of its own (used by `dev up`).
     #[command(name = dev::EXEC_VERB, hide = true)]
     Exec(dev::ExecArguments),
@@ -110,13 +139,22 @@ pub async fn run(cli: Cli) -> Result<(), Error> {
         Command::Status(arguments) => status::run(&global, &arguments).await,
         Command::Collection(command) => collection::run(&global, command).await,
         Command::Ingest(arguments) => ingest::run(&global, arguments).await,
+        Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Search(arguments) => search::run(&global, &arguments).await,
         Command::Ask(arguments) => ask::run(&global, &arguments).await,
         Command::Eval(arguments) => eval::run(&global, &arguments).await,
         Command::CheckConfig(arguments) => check_config::run(&global, &arguments),
         Command::Node(command) => node::run(&global, command).await,
+        Command::Backend(command) => backend::run(&global, command).await,
         Command::Shard(command) => shard::run(&global, command).await,
+        Command::Alias(command) => alias::run(&global, command).await,
+        Command::Tenant(command) => access::run_tenant(&global, command).await,
+        Command::Key(command) => access::run_key(&global, command).await,
+        Command::Audit(arguments) => access::run_audit(&global, &arguments).await,
+        Command::Doctor(arguments) => doctor::run(&global, &arguments).await,
         Command::Drill(command) => drill::run(&global, command).await,
+        Command::Bench(command) => bench::run(&global, command).await,
+        Command::Echo(arguments) => bench::echo(arguments).await,
         Command::Exec(arguments) => dev::exec(arguments),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -74,8 +74,8 @@ pub struct Client {
 
 impl Client {
     /// A client of the coordinator at `url`, as `http://127.0.0.1:8000`. `timeout` bounds every call but streams.
-    /// Errors: the address is not an HTTP URL.
-    pub fn new(url: &str, timeout: Duration) -> Result<Self, Error> {
+    /// `key` opens coordinators that require one. Errors: the address is not an HTTP URL, or the key no header.
+    pub fn new(url: &str, timeout: Duration, key: Option<&str>) -> Result<Self, Error> {
         let usage = |problem: String| Error::usage(problem, "give it as http://HOST:PORT");
         let parsed = reqwest::Url::parse(url).map_err(|error| usage(format!("--url {url:?} is not a URL: {error}")))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
@@ -85,6 +85,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(timeout)
             .user_agent(concat!("susui/", env!("CARGO_PKG_VERSION")))
+            .default_headers(key_header(key)?)
             // Clusters are reached directly; a proxy of the environment is for the outside world.
             .no_proxy()
             .build()
@@ -104,6 +105,13 @@ impl Client {
     /// `GET`, repeated while the cluster is busy.
     pub async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, Error> {
         self.read_json(|| self.http.get(self.path(segments))).await
+    }
+
+    /// `GET` with parameters, repeated while the cluster is busy. Empty values are left out.
+    pub async fn get_query<T: DeserializeOwned>(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<T, Error> {
+        let mut url = reqwest::Url::parse(&self.path(segments)).expect("made of a parsed one");
+        url.query_pairs_mut().extend_pairs(query.iter().filter(|(_, value)| !value.is_empty()));
+        self.read_json(|| self.http.get(url.clone())).await
     }
 
     /// Sends JSON with an idempotent method, or one made so by the server's semantics; repeated while the cluster is busy.
@@ -246,6 +254,18 @@ impl FailedAttempt {
     }
 }
 
+fn key_header(key: Option<&str>) -> Result<HeaderMap, Error> {
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| {
+            Error::usage("the API key has characters that no key has", "set SUSUI_API_KEY to a key as it was printed")
+        })?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(headers)
+}
+
 fn encode<B: Serialize>(body: &B) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(body).map_err(|error| Error::local(format!("cannot encode the request: {error}"), ""))
 }
@@ -300,11 +320,11 @@ mod tests {
 
     #[test]
     fn paths_escape_what_callers_chose() {
-        let client = Client::new("http://127.0.0.1:8000/", Duration::from_secs(1)).expect("a URL");
+        let client = Client::new("http://127.0.0.1:8000/", Duration::from_secs(1), None).expect("a URL");
         assert_eq!(
             client.path(&["api", "v1", "documents", "a/b c#1"]),
             "http://127.0.0.1:8000/api/v1/documents/a%2Fb%20c%231"
         );
-        assert!(matches!(Client::new("127.0.0.1:8000", Duration::ZERO), Err(Error::Usage { .. })));
+        assert!(matches!(Client::new("127.0.0.1:8000", Duration::ZERO, None), Err(Error::Usage { .. })));
     }
 }

@@ -249,7 +249,7 @@ async fn wait_indexed(client: &Client, output: Output, name: &str, wait: Duratio
 }
 
 /// What the copies of a shard still have to do before their index is settled.
-fn not_indexed(shard: &ShardReport) -> Vec<String> {
+pub fn not_indexed(shard: &ShardReport) -> Vec<String> {
     let unsettled = shard.copies.iter().filter(|copy| copy.role != "retiring").filter_map(|copy| {
         let name = format!("{}/{} copy {}", shard.collection, shard.index, copy.copy);
         let Some(report) = &copy.report else { return Some(format!("{name}: no report yet")) };

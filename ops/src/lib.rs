@@ -4,16 +4,22 @@
 //! `cli` names the verbs; each family has its own module. `client` is the one HTTP client, `error` the one table of exit codes,
 //! `output` the one place that decides how things are printed.
 
+pub mod access;
+pub mod alias;
 pub mod ask;
+pub mod backend;
+pub mod bench;
 pub mod check_config;
 pub mod cli;
 pub mod client;
 pub mod collection;
 pub mod dev;
+pub mod doctor;
 pub mod drill;
 pub mod error;
 pub mod eval;
 pub mod ingest;
+pub mod jobs;
 pub mod jsonl;
 pub mod node;
 pub mod npy;

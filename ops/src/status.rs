@@ -23,6 +23,7 @@ use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, S
 /// Examples:
 ///   susui status
 ///   susui status --collection docs --check
+///   susui status --memory
 ///   susui status --json | jq '.shards[] | {collection, index, in_sync}'
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
@@ -33,6 +34,9 @@ pub struct Arguments {
     /// Fail unless all nodes live and all copies are in sync.
     #[arg(long)]
     pub check: bool,
+    /// Show what memory goes to, by process and by copy, instead.
+    #[arg(long)]
+    pub memory: bool,
 }
 
 /// Runs the verb.
@@ -44,7 +48,7 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
             return Err(Error::usage(format!("no collection {name}"), "`susui collection list` names them"));
         }
     }
-    global.output().result(&report, || text(&report));
+    global.output().result(&report, || if arguments.memory { memory_text(&report) } else { text(&report) });
     let findings = findings(&report);
     if arguments.check && !findings.is_empty() {
         return Err(Error::CheckFailed(findings.join("; ")));
@@ -133,6 +137,47 @@ fn text(report: &ClusterReport) -> String {
     text
 }
 
+/// The ledger: what the kernel counts, beside what the parts of the process add up to.
+fn memory_text(report: &ClusterReport) -> String {
+    let header = ["NODE", "ANONYMOUS", "OF BUDGET", "BASE", "CACHES", "COPIES", "ACCOUNTED", "FILE PAGES"];
+    let mut rows = vec![row(header)];
+    for node in &report.nodes {
+        let Some(memory) = node.memory else {
+            rows.push(vec![node.id.to_string(), "no report yet".into()]);
+            continue;
+        };
+        let share = |part: u64, whole: u64| format!("{:.0} %", 100.0 * part as f64 / whole.max(1) as f64);
+        rows.push(vec![
+            node.id.to_string(),
+            bytes(memory.resident_anonymous),
+            share(memory.resident_anonymous, memory.budget),
+            bytes(memory.base),
+            bytes(memory.caches),
+            bytes(memory.copies),
+            share(memory.accounted(), memory.resident_anonymous),
+            bytes(memory.resident_file),
+        ]);
+    }
+    let mut text = table(&rows);
+    let header = ["SHARD", "COPY", "NODE", "CODES", "ROW SETS", "LOG", "RESCORING", "OF IT TAIL", "A ROW", "RECALL@10"];
+    let mut rows = vec![row(header)];
+    for (shard, copy) in report.shards.iter().flat_map(|shard| shard.copies.iter().map(move |copy| (shard, copy))) {
+        let Some(report) = &copy.report else { continue };
+        let memory = report.memory;
+        let ids = [format!("{}/{}", shard.collection, shard.index), copy.copy.to_string(), copy.node.to_string()];
+        let parts = [memory.codes, memory.row_sets, memory.log, memory.rescoring, memory.tail].map(bytes);
+        let a_row = bytes(memory.anonymous() / report.rows_live.max(1));
+        let recall = report.recall_at_10.map_or_else(|| "-".into(), |recall| format!("{recall:.3}"));
+        rows.push(ids.into_iter().chain(parts).chain([a_row, recall]).collect());
+    }
+    text.push('\n');
+    text.push_str(&table(&rows));
+    text.push_str(
+        "\nrescoring vectors are pages of mapped files, which the operating system gives up when memory is short\n",
+    );
+    text
+}
+
 fn node_row(node: &NodeReport) -> Vec<String> {
     let heard = node.heard_ms_ago.map_or_else(|| "-".into(), |ms| format!("{ms} ms ago"));
     vec![
@@ -179,8 +224,10 @@ fn words(role: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use cluster_config::memory::{CopyMemory, NodeMemory};
     use serde_json::json;
+
+    use super::*;
 
     fn report(health: &str, liveness: &str) -> ClusterReport {
         let node = |id: u64, liveness: &str| {
@@ -212,6 +259,23 @@ mod tests {
         assert!(line("no report yet").starts_with("docs/0"));
         assert!(text.contains("attention: node 2 is dead"));
         assert!(text.contains("attention: shard docs/0 is yellow: copy 11 on node 2 is catching-up"), "{text}");
+    }
+
+    #[test]
+    fn memory_is_shown_by_process_and_by_copy() {
+        let mut report = report("green", "alive");
+        let (resident_anonymous, budget) = (200 << 20, 800 << 20);
+        report.nodes[0].memory =
+            Some(NodeMemory { resident_anonymous, budget, base: 100 << 20, caches: 50 << 20, ..NodeMemory::default() });
+        let copy = report.shards[0].copies[0].report.as_mut().expect("it reported");
+        copy.memory = CopyMemory { codes: 5 << 20, rescoring: 7 << 20, ..CopyMemory::default() };
+        copy.recall_at_10 = Some(0.9871);
+        let text = memory_text(&report);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].contains("25 %") && lines[1].contains("75 %"), "{text}");
+        assert!(lines[2].contains("no report yet"), "{text}");
+        let copy = lines.iter().find(|line| line.starts_with("docs/0")).expect("a line");
+        assert!(copy.contains("5.0 MiB") && copy.contains("7.0 MiB") && copy.contains("0.987"), "{text}");
     }
 
     #[test]

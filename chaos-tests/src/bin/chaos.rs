@@ -28,7 +28,8 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let Arguments { minutes, seed, history } = Arguments::parse();
-    let run = Run { seed: seed.unwrap_or_else(rand::random), duration: Duration::from_secs(60 * minutes), history };
+    let (seed, duration) = (seed.unwrap_or_else(rand::random), Duration::from_secs(60 * minutes));
+    let run = Run { seed, duration, history, broken_rule: None };
     let verdict = chaos::run(&run).await?;
     println!("{verdict}");
     Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

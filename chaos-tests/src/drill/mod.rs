@@ -50,6 +50,12 @@ pub enum Mode {
     Stop,
     /// The network around it falls silent.
     Partition,
+    /// Nobody hears it; it hears all.
+    Mute,
+    /// It hears nobody; all hear it.
+    Deaf,
+    /// The others hear it, and it them, but not each other.
+    Bridge,
 }
 
 impl Mode {
@@ -57,7 +63,19 @@ impl Mode {
     fn lasts(self) -> Duration {
         match self {
             Self::Kill => Duration::from_secs(6),
-            Self::Stop | Self::Partition => Duration::from_secs(9),
+            Self::Stop | Self::Partition | Self::Mute | Self::Bridge => Duration::from_secs(9),
+            Self::Deaf => Duration::from_secs(12),
+        }
+    }
+
+    /// The cut that it is; `None` where a process is hurt instead.
+    pub fn cut(self, node: usize) -> Option<Topology> {
+        match self {
+            Self::Kill | Self::Stop => None,
+            Self::Partition => Some(Topology::Isolate(node)),
+            Self::Mute => Some(Topology::Mute(node)),
+            Self::Deaf => Some(Topology::Deaf(node)),
+            Self::Bridge => Some(Topology::Bridge(node)),
         }
     }
 }
@@ -97,26 +115,24 @@ impl Patient for Cluster {
     }
 
     fn can(&self, mode: Mode) -> anyhow::Result<()> {
-        ensure!(mode != Mode::Partition || self.links().is_proxied(), "the cluster runs without proxies");
+        ensure!(mode.cut(1).is_none() || self.links().is_proxied(), "the cluster runs without proxies");
         Ok(())
     }
 
     fn inject(&mut self, mode: Mode, node: usize) -> anyhow::Result<()> {
-        match mode {
-            Mode::Kill => crash::inject(self, node),
-            Mode::Stop => pause::inject(self, node),
-            Mode::Partition => {
-                partition::inject(self, &Topology::Isolate(node));
-                Ok(())
-            }
+        match (mode, mode.cut(node)) {
+            (Mode::Kill, _) => crash::inject(self, node)?,
+            (_, None) => pause::inject(self, node)?,
+            (_, Some(topology)) => partition::inject(self, &topology),
         }
+        Ok(())
     }
 
     async fn heal(&mut self, mode: Mode, node: usize) -> anyhow::Result<()> {
         match mode {
             Mode::Kill => crash::heal(self, node),
             Mode::Stop => pause::heal(self, node),
-            Mode::Partition => {
+            Mode::Partition | Mode::Mute | Mode::Deaf | Mode::Bridge => {
                 partition::heal(self);
                 Ok(())
             }

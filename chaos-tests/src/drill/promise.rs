@@ -27,13 +27,15 @@ impl Promises {
             (true, ..) => 1_000,
             (_, Mode::Kill, false) => 2_000,
             (_, Mode::Kill, true) => 4_000,
-            (_, Mode::Stop | Mode::Partition, false) => 5_000,
-            (_, Mode::Stop | Mode::Partition, true) => 7_000,
+            (_, Mode::Stop | Mode::Partition | Mode::Mute, false) => 5_000,
+            (_, Mode::Stop | Mode::Partition | Mode::Mute, true) => 7_000,
+            // Heard, and so taken for alive, for two node timeouts.
+            (_, Mode::Deaf, false) => 8_000,
+            (_, Mode::Deaf, true) => 10_000,
+            // Whoever leads may be one of those that do not hear each other.
+            (_, Mode::Bridge, _) => 7_000,
         };
-        let added_latency_ms = match mode {
-            Mode::Kill => 300,
-            Mode::Stop | Mode::Partition => 1_500,
-        };
+        let added_latency_ms = if mode == Mode::Kill { 300 } else { 1_500 };
         Self { write_gap_ms, coverage: 0.999, added_latency_ms }
     }
 

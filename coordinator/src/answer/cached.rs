@@ -3,41 +3,43 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt, stream};
+use futures::{StreamExt, stream};
 
+use super::ask_model;
+use crate::api::auth::Caller;
 use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, StoredAnswer};
 use crate::cache::key::CacheKey;
-use crate::generate::pool::{Generation, Pool};
+use crate::generate::pool::Generation;
 use crate::generate::{EventStream, FinishReason, GenerateError, GenerateEvent, GenerateRequest};
+use crate::services::Services;
 
 /// Generates, or gives the text that was kept for the same prompt, model and options of the same tenant. A kept text has cost no tokens
-/// and so reports no usage. `answers` is `None` where caching is switched off.
+/// and so reports no usage. What another model than the one asked for wrote is not kept.
 ///
-/// Errors and Cancel: as [`Pool::generate`]. A text that was not read to its end is not kept.
-pub(super) fn generate<'a>(
-    answers: Option<&'a Arc<AnswerCache>>,
-    tenant: &'a str,
-    pool: &'a Pool,
+/// Errors and Cancel: as [`ask_model`]. A text that was not read to its end is not kept.
+pub(super) async fn generate(
+    services: &Services,
+    caller: &Caller,
     request: GenerateRequest,
     deadline: Instant,
-) -> BoxFuture<'a, Result<Generation, GenerateError>> {
-    async move {
-        let Some(answers) = answers else { return pool.generate(request, deadline).await };
-        let key = answers.key(tenant, &request);
-        if let Some(kept) = answers.get(&key).await {
-            return Ok(replay(&kept));
-        }
-        let generation = pool.generate(request, deadline).await?;
-        let draft = StoredAnswer {
-            backend: generation.backend.clone(),
-            model: generation.model.clone(),
-            text: String::new(),
-            is_complete: false,
-        };
-        Ok(Generation { events: keep(generation.events, Arc::clone(answers), key, draft), ..generation })
+) -> Result<Generation, GenerateError> {
+    let Some(answers) = &services.answers else { return ask_model(services, caller, request, deadline).await };
+    let key = answers.key(&request);
+    if let Some(kept) = answers.get(&key).await {
+        return Ok(replay(&kept));
     }
-    .boxed()
+    let asked = request.model.clone();
+    let generation = ask_model(services, caller, request, deadline).await?;
+    if asked.is_some_and(|model| model != generation.model) {
+        return Ok(generation);
+    }
+    let draft = StoredAnswer {
+        backend: generation.backend.clone(),
+        model: generation.model.clone(),
+        text: String::new(),
+        is_complete: false,
+    };
+    Ok(Generation { events: keep(generation.events, Arc::clone(answers), key, draft), ..generation })
 }
 
 fn replay(kept: &StoredAnswer) -> Generation {

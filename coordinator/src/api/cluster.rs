@@ -8,9 +8,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::audit::AuditRecord;
-use cluster_config::cluster_state::{Liveness, NodeLifecycle};
+use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId};
+use cluster_config::memory::{CopyMemory, NodeMemory};
+use cluster_config::quorum::{self, Health};
 use cluster_config::seqno::LogPosition;
 use cluster_config::shard_group::{CopyPhase, CopyRole, ShardGroup};
 use futures::future::BoxFuture;
@@ -130,6 +132,9 @@ pub struct NodeBody {
     pub disk_bytes: u64,
     /// Bytes of its copies in memory.
     pub memory_bytes: u64,
+    /// What the memory of its process goes to; absent until it has told.
+    #[schema(value_type = Object)]
+    pub memory: Option<NodeMemory>,
 }
 
 /// A collection in short.
@@ -166,8 +171,10 @@ pub struct ShardBody {
     pub min_in_sync: u32,
     /// Changes only by recovery with data loss.
     pub lineage: u64,
-    /// `green` (all copies in sync), `yellow` (some are not), `red` (no primary).
-    pub health: &'static str,
+    /// `green` (all copies in sync on live nodes), `yellow` (some are not), `red` (nobody alive orders writes, or fewer copies than
+    /// `min_in_sync`).
+    #[schema(value_type = String)]
+    pub health: Health,
     /// All copies.
     pub copies: Vec<CopyBody>,
 }
@@ -196,7 +203,7 @@ pub struct ReportBody {
     pub global_checkpoint: u64,
     /// Model generation; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
+    /// exact, training, building, indexed, renewing; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
     pub index_state: String,
     /// Why it is poisoned or corrupt.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -211,6 +218,12 @@ pub struct ReportBody {
     pub disk_bytes: u64,
     /// Bytes in memory.
     pub memory_bytes: u64,
+    /// The same by part.
+    #[schema(value_type = Object)]
+    pub memory: CopyMemory,
+    /// Share of the exact best 10 that sampled live queries at the default effort found; absent while they are too few.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall_at_10: Option<f32>,
 }
 
 /// The cluster with all soft reports.
@@ -296,6 +309,7 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
             copies: here.len() as u32,
             disk_bytes: sum(|report| report.disk_bytes),
             memory_bytes: sum(|report| report.memory_bytes),
+            memory: status.memory.iter().find(|(of, _)| *of == node.id).map(|(_, memory)| *memory),
         }
     });
     let mut collections: Vec<CollectionSummary> = state
@@ -325,7 +339,7 @@ fn cluster_reply(status: &ClusterStatus) -> ClusterReply {
         },
         nodes: nodes.collect(),
         collections,
-        shards: state.shards.values().map(|group| shard_body(status, group, &reports)).collect(),
+        shards: state.shards.values().map(|group| shard_body(state, group, &reports)).collect(),
         moves: Vec::new(),
         audit: state.audit.iter().map(|(number, record)| audit_body(*number, record)).collect(),
     }
@@ -350,16 +364,10 @@ fn audit_body(number: u64, record: &AuditRecord) -> AuditBody {
     }
 }
 
-fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<CopyId, &CopyReport>) -> ShardBody {
-    let collection = status.state.collections.get(&group.shard.collection);
-    let voters =
-        group.copies.values().filter(|record| record.role == CopyRole::Voter && record.phase != CopyPhase::Retiring);
-    let health = match group.primary {
-        None => "red",
-        Some(_) if group.in_sync.len() < voters.count() => "yellow",
-        Some(_) if collection.is_some_and(|c| (group.in_sync.len() as u32) < c.spec.copies) => "yellow",
-        Some(_) => "green",
-    };
+fn shard_body(state: &ClusterState, group: &ShardGroup, reports: &BTreeMap<CopyId, &CopyReport>) -> ShardBody {
+    let collection = state.collections.get(&group.shard.collection);
+    let (voters, read_replicas) = collection.map_or((1, 0), |known| (known.spec.copies, known.spec.read_replicas));
+    let is_live = |node: NodeId| state.nodes.get(&node).is_some_and(|record| record.liveness == Liveness::Alive);
     let copies = group.copies.iter().map(|(copy, record)| {
         let role = match (record.role, record.phase) {
             _ if group.primary_copy() == Some(*copy) => "primary",
@@ -382,6 +390,8 @@ fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<Cop
             rows_tail: report.rows_tail,
             disk_bytes: report.disk_bytes,
             memory_bytes: report.memory_bytes,
+            memory: report.memory,
+            recall_at_10: report.recall_at_10,
         });
         CopyBody { copy: copy.0, node: record.node.0, role, report }
     });
@@ -395,7 +405,7 @@ fn shard_body(status: &ClusterStatus, group: &ShardGroup, reports: &BTreeMap<Cop
         in_sync: group.in_sync.iter().map(|copy| copy.0).collect(),
         min_in_sync: group.min_in_sync,
         lineage: group.lineage.0,
-        health,
+        health: quorum::health(group, voters, read_replicas, is_live),
         copies: copies.collect(),
     }
 }

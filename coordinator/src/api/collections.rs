@@ -154,6 +154,10 @@ pub async fn put_collection(
     StrictJson(body): StrictJson<CollectionBody>,
 ) -> ApiResult<Response> {
     let spec = body.into_spec(name, &services)?;
+    if services.aliases.resolve(&spec.name).is_some() {
+        let text = format!("{:?} is an alias", spec.name);
+        return Err(Error::refused(ErrorKind::Conflict, text, "delete the alias, or choose another name").into());
+    }
     let deadline = Instant::now() + services.default_timeout;
     let existed = services.view.state().collection_named(&spec.name).is_some();
     let call = |peer, until| services.client.create_collection(peer, spec.clone(), until);

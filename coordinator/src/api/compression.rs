@@ -6,7 +6,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, Predicate, SizeAbove};
 
 /// Below it the headers outweigh what is saved.
-const BYTES_MIN: u16 = 1024;
+const BYTES_MIN: u64 = 1024;
 
 type IsWhole = fn(StatusCode, Version, &HeaderMap, &Extensions) -> bool;
 

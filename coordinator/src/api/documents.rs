@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{DEFAULT_TENANT, DocumentKey};
+use cluster_config::ids::DocumentKey;
 use cluster_config::limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,13 +17,15 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
 use super::json::{Buffered, StrictQuery, check_declared_length, check_json_type, json, parse_buffered};
-use super::points::{WrittenReply, check_metadata, check_title, document_key, written_reply};
+use super::points::{WrittenReply, check_metadata, check_title, written_reply};
 use super::request_id::current_request_id;
 use super::search::{DEFAULT_COLLECTION, read_consistency, read_session};
 use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
 use crate::error::{Error, Result};
+use crate::ingest::parse::Format;
 use crate::retrieve::documents::{DocumentRead, Listing};
 use crate::services::Services;
 
@@ -171,12 +173,16 @@ struct Incoming {
 #[utoipa::path(post, path = "/api/v1/documents", tag = "documents", request_body = DocumentBody,
     params(("Idempotency-Key" = Option<String>, Header, description = "the same key with the same request makes one job")),
     responses((status = 202, body = AcceptedReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
-pub async fn post_document(State(services): State<Arc<Services>>, request: Request) -> ApiResult<Response> {
+pub async fn post_document(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    request: Request,
+) -> ApiResult<Response> {
     let idempotency_key = read_idempotency_key(request.headers())?;
     let (incoming, _held) = receive(&services, request).await?;
     let collection = services.collection(incoming.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
     crate::ingest::check_embedder(&collection, services.embedder.as_ref())?;
-    let upload = check_upload(&collection, incoming, idempotency_key).await?;
+    let upload = check_upload(&caller, &collection, incoming, idempotency_key).await?;
     let enqueued = services.ingest.enqueue(upload).await?;
     let reply = AcceptedReply {
         id: enqueued.document_id,
@@ -266,7 +272,12 @@ async fn read_form(request: Request) -> Result<Incoming> {
 }
 
 /// Checks what can be checked without parsing the document; hashes off the reactor.
-async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_key: Option<String>) -> Result<Upload> {
+async fn check_upload(
+    caller: &Caller,
+    collection: &Collection,
+    incoming: Incoming,
+    idempotency_key: Option<String>,
+) -> Result<Upload> {
     if incoming.content.len() > limits::DOCUMENT_BYTES_MAX {
         let text = format!("the document has {} bytes, at most {}", incoming.content.len(), limits::DOCUMENT_BYTES_MAX);
         return Err(Error::refused(ErrorKind::TooLarge, text, "split the document"));
@@ -275,8 +286,9 @@ async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_k
     if incoming.content.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::field(field, "the document has no text", "send a document with text"));
     }
+    Format::detect(&incoming.content, &incoming.media_type, &incoming.file_name)?;
     let given_id = incoming.id.is_some();
-    let key = document_key("id", incoming.id.unwrap_or_else(|| Uuid::now_v7().to_string()))?;
+    let key = caller.document_key("id", incoming.id.unwrap_or_else(|| Uuid::now_v7().to_string()))?;
     check_title("title", &incoming.title)?;
     let metadata_json = check_metadata("metadata", &collection.spec, incoming.metadata)?;
     let document = DocumentRef { collection_id: collection.id.0, tenant: key.tenant, document_id: key.document_id };
@@ -305,6 +317,7 @@ async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_k
             content_hash,
             content: incoming.content,
             idempotency,
+            priority: 0,
         })
     })
     .await
@@ -316,11 +329,12 @@ async fn check_upload(collection: &Collection, incoming: Incoming, idempotency_k
     responses((status = 200, body = DocumentReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn get_document(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     Path(id): Path<String>,
     StrictQuery(query): StrictQuery<DocumentQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
-    let key = document_key("id", id)?;
+    let key = caller.document_key("id", id)?;
     let document = document_ref(&collection, &key);
     let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
     let row = services.catalog.document(&document).await?;
@@ -337,7 +351,10 @@ pub async fn get_document(
         if reply.title.is_empty() {
             reply.title = first.title.clone();
         }
-        reply.metadata = serde_json::from_str(&first.metadata_json).ok();
+        // The catalog's is the document's own; a chunk's has its page, too.
+        if reply.metadata.is_none() {
+            reply.metadata = serde_json::from_str(&first.metadata_json).ok();
+        }
     }
     if query.include_text.unwrap_or(false) {
         reply.text = services.catalog.extracted_text(&document).await?;
@@ -355,11 +372,12 @@ pub async fn get_document(
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn delete_document(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     Path(id): Path<String>,
     StrictQuery(query): StrictQuery<DeleteDocumentQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
-    let document = document_ref(&collection, &document_key("id", id)?);
+    let document = document_ref(&collection, &caller.document_key("id", id)?);
     let mut session = read_session(query.session.as_deref())?;
     let deadline = Instant::now() + services.default_timeout;
     let (_, written) = services.ingest.delete(&collection, &document, deadline).await?;
@@ -372,6 +390,7 @@ pub async fn delete_document(
     responses((status = 200, body = DocumentsReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn list_documents(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictQuery(query): StrictQuery<DocumentsQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
@@ -380,8 +399,8 @@ pub async fn list_documents(
     let after = query.cursor.unwrap_or_default();
     let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
     let (listing, rows) = tokio::join!(
-        services.retriever.list_documents(&collection, &after, limit, &read),
-        services.catalog.documents(collection.id.0, DEFAULT_TENANT, &after, limit + 1)
+        services.retriever.list_documents(&collection, &caller.tenant, &after, limit, &read),
+        services.catalog.documents(collection.id.0, &caller.tenant, &after, limit + 1)
     );
     let Listing { documents: listed, more: shards_have_more, session } = listing?;
     let rows = rows?;

@@ -19,7 +19,7 @@ pub struct ErrorBody {
 }
 
 /// What went wrong and what to do.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorDetail {
     /// snake_case word from a closed list.
     #[serde(rename = "type")]
@@ -37,6 +37,9 @@ pub struct ErrorDetail {
     /// Where the error is about missing shards: how many answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<ShardCounts>,
+    /// The field at fault, for the front doors, whose clients read it by itself.
+    #[serde(skip)]
+    pub field: Option<String>,
 }
 
 /// An error on its way out.
@@ -94,15 +97,25 @@ pub fn error_body(error: &Error) -> ErrorBody {
             retryable: kind.is_retryable(),
             request_id,
             shards: error.counts(),
+            field: error.field_name().map(str::to_owned),
         },
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (status_of(self.0.kind()), Json(error_body(&self.0))).into_response();
+        let body = error_body(&self.0);
+        let detail = body.error.clone();
+        let mut response = (status_of(self.0.kind()), Json(body)).into_response();
+        // The front doors write it anew in the shape of their clients.
+        response.extensions_mut().insert(detail);
         if let Some(after) = self.0.retry_after() {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+        }
+        if self.0.kind() == ErrorKind::Unauthenticated {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -67,10 +67,7 @@ pub async fn get_metrics(State(services): State<Arc<Services>>) -> Response {
 /// Gauges that mirror a state are read when asked for.
 async fn refresh_gauges(services: &Services) {
     let metrics = &services.metrics;
-    let (open, idle) = services.catalog.pool_counts();
-    metrics.catalog_connections.with_label_values(&["open"]).set(i64::from(open));
-    metrics.catalog_connections.with_label_values(&["idle"]).set(idle as i64);
-    metrics.catalog_connections.with_label_values(&["in_use"]).set(i64::from(open) - idle as i64);
+    metrics.show_catalog_pool(services.catalog.pool_counts());
     let state = services.view.state();
     metrics.state_version.set(i64::try_from(state.version).unwrap_or(i64::MAX));
     let alive = state.nodes.values().filter(|node| node.liveness == Liveness::Alive).count();
@@ -79,6 +76,9 @@ async fn refresh_gauges(services: &Services) {
     let writable = state.shards.values().filter(|group| group.primary.is_some()).count();
     metrics.shards.with_label_values(&["writable"]).set(writable as i64);
     metrics.shards.with_label_values(&["without_primary"]).set((state.shards.len() - writable) as i64);
+    if let Ok(runs) = services.catalog.upkeep_runs().await {
+        metrics.show_catalog_upkeep(&runs);
+    }
     if let Ok(counts) = services.catalog.job_counts().await {
         for job_state in JobState::ALL {
             let count = counts.iter().find(|(known, _)| *known == job_state).map_or(0, |(_, count)| *count);

@@ -1,4 +1,4 @@
-//! `GET/DELETE /api/v1/jobs/{id}` and `GET .../events`: how an upload goes.
+//! `/api/v1/jobs`: how uploads go, those that failed, and trying them again.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,18 +9,22 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use cluster_config::error::ErrorKind;
-use serde::Serialize;
-use utoipa::ToSchema;
+use cluster_config::limits;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
-use super::json::json;
-use crate::catalog::jobs::JobRow;
+use super::json::{StrictQuery, json};
+use crate::catalog::jobs::{JobRow, JobState, JobsQuery};
 use crate::error::{Error, Result};
 use crate::services::Services;
 
 /// A job is looked at again at least this often, in case a change was not announced (another process, a clock).
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Rows of a page where the caller names no number.
+const PAGE_ROWS_DEFAULT: u32 = 100;
 /// Comment lines keep idle connections open.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -66,17 +70,93 @@ pub struct JobError {
 /// Where a job stands.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply), (status = "4XX", body = ErrorBody)))]
-pub async fn get_job(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
+pub async fn get_job(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
     let job_id = read_job_id(&id)?;
-    let row = services.catalog.job(job_id).await?.ok_or_else(|| unknown(&id))?;
+    let row = services.catalog.job(&caller.tenant, job_id).await?.ok_or_else(|| unknown(&id))?;
     Ok(json(StatusCode::OK, &job_reply(row)))
+}
+
+/// Which jobs.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct JobsParams {
+    /// In this state only; `failed` gives those that were given up.
+    pub status: Option<String>,
+    /// Of this collection only.
+    pub collection: Option<String>,
+    /// Rows, 1 to 1000; 100 if not given.
+    pub limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    pub cursor: Option<String>,
+}
+
+/// A page of jobs.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct JobsReply {
+    /// In the order they were made.
+    pub jobs: Vec<JobReply>,
+    /// Give it as `cursor` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Jobs in the order they were made.
+#[utoipa::path(get, path = "/api/v1/jobs", tag = "documents", params(JobsParams),
+    responses((status = 200, body = JobsReply), (status = "4XX", body = ErrorBody)))]
+pub async fn list_jobs(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    StrictQuery(params): StrictQuery<JobsParams>,
+) -> ApiResult<Response> {
+    let limit = params.limit.unwrap_or(PAGE_ROWS_DEFAULT);
+    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
+    let collection = params.collection.map(|name| services.collection(&name)).transpose()?;
+    let query = JobsQuery {
+        tenant: &caller.tenant,
+        state: params.status.as_deref().map(read_status).transpose()?,
+        collection_id: collection.map(|collection| collection.id.0),
+        after: params.cursor.as_deref().unwrap_or_default(),
+        limit: limit + 1,
+    };
+    let mut jobs: Vec<JobReply> = services.catalog.jobs(&query).await?.into_iter().map(job_reply).collect();
+    let has_more = jobs.len() > limit as usize;
+    jobs.truncate(limit as usize);
+    let next_cursor = jobs.last().filter(|_| has_more).map(|last| last.id.clone());
+    Ok(json(StatusCode::OK, &JobsReply { jobs, next_cursor }))
+}
+
+fn read_status(text: &str) -> Result<JobState> {
+    let all = JobState::ALL.map(JobState::as_str).join(", ");
+    JobState::parse(text)
+        .ok_or_else(|| Error::field("status", format!("unknown status {text:?}"), format!("use {all}")))
+}
+
+/// Tries a failed or cancelled job again. Its upload is still there, unless the document was uploaded again or deleted.
+#[utoipa::path(post, path = "/api/v1/jobs/{id}/retry", tag = "documents", params(("id" = String, Path, description = "the job")),
+    responses((status = 202, body = JobReply), (status = "4XX", body = ErrorBody)))]
+pub async fn retry_job(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
+    let row = services.ingest.retry(&caller.tenant, read_job_id(&id)?).await?.ok_or_else(|| unknown(&id))?;
+    Ok(json(StatusCode::ACCEPTED, &job_reply(row)))
 }
 
 /// Cancels a job. A job that has ended stays as it is.
 #[utoipa::path(delete, path = "/api/v1/jobs/{id}", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply), (status = "4XX", body = ErrorBody)))]
-pub async fn delete_job(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
-    let row = services.catalog.cancel_job(read_job_id(&id)?).await?.ok_or_else(|| unknown(&id))?;
+pub async fn delete_job(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
+    let row = services.catalog.cancel_job(&caller.tenant, read_job_id(&id)?).await?.ok_or_else(|| unknown(&id))?;
     services.ingest.announce();
     Ok(json(StatusCode::OK, &job_reply(row)))
 }
@@ -84,11 +164,17 @@ pub async fn delete_job(State(services): State<Arc<Services>>, Path(id): Path<St
 /// The job as server-sent events `job`, one per change, until it ends.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}/events", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply, content_type = "text/event-stream"), (status = "4XX", body = ErrorBody)))]
-pub async fn get_job_events(State(services): State<Arc<Services>>, Path(id): Path<String>) -> ApiResult<Response> {
+pub async fn get_job_events(
+    State(services): State<Arc<Services>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> ApiResult<Response> {
     let job_id = read_job_id(&id)?;
     let mut changes = services.ingest.changes();
-    let first = services.catalog.job(job_id).await?.ok_or_else(|| unknown(&id))?;
+    let place = services.tenants.open_stream(&caller)?;
+    let first = services.catalog.job(&caller.tenant, job_id).await?.ok_or_else(|| unknown(&id))?;
     let events = async_stream::stream! {
+        let _place = place;
         let mut shown: Option<JobReply> = None;
         let mut number = 0_u64;
         let mut row = Some(first);
@@ -105,7 +191,7 @@ pub async fn get_job_events(State(services): State<Arc<Services>>, Path(id): Pat
             }
             shown = Some(reply);
             let _ = tokio::time::timeout(LOOK_INTERVAL, changes.changed()).await;
-            row = services.catalog.job(job_id).await.ok().flatten();
+            row = services.catalog.job(&caller.tenant, job_id).await.ok().flatten();
         }
     };
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)).into_response())

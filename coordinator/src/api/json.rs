@@ -1,7 +1,7 @@
 //! Strict JSON in: bounded before it is buffered, unknown fields refused, the faulty field named.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
@@ -23,6 +23,11 @@ pub const BODY_BUDGET_BYTES: usize = 512 * 1024 * 1024;
 const BUDGET_UNIT_BYTES: usize = 64 * 1024;
 /// Larger bodies are parsed off the reactor: at this size parsing costs about a millisecond.
 const PARSE_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest wait for the next bytes of a body: whoever stalls holds a part of the budget.
+const BODY_GAP_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for a whole body: the largest at a few megabits a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Counts the bytes of buffered bodies.
 #[derive(Clone)]
@@ -56,7 +61,11 @@ impl BodyBudget {
         let mut taken = declared.unwrap_or(BUDGET_UNIT_BYTES).max(BUDGET_UNIT_BYTES);
         let mut buffer = Vec::with_capacity(declared.unwrap_or(0));
         let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
+        let end = tokio::time::Instant::now() + BODY_TIMEOUT;
+        loop {
+            let gap_end = tokio::time::Instant::now() + BODY_GAP_MAX;
+            let next = tokio::time::timeout_at(gap_end.min(end), chunks.next()).await;
+            let Some(chunk) = next.map_err(|_| stalled())? else { break };
             let broken =
                 |error| Error::refused(ErrorKind::InvalidArgument, format!("body: {error}"), "send the whole body");
             let chunk = chunk.map_err(broken)?;
@@ -71,6 +80,15 @@ impl BodyBudget {
         }
         Ok(Buffered { bytes: buffer.into(), _share: share })
     }
+}
+
+fn stalled() -> Error {
+    let text = format!(
+        "the body did not arrive: nothing for {} s, or not all of it within {} s",
+        BODY_GAP_MAX.as_secs(),
+        BODY_TIMEOUT.as_secs()
+    );
+    Error::refused(ErrorKind::InvalidArgument, text, "send it again over a faster connection, or in smaller pieces")
 }
 
 /// Refuses a `Content-Length` above the bound.
@@ -176,12 +194,12 @@ impl<T: DeserializeOwned, S: Send + Sync> axum::extract::FromRequestParts<S> for
 }
 
 /// The instant at which a request ends: `timeout_ms` as asked, else the default. Errors: out of range.
-pub fn deadline(timeout_ms: Option<u64>, default: std::time::Duration) -> Result<Instant> {
+pub fn deadline(timeout_ms: Option<u64>, default: Duration) -> Result<Instant> {
     let now = Instant::now();
     match timeout_ms {
         None => Ok(now + default),
         Some(timeout_ms) if (1..=limits::TIMEOUT_MS_MAX).contains(&timeout_ms) => {
-            Ok(now + std::time::Duration::from_millis(timeout_ms))
+            Ok(now + Duration::from_millis(timeout_ms))
         }
         Some(timeout_ms) => Err(Error::field(
             "timeout_ms",

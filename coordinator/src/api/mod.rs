@@ -1,17 +1,25 @@
 //! HTTP. Handlers translate: strict JSON in, walks called, JSON or events out. What holds for every request stands here: routes,
 //! request ids, admission, counting, panics and unknown paths.
 
+pub mod aliases;
+pub mod auth;
+pub mod backends;
+pub mod catalog;
 pub mod cluster;
 pub mod collections;
 mod compression;
 mod conditional;
 pub mod documents;
+pub mod doors;
 pub mod error;
 pub mod filter;
 pub mod health;
 pub mod jobs;
 pub mod json;
+pub mod keys;
 pub mod nodes;
+mod ollama;
+mod openai;
 pub mod openapi;
 pub mod points;
 pub mod query;
@@ -19,6 +27,7 @@ pub mod request_id;
 pub mod search;
 pub mod search_get;
 pub mod shards;
+pub mod tenants;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -28,9 +37,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use cluster_config::error::ErrorKind;
 use cluster_config::limits;
 use futures::StreamExt;
@@ -56,18 +65,36 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/collections/{collection}/points:delete", post(points::delete_points))
         .route("/api/v1/documents", post(documents::post_document).get(documents::list_documents))
         .route("/api/v1/documents/{id}", get(documents::get_document).delete(documents::delete_document))
+        .route("/api/v1/jobs", get(jobs::list_jobs))
+        .route("/api/v1/jobs/{id}/retry", post(jobs::retry_job))
         .route("/api/v1/jobs/{id}", get(jobs::get_job).delete(jobs::delete_job))
         .route("/api/v1/jobs/{id}/events", get(jobs::get_job_events))
         .route("/api/v1/cluster", get(cluster::get_cluster))
+        .route("/api/v1/aliases", get(aliases::list_aliases))
+        .route("/api/v1/aliases/{alias}", put(aliases::put_alias).delete(aliases::delete_alias))
+        .route("/api/v1/tenants", get(tenants::list_tenants))
+        .route("/api/v1/tenants/{tenant}", put(tenants::put_tenant).get(tenants::get_tenant))
+        .route("/api/v1/tenants/{tenant}/usage", get(tenants::get_usage))
+        .route("/api/v1/keys", post(keys::post_key).get(keys::list_keys))
+        .route("/api/v1/keys/{id}", delete(keys::delete_key))
+        .route("/api/v1/audit", get(keys::list_audit))
+        .route("/api/v1/catalog", get(catalog::get_catalog))
+        .route("/api/v1/catalog/upkeep", post(catalog::post_upkeep))
+        .route("/api/v1/backends", get(backends::list_backends).post(backends::post_backend))
+        .route("/api/v1/backends/{name}", delete(backends::delete_backend))
         .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
-        .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action))
-        .layer(from_fn_with_state(Arc::clone(&services), admit));
+        .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action));
+    let api = guarded(api, &services);
+    let openai = guarded(openai::routes(), &services).layer(map_response(openai::reshape));
+    let ollama = guarded(ollama::routes(), &services).layer(map_response(ollama::reshape));
     let open = Router::new()
         .route("/livez", get(health::get_livez))
         .route("/readyz", get(health::get_readyz))
         .route("/metrics", get(health::get_metrics))
         .route("/openapi.json", get(openapi::get_openapi));
-    api.merge(open)
+    api.merge(openai)
+        .merge(ollama)
+        .merge(open)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         // Bodies are bounded where they are read, with an error of ours.
@@ -79,13 +106,20 @@ pub fn router(services: Arc<Services>) -> Router {
         .with_state(services)
 }
 
+/// What stands before every route that does something: a place among the requests, then a caller who may.
+fn guarded(routes: Router<Arc<Services>>, services: &Arc<Services>) -> Router<Arc<Services>> {
+    routes
+        .layer(from_fn_with_state(Arc::clone(services), auth::authenticate))
+        .layer(from_fn_with_state(Arc::clone(services), admit))
+}
+
 /// Refuses requests beyond the bound at once: a queue here would only hide the overload.
 async fn admit(State(services): State<Arc<Services>>, request: Request, next: Next) -> Response {
     match Arc::clone(&services.admission).try_acquire_owned() {
         Ok(permit) => {
             let response = next.run(request).await;
-            let is_stream =
-                response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "text/event-stream");
+            let media_type = response.headers().get(header::CONTENT_TYPE);
+            let is_stream = media_type.is_some_and(|value| value == "text/event-stream" || value == ollama::NDJSON);
             if is_stream { hold_while_streaming(response, permit) } else { response }
         }
         Err(_) => {
@@ -135,7 +169,9 @@ async fn count(State(services): State<Arc<Services>>, request: Request, next: Ne
 
 async fn unknown_path(request: Request) -> Response {
     let text = format!("no such path: {}", request.uri().path());
-    ApiError(Error::refused(ErrorKind::NotFound, text, "/openapi.json lists all paths")).into_response()
+    let refused = Error::refused(ErrorKind::NotFound, text, "/openapi.json lists all paths");
+    let response = ApiError(refused).into_response();
+    if request.uri().path().starts_with("/v1/") { openai::reshape(response).await } else { response }
 }
 
 async fn unknown_method(request: Request) -> Response {

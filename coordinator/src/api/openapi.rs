@@ -14,7 +14,9 @@ use super::conditional::{STATIC, has_current, not_modified, tagged};
 #[openapi(
     info(
         title = "Susui",
-        description = "Sharded semantic search with answers. Errors: `{\"error\":{type,message,hint,retryable,request_id}}`."
+        description = "Sharded semantic search with answers. Errors: `{\"error\":{type,message,hint,retryable,request_id}}`. Beside it stand two \
+            front doors in the words of others: OpenAI's `/v1/{chat/completions,completions,embeddings,models}` and Ollama's \
+            `/api/{generate,chat,embed,tags,show,version}`; the model `rag/COLLECTION` answers from a collection."
     ),
     paths(
         super::search::post_search,
@@ -31,9 +33,27 @@ use super::conditional::{STATIC, has_current, not_modified, tagged};
         super::documents::get_document,
         super::documents::delete_document,
         super::documents::list_documents,
+        super::jobs::list_jobs,
         super::jobs::get_job,
+        super::jobs::retry_job,
         super::jobs::delete_job,
         super::jobs::get_job_events,
+        super::aliases::put_alias,
+        super::aliases::list_aliases,
+        super::aliases::delete_alias,
+        super::tenants::put_tenant,
+        super::tenants::get_tenant,
+        super::tenants::list_tenants,
+        super::tenants::get_usage,
+        super::keys::post_key,
+        super::keys::list_keys,
+        super::keys::delete_key,
+        super::keys::list_audit,
+        super::catalog::get_catalog,
+        super::catalog::post_upkeep,
+        super::backends::list_backends,
+        super::backends::post_backend,
+        super::backends::delete_backend,
         super::cluster::get_cluster,
         super::nodes::drain,
         super::nodes::undrain,

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::filter::{FieldValue, Filter, field_accepts};
-use cluster_config::ids::{DEFAULT_TENANT, DocumentKey};
+use cluster_config::ids::DocumentKey;
 use cluster_config::limits;
 use cluster_config::operation::{Chunk, Operation};
 use cluster_config::search::{Consistency, SearchKnobs, ShardQuery};
@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
@@ -97,6 +98,7 @@ pub struct WrittenReply {
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn put_points(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     Path(name): Path<String>,
     StrictJson(body): StrictJson<PointsBody>,
 ) -> ApiResult<Response> {
@@ -105,7 +107,7 @@ pub async fn put_points(
     let mut session = read_session(body.session.as_deref())?;
     let spec = collection.spec.clone();
     // Normalising and halving thousands of vectors is CPU work: off the reactor.
-    let operations = crate::ingest::blocking(move || read_points(&spec, body.points)).await?;
+    let operations = crate::ingest::blocking(move || read_points(&spec, &caller, body.points)).await?;
     let written = services.writer.write(&collection, operations, Uuid::new_v4(), deadline).await?;
     services.metrics.points_written.inc_by(written.acked);
     session.merge(&written.session);
@@ -118,6 +120,7 @@ pub async fn put_points(
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn delete_points(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     Path(name): Path<String>,
     StrictJson(body): StrictJson<DeletePointsBody>,
 ) -> ApiResult<Response> {
@@ -125,7 +128,7 @@ pub async fn delete_points(
     let deadline = deadline(body.timeout_ms, services.default_timeout)?;
     let mut session = read_session(body.session.as_deref())?;
     let (written, more) = match (body.ids, body.filters) {
-        (Some(ids), None) => (delete_ids(&services, &collection, ids, deadline).await?, false),
+        (Some(ids), None) => (delete_ids(&services, &caller, &collection, ids, deadline).await?, false),
         (None, Some(filters)) => {
             let filter = filters.into_filter()?;
             filter.validate(&collection.spec)?;
@@ -133,7 +136,7 @@ pub async fn delete_points(
                 let hint = "name at least one condition; to delete everything, delete the collection";
                 return Err(Error::field("filters", "an empty filter", hint).into());
             }
-            delete_matching(&services, &collection, filter, deadline).await?
+            delete_matching(&services, &caller, &collection, filter, deadline).await?
         }
         _ => return Err(Error::field("ids", "missing, or given together with filters", "give ids or filters").into()),
     };
@@ -153,7 +156,7 @@ pub(super) fn written_reply(written: &Written, session: Session, more: bool) -> 
 }
 
 /// Validates points and encodes their vectors. Errors name the point and its field.
-fn read_points(spec: &CollectionSpec, points: Vec<PointBody>) -> Result<Vec<Operation>> {
+fn read_points(spec: &CollectionSpec, caller: &Caller, points: Vec<PointBody>) -> Result<Vec<Operation>> {
     let count = points.len();
     if !(1..=limits::POINTS_PER_BATCH_MAX).contains(&count) {
         let hint = format!("send 1 to {} at once", limits::POINTS_PER_BATCH_MAX);
@@ -167,7 +170,7 @@ fn read_points(spec: &CollectionSpec, points: Vec<PointBody>) -> Result<Vec<Oper
             let problem = format!("{:?} stands at points[{earlier}], too", point.id);
             return Err(Error::field(path("id"), problem, "send each id once per request"));
         }
-        let key = document_key(&path("id"), point.id)?;
+        let key = caller.document_key(&path("id"), point.id)?;
         let vector = encode_stored(spec.metric, spec.dim as usize, &point.vector).map_err(|error| {
             Error::field(path("vector"), error.to_string(), format!("send {} finite numbers", spec.dim))
         })?;
@@ -184,11 +187,6 @@ fn read_points(spec: &CollectionSpec, points: Vec<PointBody>) -> Result<Vec<Oper
         operations.push(Operation::PutDocument { key, title, chunks: vec![chunk] });
     }
     Ok(operations)
-}
-
-/// A key of the default tenant; errors name the field.
-pub(super) fn document_key(path: &str, id: String) -> Result<DocumentKey> {
-    DocumentKey::new(id).map_err(|error| Error::field(path, error.to_string(), "choose another id"))
 }
 
 /// Titles stand in every hit: a line, not a text.
@@ -233,6 +231,7 @@ pub(super) fn check_metadata(
 
 async fn delete_ids(
     services: &Services,
+    caller: &Caller,
     collection: &Collection,
     ids: Vec<String>,
     deadline: Instant,
@@ -241,7 +240,7 @@ async fn delete_ids(
         let hint = format!("send at most {} at once", limits::DELETES_PER_BATCH_MAX);
         return Err(Error::field("ids", format!("{} ids", ids.len()), hint));
     }
-    let keys = ids.into_iter().enumerate().map(|(position, id)| document_key(&format!("ids[{position}]"), id));
+    let keys = ids.into_iter().enumerate().map(|(position, id)| caller.document_key(&format!("ids[{position}]"), id));
     let operations = keys.map(|key| Ok(Operation::DeleteDocument { key: key? })).collect::<Result<Vec<_>>>()?;
     Ok(services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?)
 }
@@ -252,6 +251,7 @@ async fn delete_ids(
 /// At most `DELETES_PER_BATCH_MAX` documents; whether there may be more is the second part of the result.
 async fn delete_matching(
     services: &Services,
+    caller: &Caller,
     collection: &Collection,
     filter: Filter,
     deadline: Instant,
@@ -265,7 +265,7 @@ async fn delete_matching(
         vector,
         fetch_k: limits::TOP_K_MAX,
         filter,
-        tenant: DEFAULT_TENANT.to_owned(),
+        tenant: caller.tenant.to_string(),
         knobs: SearchKnobs { exact: true, ..SearchKnobs::default() },
     };
     let mut total = Written::default();
@@ -286,7 +286,7 @@ async fn delete_matching(
         if ids.is_empty() {
             break;
         }
-        let keys = ids.into_iter().map(|document_id| DocumentKey { tenant: DEFAULT_TENANT.to_owned(), document_id });
+        let keys = ids.into_iter().map(|document_id| DocumentKey { tenant: caller.tenant.to_string(), document_id });
         let operations = keys.map(|key| Operation::DeleteDocument { key }).collect();
         let written = services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?;
         total.acked += written.acked;

@@ -13,7 +13,9 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::auth::Caller;
 use super::conditional::{PRIVATE, tagged};
+use super::doors::ClientKey;
 use super::error::{ApiResult, ErrorBody, error_body};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
@@ -83,6 +85,9 @@ pub struct CitationBody {
     pub span: SpanBody,
     /// Retrieval score of the chunk.
     pub score: f32,
+    /// Page or slide that the chunk begins on, from 1, where the document has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<u32>,
 }
 
 /// Tokens spent by the model.
@@ -104,6 +109,9 @@ pub struct QueryReply {
     /// The model, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Why the text is extractive although language models are configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
     /// `stop`, `length` or `content_filter`.
     pub finish_reason: &'static str,
     /// What the text rests on.
@@ -134,6 +142,8 @@ struct MetaEvent {
     generator: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<String>,
     shards: ShardCounts,
     session: String,
     timings_ms: TimingsBody,
@@ -154,11 +164,13 @@ struct DoneEvent {
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_query(
     State(services): State<Arc<Services>>,
+    caller: Caller,
+    client: ClientKey,
     StrictJson(body): StrictJson<QueryBody>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
     let (stream, explain) = (body.stream.unwrap_or(false), body.explain.unwrap_or(false));
-    let text = read_text_options(&body)?;
+    let text = read_text_options(&body, client)?;
     let search = SearchBody {
         query: Some(body.query),
         collection: body.collection,
@@ -171,17 +183,19 @@ pub async fn post_query(
         timeout_ms: body.timeout_ms,
         ..SearchBody::default()
     };
-    let question = read_search(&services, search, "")?;
+    let question = read_search(&services, &caller, search, "")?;
+    let place = stream.then(|| services.tenants.open_stream(&caller)).transpose()?;
     let collection = question.collection.spec.name.clone();
-    let answer = answer::run(&services, question, text).await?;
-    if stream {
+    let mut answer = answer::run(&services, question, text).await?;
+    if let Some(place) = place {
+        answer.events = place.hold(answer.events);
         return Ok(super::unbuffered(stream_answer(answer, collection, began, explain)));
     }
     let etag = etag(&answer.ranked);
     Ok(tagged(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag), PRIVATE))
 }
 
-fn read_text_options(body: &QueryBody) -> Result<TextOptions> {
+fn read_text_options(body: &QueryBody, client: ClientKey) -> Result<TextOptions> {
     if let Some(max_tokens) = body.max_tokens {
         in_range("max_tokens", f64::from(max_tokens), 1.0, f64::from(limits::LLM_TOKENS_MAX))?;
     }
@@ -198,7 +212,8 @@ fn read_text_options(body: &QueryBody) -> Result<TextOptions> {
         GenerateOptions { max_tokens: body.max_tokens, temperature: body.temperature, ..GenerateOptions::default() };
     // Text takes longer than a search: without a limit of the caller's it may take the longest time there is.
     let deadline = deadline(body.timeout_ms, Duration::from_millis(limits::TIMEOUT_MS_MAX))?;
-    Ok(TextOptions { model: body.model.clone(), options, deadline })
+    let history = Vec::new();
+    Ok(TextOptions { model: body.model.clone(), options, history, client: client.0, deadline })
 }
 
 async fn collect_answer(mut answer: Answer, began: Instant, explain: bool) -> Result<QueryReply> {
@@ -220,6 +235,7 @@ async fn collect_answer(mut answer: Answer, began: Instant, explain: bool) -> Re
         answer: text,
         generator: answer.generator,
         model: answer.model,
+        degraded: answer.degraded,
         finish_reason,
         citations,
         hits: ranked.retrieved.hits.iter().map(hit_body).collect(),
@@ -241,13 +257,13 @@ fn stream_answer(answer: Answer, collection: String, began: Instant, explain: bo
         collection,
         generator: answer.generator.clone(),
         model: answer.model.clone(),
+        degraded: answer.degraded.clone(),
         shards: ranked.retrieved.shards,
         session: ranked.session.to_string(),
         timings_ms: timings_body(ranked, began),
         explain: explain.then(|| explain_body(ranked)),
     };
-    let sources: Vec<CitationBody> =
-        (1..).zip(&answer.sources).map(|(marker, source)| source_body(marker, source)).collect();
+    let sources = source_bodies(&answer.sources);
     let mut events = answer.events;
     let events = async_stream::stream! {
         let mut number = 0_u64;
@@ -283,7 +299,7 @@ fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn citation_body(citation: Citation) -> CitationBody {
+pub(super) fn citation_body(citation: Citation) -> CitationBody {
     CitationBody {
         marker: citation.marker,
         chunk_id: citation.chunk_id,
@@ -291,7 +307,13 @@ fn citation_body(citation: Citation) -> CitationBody {
         title: citation.title,
         span: SpanBody { start: citation.span.start, end: citation.span.end },
         score: citation.score,
+        page: citation.page,
     }
+}
+
+/// The sources an answer may cite, numbered as it cites them.
+pub(super) fn source_bodies(sources: &[Source]) -> Vec<CitationBody> {
+    (1..).zip(sources).map(|(marker, source)| source_body(marker, source)).collect()
 }
 
 fn source_body(marker: u32, source: &Source) -> CitationBody {
@@ -302,6 +324,7 @@ fn source_body(marker: u32, source: &Source) -> CitationBody {
         title: source.title.clone(),
         span: SpanBody { start: source.span.start, end: source.span.end },
         score: source.score,
+        page: source.page,
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use cluster_config::ids::{DEFAULT_TENANT, NodeId};
+use cluster_config::ids::NodeId;
 use cluster_config::limits;
 use cluster_config::search::{Consistency, SearchKnobs};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::auth::Caller;
 use super::conditional::{PRIVATE, tagged};
 use super::error::{ApiResult, ErrorBody};
 use super::filter::FilterBody;
@@ -199,11 +200,12 @@ pub struct SearchBatchReply {
     responses((status = 200, body = SearchReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_search(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<SearchBody>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
     let explain = body.explain.unwrap_or(false);
-    let question = read_search(&services, body, "")?;
+    let question = read_search(&services, &caller, body, "")?;
     let ranked = answer::rank(&services, vec![question]).await?;
     let ranked = ranked.into_iter().next().ok_or_else(|| Error::internal("one search has one result"))?;
     let etag = etag(&ranked);
@@ -215,6 +217,7 @@ pub async fn post_search(
     responses((status = 200, body = SearchBatchReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_search_batch(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<SearchBatchBody>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
@@ -226,7 +229,7 @@ pub async fn post_search_batch(
     let explains: Vec<bool> = body.searches.iter().map(|search| search.explain.unwrap_or(false)).collect();
     let numbered = body.searches.into_iter().enumerate();
     let questions: Vec<Question> = numbered
-        .map(|(number, search)| read_search(&services, search, &format!("searches[{number}].")))
+        .map(|(number, search)| read_search(&services, &caller, search, &format!("searches[{number}].")))
         .collect::<Result<_>>()?;
     let results_max: u64 = questions.iter().map(|question| u64::from(question.top_k)).sum();
     if results_max > limits::RESULTS_PER_BATCH_MAX {
@@ -239,8 +242,8 @@ pub async fn post_search_batch(
 }
 
 /// Validates a body into a question. `prefix` is put before the names of faulty fields.
-pub(super) fn read_search(services: &Services, body: SearchBody, prefix: &str) -> Result<Question> {
-    read_unprefixed(services, body).map_err(|error| match error {
+pub(super) fn read_search(services: &Services, caller: &Caller, body: SearchBody, prefix: &str) -> Result<Question> {
+    read_unprefixed(services, caller, body).map_err(|error| match error {
         Error::Field(mut field) => {
             field.key = format!("{prefix}{}", field.key);
             Error::Field(field)
@@ -249,7 +252,7 @@ pub(super) fn read_search(services: &Services, body: SearchBody, prefix: &str) -
     })
 }
 
-fn read_unprefixed(services: &Services, body: SearchBody) -> Result<Question> {
+fn read_unprefixed(services: &Services, caller: &Caller, body: SearchBody) -> Result<Question> {
     let collection = services.collection(body.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
     let spec = &collection.spec;
     let (text, vector) = match (body.query, body.vector) {
@@ -288,7 +291,7 @@ fn read_unprefixed(services: &Services, body: SearchBody) -> Result<Question> {
         vector,
         top_k,
         filter,
-        tenant: DEFAULT_TENANT.to_owned(),
+        caller: caller.clone(),
         knobs: SearchKnobs {
             nprobe: body.nprobe,
             oversample: body.oversample,

@@ -9,6 +9,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::auth::Caller;
 use super::conditional::{PRIVATE, has_current, not_modified, tagged};
 use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictQuery, json, parse_json};
@@ -50,11 +51,12 @@ pub struct SearchParameters {
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn get_search(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     headers: HeaderMap,
     StrictQuery(parameters): StrictQuery<SearchParameters>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
-    let question = read_search(&services, into_body(parameters)?, "")?;
+    let question = read_search(&services, &caller, into_body(parameters)?, "")?;
     let ranked = answer::rank(&services, vec![question]).await?;
     let ranked = ranked.into_iter().next().ok_or_else(|| Error::internal("one search has one result"))?;
     let etag = etag(&ranked);

@@ -57,9 +57,9 @@ impl AnswerCache {
         Self { memory, shared, backends, metrics }
     }
 
-    /// The key of what `tenant` asks.
-    pub fn key(&self, tenant: &str, request: &GenerateRequest) -> CacheKey {
-        CacheKey::of_answer(tenant, &self.backends, request)
+    /// The key of what is asked.
+    pub fn key(&self, request: &GenerateRequest) -> CacheKey {
+        CacheKey::of_answer(&self.backends, request)
     }
 
     /// The text, if one was kept.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::generate::GenerateRequest;
+use crate::generate::{AnswerFormat, GenerateOptions, GenerateRequest};
 use crate::retrieve::RetrievalOptions;
 use crate::retrieve::plan::PreferCopy;
 
@@ -54,6 +54,15 @@ struct SearchIdentity<'a> {
     prefer_copy: Option<String>,
 }
 
+/// The embedding of a query's text.
+#[derive(Serialize)]
+struct EmbeddingIdentity<'a> {
+    kind: &'static str,
+    format: u32,
+    model: &'a str,
+    text: &'a str,
+}
+
 /// A generated answer.
 #[derive(Serialize)]
 struct AnswerIdentity<'a> {
@@ -72,6 +81,7 @@ struct AnswerIdentity<'a> {
     seed: Option<i64>,
     stop: &'a [String],
     gpu_layers: Option<i32>,
+    answer_format: Option<String>,
 }
 
 impl CacheKey {
@@ -104,27 +114,31 @@ impl CacheKey {
 
     /// The key of a text's embedding by the model of that name.
     pub fn of_embedding(model: &str, text: &str) -> Self {
-        Self::of(&json!({ "kind": "embedding", "format": FORMAT, "model": model, "text": text }))
+        Self::of(&EmbeddingIdentity { kind: "embedding", format: FORMAT, model, text })
     }
 
-    /// The key of the text that the backends write for a request of `tenant`. The prompt holds the retrieved text itself, so that an
+    /// The key of the text that the backends write for a request. The prompt holds the retrieved text itself, so that an
     /// answer made of text that has changed since cannot be found.
-    pub fn of_answer(tenant: &str, backends: &str, request: &GenerateRequest) -> Self {
-        let options = &request.options;
+    pub fn of_answer(backends: &str, request: &GenerateRequest) -> Self {
+        let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } = &request.options;
         Self::of(&AnswerIdentity {
             kind: "answer",
             format: FORMAT,
-            tenant,
+            tenant: &request.tenant,
             backends,
             model: request.model.as_deref(),
             messages: request.messages.iter().map(|turn| (turn.role.as_str(), turn.content.as_str())).collect(),
-            max_tokens: options.max_tokens,
-            temperature: options.temperature.map(bits),
-            top_k: options.top_k,
-            top_p: options.top_p.map(bits),
-            seed: options.seed,
-            stop: &options.stop,
-            gpu_layers: options.gpu_layers,
+            max_tokens: *max_tokens,
+            temperature: temperature.map(bits),
+            top_k: *top_k,
+            top_p: top_p.map(bits),
+            seed: *seed,
+            stop,
+            gpu_layers: *gpu_layers,
+            answer_format: format.as_ref().map(|format| match format {
+                AnswerFormat::Json => "json".to_owned(),
+                AnswerFormat::Schema(schema) => format!("schema:{schema}"),
+            }),
         })
     }
 
@@ -310,37 +324,38 @@ mod tests {
 
     #[test]
     fn every_part_of_an_answer_counts() {
-        use crate::generate::{GenerateOptions, Message, Role};
+        use crate::generate::{Affinity, Message, Role};
         let request = |content: &str| GenerateRequest {
             messages: vec![Message { role: Role::User, content: content.into() }],
             ..GenerateRequest::default()
         };
-        let base = CacheKey::of_answer("t", "b", &request("q"));
-        let with =
-            |options: GenerateOptions| CacheKey::of_answer("t", "b", &GenerateRequest { options, ..request("q") });
-        let model = GenerateRequest { model: Some("m".into()), ..request("q") };
+        let key = |request: GenerateRequest| CacheKey::of_answer("b", &request);
+        let base = key(request("q"));
+        let with = |options: GenerateOptions| key(GenerateRequest { options, ..request("q") });
         let other = [
-            ("tenant", CacheKey::of_answer("u", "b", &request("q"))),
-            ("backends", CacheKey::of_answer("t", "c", &request("q"))),
-            ("prompt", CacheKey::of_answer("t", "b", &request("r"))),
-            ("model", CacheKey::of_answer("t", "b", &model)),
+            ("tenant", key(GenerateRequest { tenant: "u".into(), ..request("q") })),
+            ("backends", CacheKey::of_answer("c", &request("q"))),
+            ("prompt", key(request("r"))),
+            ("model", key(GenerateRequest { model: Some("m".into()), ..request("q") })),
             ("tokens", with(GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() })),
             ("temperature", with(GenerateOptions { temperature: Some(0.5), ..GenerateOptions::default() })),
             ("seed", with(GenerateOptions { seed: Some(1), ..GenerateOptions::default() })),
+            ("format", with(GenerateOptions { format: Some(AnswerFormat::Json), ..GenerateOptions::default() })),
             ("stop", with(GenerateOptions { stop: vec!["x".into()], ..GenerateOptions::default() })),
         ];
         for (what, key) in other {
             assert_ne!(key, base, "{what}");
         }
-        let affine = GenerateRequest { affinity: Some(7), ..request("q") };
-        assert_eq!(CacheKey::of_answer("t", "b", &affine), base, "who is asked first changes nothing");
+        let affinity = Affinity { client: Some(7), prefix: Some(8) };
+        assert_eq!(key(GenerateRequest { affinity, ..request("q") }), base, "who is asked first changes nothing");
     }
 
-    /// Coordinators of one version share their keys, so these change only with FORMAT.
+    /// Coordinators of one version share their keys, so these change only with FORMAT. The values are Python's `hashlib` over the JSON
+    /// that the module describes.
     #[test]
     fn golden() {
         let search = CacheKey::of_search(&collection(), &query(Filter::default()), &options());
-        assert_eq!(search.to_string(), "GOLDEN_SEARCH");
-        assert_eq!(CacheKey::of_embedding("m", "a \"b\"").to_string(), "GOLDEN_EMBEDDING");
+        assert_eq!(search.to_string(), "76085e84ef4ea797e94e67c4579556dadf3615958133985af2624dd4d95185e9");
+        assert_eq!(CacheKey::of_embedding("m", "a \"b\"").to_string(), "2625d3d57bd73d4efbeaa9b7cec71b886d8d5c9be40a028d28eb840ca8a13050");
     }
 }

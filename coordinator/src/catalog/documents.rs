@@ -1,10 +1,11 @@
 //! Documents as uploaded: the row, its upload until indexed, its text afterwards.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row};
 use uuid::Uuid;
 
-use super::{Catalog, CatalogError};
+use super::tenants::count_stored;
+use super::{Catalog, CatalogError, get_u32, get_u64, storable};
 use crate::clock::unix_ms;
 
 /// Most documents waiting for their job. Bounds the uploads at rest; far above what a healthy cluster ever has waiting.
@@ -40,6 +41,8 @@ pub struct Upload {
     pub content: Vec<u8>,
     /// The caller's key and the hash of the whole request.
     pub idempotency: Option<(String, [u8; 32])>,
+    /// Of its job; larger goes first.
+    pub priority: i32,
 }
 
 /// What an upload became.
@@ -123,7 +126,22 @@ pub struct StoredUpload {
     pub file_name: String,
     /// The bytes.
     pub content: Vec<u8>,
+    /// SHA-256 of `content`.
+    pub content_hash: Vec<u8>,
+    /// What of the document is searchable, as far as this catalog knows.
+    pub indexed: Option<Indexed>,
 }
+
+/// What the searchable chunks of a document are, by hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Indexed {
+    /// Of the upload and of every setting that the chunks depend on.
+    pub from: Vec<u8>,
+    /// Of the chunks.
+    pub chunks: Vec<u8>,
+}
+
+const COUNT_OPEN_JOBS: &str = "SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')";
 
 const ROW_COLUMNS: &str = "document_id, state, title, metadata_json, media_type, file_name, content_bytes, chunk_count, \
                            job_id, created_ms, updated_ms";
@@ -137,73 +155,12 @@ impl Catalog {
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
         let DocumentRef { collection_id, tenant, document_id } = &upload.document;
-        if let Some((key, request_hash)) = &upload.idempotency {
-            let known = sqlx::query(
-                "SELECT request_hash, document_id, job_id FROM idempotency_keys WHERE tenant = ? AND key = ?",
-            )
-            .bind(tenant)
-            .bind(key)
-            .fetch_optional(&mut *connection)
-            .await?;
-            if let Some(row) = known {
-                if row.try_get::<Vec<u8>, _>(0)? != request_hash {
-                    return Err(CatalogError::KeyReused);
-                }
-                let job_id = parse_job_id(&row.try_get::<String, _>(2)?)?;
-                return Ok(Enqueued { document_id: row.try_get(1)?, job_id, repeated: true });
-            }
-        }
-        let waiting: u32 =
-            sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')")
-                .fetch_one(&mut *connection)
-                .await?;
-        if waiting >= OPEN_JOBS_MAX {
-            return Err(CatalogError::QueueFull { waiting });
-        }
         let job_id = Uuid::now_v7();
-        let version: i64 = sqlx::query_scalar(
-            "INSERT INTO documents (collection_id, tenant, document_id, version, state, title, metadata_json, media_type,
-                 file_name, content_hash, content_bytes, upload, job_id, created_ms, updated_ms)
-             VALUES (?1, ?2, ?3, ?4, 'processing', ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?4, ?4)
-             ON CONFLICT (collection_id, tenant, document_id) DO UPDATE SET
-                 version = max(version + 1, excluded.version), state = 'processing', title = excluded.title,
-                 metadata_json = excluded.metadata_json, media_type = excluded.media_type, file_name = excluded.file_name,
-                 content_hash = excluded.content_hash, content_bytes = excluded.content_bytes, upload = excluded.upload,
-                 job_id = excluded.job_id, updated_ms = excluded.updated_ms
-             RETURNING version",
-        )
-        .bind(as_stored(*collection_id))
-        .bind(tenant)
-        .bind(document_id)
-        .bind(now)
-        .bind(&upload.title)
-        .bind(&upload.metadata_json)
-        .bind(&upload.media_type)
-        .bind(&upload.file_name)
-        .bind(&upload.content_hash[..])
-        .bind(upload.content.len() as i64)
-        .bind(&upload.content)
-        .bind(job_id.to_string())
-        .fetch_one(&mut *connection)
-        .await?;
-        cancel_open_jobs(connection, &upload.document, "superseded by a newer upload", now).await?;
-        sqlx::query(
-            "INSERT INTO jobs (job_id, collection_id, tenant, document_id, document_version, state, progress, attempt,
-                 run_after_ms, created_ms, updated_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, 'queued', 0, 0, ?6, ?6, ?6)",
-        )
-        .bind(job_id.to_string())
-        .bind(as_stored(*collection_id))
-        .bind(tenant)
-        .bind(document_id)
-        .bind(version)
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
         if let Some((key, request_hash)) = &upload.idempotency {
-            sqlx::query(
+            // Inserting first makes two requests with one key wait for each other, on either engine.
+            let inserted = sqlx::query(
                 "INSERT INTO idempotency_keys (tenant, key, request_hash, document_id, job_id, created_ms)
-                 VALUES (?, ?, ?, ?, ?, ?)",
+                 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant, key) DO NOTHING",
             )
             .bind(tenant)
             .bind(key)
@@ -212,8 +169,60 @@ impl Catalog {
             .bind(job_id.to_string())
             .bind(now)
             .execute(&mut *connection)
-            .await?;
+            .await?
+            .rows_affected();
+            if inserted == 0 {
+                return known_request(connection, tenant, key, request_hash).await;
+            }
         }
+        let waiting: i64 = sqlx::query_scalar(COUNT_OPEN_JOBS).fetch_one(&mut *connection).await?;
+        if waiting >= i64::from(OPEN_JOBS_MAX) {
+            return Err(CatalogError::QueueFull { waiting: OPEN_JOBS_MAX });
+        }
+        let stored = sqlx::query(
+            "INSERT INTO documents (collection_id, tenant, document_id, version, state, title, metadata_json, media_type,
+                 file_name, content_hash, content_bytes, upload, job_id, created_ms, updated_ms)
+             VALUES ($1, $2, $3, $4, 'processing', $5, $6, $7, $8, $9, $10, $11, $12, $4, $4)
+             ON CONFLICT (collection_id, tenant, document_id) DO UPDATE SET
+                 version = CASE WHEN documents.version >= excluded.version THEN documents.version + 1
+                                ELSE excluded.version END,
+                 state = 'processing', title = excluded.title,
+                 metadata_json = excluded.metadata_json, media_type = excluded.media_type, file_name = excluded.file_name,
+                 content_hash = excluded.content_hash, content_bytes = excluded.content_bytes, upload = excluded.upload,
+                 job_id = excluded.job_id, updated_ms = excluded.updated_ms, replaced_bytes = documents.content_bytes
+             RETURNING version, replaced_bytes",
+        )
+        .bind(as_stored(*collection_id))
+        .bind(tenant)
+        .bind(document_id)
+        .bind(now)
+        .bind(&*storable(&upload.title))
+        .bind(&upload.metadata_json)
+        .bind(&*storable(&upload.media_type))
+        .bind(&*storable(&upload.file_name))
+        .bind(&upload.content_hash[..])
+        .bind(upload.content.len() as i64)
+        .bind(&upload.content[..])
+        .bind(job_id.to_string())
+        .fetch_one(&mut *connection)
+        .await?;
+        let (version, replaced_bytes): (i64, i64) = (stored.try_get("version")?, stored.try_get("replaced_bytes")?);
+        cancel_open_jobs(connection, &upload.document, "superseded by a newer upload", now).await?;
+        sqlx::query(
+            "INSERT INTO jobs (job_id, collection_id, tenant, document_id, document_version, state, progress, attempt,
+                 run_after_ms, created_ms, updated_ms, priority)
+             VALUES ($1, $2, $3, $4, $5, 'queued', 0, 0, $6, $6, $6, $7)",
+        )
+        .bind(job_id.to_string())
+        .bind(as_stored(*collection_id))
+        .bind(tenant)
+        .bind(document_id)
+        .bind(version)
+        .bind(now)
+        .bind(upload.priority)
+        .execute(&mut *connection)
+        .await?;
+        count_stored(connection, tenant, upload.content.len() as i64 - replaced_bytes).await?;
         let document_id = document_id.clone();
         write.commit().await?;
         Ok(Enqueued { document_id, job_id, repeated: false })
@@ -223,7 +232,7 @@ impl Catalog {
     pub async fn document(&self, document: &DocumentRef) -> Result<Option<DocumentRow>, CatalogError> {
         let mut connection = self.read().await?;
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {ROW_COLUMNS} FROM documents WHERE collection_id = ? AND tenant = ? AND document_id = ?"
+            "SELECT {ROW_COLUMNS} FROM documents WHERE collection_id = $1 AND tenant = $2 AND document_id = $3"
         ));
         let row = sqlx::query(sql)
             .bind(as_stored(document.collection_id))
@@ -244,14 +253,14 @@ impl Catalog {
     ) -> Result<Vec<DocumentRow>, CatalogError> {
         let mut connection = self.read().await?;
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {ROW_COLUMNS} FROM documents WHERE collection_id = ? AND tenant = ? AND document_id > ?
-             ORDER BY document_id LIMIT ?"
+            "SELECT {ROW_COLUMNS} FROM documents WHERE collection_id = $1 AND tenant = $2 AND document_id > $3
+             ORDER BY document_id LIMIT $4"
         ));
         let rows = sqlx::query(sql)
             .bind(as_stored(collection_id))
             .bind(tenant)
             .bind(after)
-            .bind(limit)
+            .bind(i64::from(limit))
             .fetch_all(&mut *connection)
             .await?;
         rows.iter().map(document_row).collect()
@@ -261,7 +270,7 @@ impl Catalog {
     pub async fn extracted_text(&self, document: &DocumentRef) -> Result<Option<String>, CatalogError> {
         let mut connection = self.read().await?;
         let text: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT extracted FROM documents WHERE collection_id = ? AND tenant = ? AND document_id = ?",
+            "SELECT extracted FROM documents WHERE collection_id = $1 AND tenant = $2 AND document_id = $3",
         )
         .bind(as_stored(document.collection_id))
         .bind(&document.tenant)
@@ -275,49 +284,83 @@ impl Catalog {
     pub async fn delete_document(&self, document: &DocumentRef) -> Result<bool, CatalogError> {
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
+        let content_bytes: Option<i64> = sqlx::query_scalar(
+            "DELETE FROM documents WHERE collection_id = $1 AND tenant = $2 AND document_id = $3 RETURNING content_bytes",
+        )
+        .bind(as_stored(document.collection_id))
+        .bind(&document.tenant)
+        .bind(&document.document_id)
+        .fetch_optional(&mut *connection)
+        .await?;
         cancel_open_jobs(connection, document, "the document was deleted", unix_ms()).await?;
-        let deleted = sqlx::query("DELETE FROM documents WHERE collection_id = ? AND tenant = ? AND document_id = ?")
-            .bind(as_stored(document.collection_id))
-            .bind(&document.tenant)
-            .bind(&document.document_id)
-            .execute(&mut *connection)
-            .await?
-            .rows_affected();
+        if let Some(content_bytes) = content_bytes {
+            count_stored(connection, &document.tenant, -content_bytes).await?;
+        }
         write.commit().await?;
-        Ok(deleted > 0)
+        Ok(content_bytes.is_some())
     }
 
     /// Removes all that belongs to a deleted collection.
     pub async fn delete_collection(&self, collection_id: u64) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
+        let stored: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT tenant, CAST(sum(content_bytes) AS BIGINT) FROM documents WHERE collection_id = $1
+             GROUP BY tenant ORDER BY tenant",
+        )
+        .bind(as_stored(collection_id))
+        .fetch_all(&mut *connection)
+        .await?;
+        sqlx::query("DELETE FROM documents WHERE collection_id = $1")
+            .bind(as_stored(collection_id))
+            .execute(&mut *connection)
+            .await?;
         sqlx::query(
             "UPDATE jobs SET state = 'cancelled', error_message = 'the collection was deleted', lease_until_ms = NULL,
-                 updated_ms = ?2
-             WHERE collection_id = ?1 AND state NOT IN ('done', 'failed', 'cancelled')",
+                 updated_ms = $2
+             WHERE collection_id = $1 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(as_stored(collection_id))
         .bind(unix_ms())
         .execute(&mut *connection)
         .await?;
-        sqlx::query("DELETE FROM documents WHERE collection_id = ?")
-            .bind(as_stored(collection_id))
-            .execute(&mut *connection)
-            .await?;
+        for (tenant, content_bytes) in stored {
+            count_stored(connection, &tenant, -content_bytes).await?;
+        }
         write.commit().await
     }
 }
 
+/// What an idempotency key was used for.
+async fn known_request(
+    connection: &mut AnyConnection,
+    tenant: &str,
+    key: &str,
+    request_hash: &[u8; 32],
+) -> Result<Enqueued, CatalogError> {
+    let row =
+        sqlx::query("SELECT request_hash, document_id, job_id FROM idempotency_keys WHERE tenant = $1 AND key = $2")
+            .bind(tenant)
+            .bind(key)
+            .fetch_one(connection)
+            .await?;
+    if row.try_get::<Vec<u8>, _>("request_hash")? != request_hash {
+        return Err(CatalogError::KeyReused);
+    }
+    let job_id = parse_job_id(&row.try_get::<String, _>("job_id")?)?;
+    Ok(Enqueued { document_id: row.try_get("document_id")?, job_id, repeated: true })
+}
+
 /// Ends every unfinished job of a document.
 async fn cancel_open_jobs(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut AnyConnection,
     document: &DocumentRef,
     reason: &str,
     now: i64,
 ) -> Result<(), CatalogError> {
     sqlx::query(
-        "UPDATE jobs SET state = 'cancelled', error_message = ?4, lease_until_ms = NULL, updated_ms = ?5
-         WHERE collection_id = ?1 AND tenant = ?2 AND document_id = ?3 AND state NOT IN ('done', 'failed', 'cancelled')",
+        "UPDATE jobs SET state = 'cancelled', error_message = $4, lease_until_ms = NULL, updated_ms = $5
+         WHERE collection_id = $1 AND tenant = $2 AND document_id = $3 AND state NOT IN ('done', 'failed', 'cancelled')",
     )
     .bind(as_stored(document.collection_id))
     .bind(&document.tenant)
@@ -329,7 +372,7 @@ async fn cancel_open_jobs(
     Ok(())
 }
 
-/// SQLite has signed integers only; ids are small.
+/// Both engines have signed integers only; ids are small.
 pub(super) fn as_stored(id: u64) -> i64 {
     i64::try_from(id).unwrap_or(i64::MAX)
 }
@@ -338,7 +381,7 @@ pub(super) fn parse_job_id(text: &str) -> Result<Uuid, CatalogError> {
     Uuid::parse_str(text).map_err(|error| CatalogError::Failed(format!("job id {text:?}: {error}")))
 }
 
-fn document_row(row: &SqliteRow) -> Result<DocumentRow, CatalogError> {
+fn document_row(row: &AnyRow) -> Result<DocumentRow, CatalogError> {
     Ok(DocumentRow {
         document_id: row.try_get("document_id")?,
         state: DocumentState::parse(&row.try_get::<String, _>("state")?),
@@ -346,8 +389,8 @@ fn document_row(row: &SqliteRow) -> Result<DocumentRow, CatalogError> {
         metadata_json: row.try_get("metadata_json")?,
         media_type: row.try_get("media_type")?,
         file_name: row.try_get("file_name")?,
-        content_bytes: row.try_get::<i64, _>("content_bytes")? as u64,
-        chunk_count: row.try_get("chunk_count")?,
+        content_bytes: get_u64(row, "content_bytes")?,
+        chunk_count: get_u32(row, "chunk_count")?,
         job_id: row.try_get("job_id")?,
         created_ms: row.try_get("created_ms")?,
         updated_ms: row.try_get("updated_ms")?,

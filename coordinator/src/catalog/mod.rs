@@ -1,30 +1,37 @@
-//! The catalog: uploads, extracted texts, jobs and idempotency keys, in embedded SQLite.
+//! The catalog: uploads, extracted texts, jobs and idempotency keys, in embedded SQLite or in Postgres.
 //!
-//! Promises: what a call answered is on disk (`synchronous = FULL`); a document row and its job appear in one transaction; waiting
-//! for a connection or for the writer ends at `pool_timeout` with a reason. One process owns the file, guarded by a lock, so that
-//! jobs found claimed at open belong to nobody.
+//! Promises: what a call answered is on disk; a document row and its job appear in one transaction; waiting for a connection or for
+//! the writer's turn ends at `pool_timeout`, for a row of another transaction after five seconds, each with a reason. One process owns an SQLite file, guarded by a lock, so that jobs
+//! found claimed at open belong to nobody; over Postgres any number of coordinators work side by side, and a claim ends with its lease.
 //!
 //! Subtle: SQLite has one writer. Writers queue at [`Catalog::write`]'s gate in this process instead of in SQLite's busy loop, which
-//! is unfair and burns time.
+//! is unfair and burns time. Postgres orders writers by the rows they touch: every transaction takes documents before jobs before
+//! tenants, so that no two wait for each other.
 
+pub mod document_lock;
 pub mod documents;
+pub mod engine;
 pub mod jobs;
+pub mod keys;
+pub mod operators;
+pub mod stages;
+pub mod tenants;
+pub mod upkeep;
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
-use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, Transaction};
+use sqlx::any::AnyRow;
+use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
-
-/// Wait inside SQLite for a lock another process holds (a backup tool, a shell): the only locks our gate does not order.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+use self::document_lock::DocumentLocks;
+use self::engine::Engine;
 
 /// Why the catalog did not do it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,6 +44,12 @@ pub enum CatalogError {
         /// For how long.
         waited: Duration,
     },
+    /// Other transactions are in the way; the text is the database's.
+    #[error("the catalog is busy: {0}")]
+    Contended(String),
+    /// The database does not answer; the text is the driver's.
+    #[error("the catalog's database cannot be reached: {0}")]
+    Unreachable(String),
     /// Another process has it open.
     #[error("the catalog at {path} is in use by another process")]
     InUse {
@@ -52,6 +65,15 @@ pub enum CatalogError {
         /// The bound that was met.
         waiting: u32,
     },
+    /// The tenant's own bound is met.
+    #[error("the tenant may store {bytes_max} bytes of documents")]
+    StoredBytes {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// A job that cannot go back into the queue.
+    #[error("the job cannot be retried: it has not failed, or its document was uploaded again or deleted since")]
+    NotRetryable,
     /// The disk is full.
     #[error("the catalog's disk is full")]
     Full,
@@ -64,9 +86,10 @@ impl CatalogError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Busy { .. } | Self::QueueFull { .. } => ErrorKind::Overloaded,
-            Self::InUse { .. } => ErrorKind::Unavailable,
-            Self::KeyReused => ErrorKind::Conflict,
+            Self::Busy { .. } | Self::Contended(_) | Self::QueueFull { .. } => ErrorKind::Overloaded,
+            Self::InUse { .. } | Self::Unreachable(_) => ErrorKind::Unavailable,
+            Self::KeyReused | Self::NotRetryable => ErrorKind::Conflict,
+            Self::StoredBytes { .. } => ErrorKind::PermissionDenied,
             Self::Full => ErrorKind::StorageFull,
             Self::Failed(_) => ErrorKind::Internal,
         }
@@ -76,7 +99,11 @@ impl CatalogError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::KeyReused => "use a new Idempotency-Key for a new request",
-            Self::InUse { .. } => "stop the other coordinator, or give this one its own data_dir",
+            Self::NotRetryable => "upload the document again",
+            Self::InUse { .. } => {
+                "stop the other coordinator, give this one its own data_dir, or use Postgres for both"
+            }
+            Self::StoredBytes { .. } => "delete documents, or ask the operator for more",
             Self::QueueFull { .. } => "let the queue drain, then send again",
             _ => "",
         }
@@ -85,19 +112,23 @@ impl CatalogError {
 
 impl From<sqlx::Error> for CatalogError {
     fn from(error: sqlx::Error) -> Self {
-        // SQLITE_FULL is 13; extended codes keep it in the low byte.
-        let is_full = |code: &str| code.parse::<u32>().is_ok_and(|code| code & 0xff == 13);
         match &error {
-            sqlx::Error::Database(database) if database.code().is_some_and(|code| is_full(&code)) => Self::Full,
+            sqlx::Error::Database(database) => match database.code() {
+                Some(code) => engine::read_code(&code, &error.to_string()),
+                None => Self::Failed(error.to_string()),
+            },
+            sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                Self::Unreachable(error.to_string())
+            }
             _ => Self::Failed(error.to_string()),
         }
     }
 }
 
 /// How to open the catalog.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CatalogOptions {
-    /// `sqlite://PATH`.
+    /// `sqlite://PATH` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
     pub url: String,
     /// Connections kept open.
     pub pool_size: u32,
@@ -107,20 +138,44 @@ pub struct CatalogOptions {
     pub pool_timeout: Duration,
 }
 
+impl CatalogOptions {
+    /// Most connections at once.
+    pub fn connections_max(&self) -> u32 {
+        self.pool_size.saturating_add(self.max_overflow)
+    }
+}
+
 /// The open catalog. Clones share it.
 #[derive(Clone)]
 pub struct Catalog {
-    pool: SqlitePool,
+    engine: Engine,
+    pool: AnyPool,
     gate: Arc<Mutex<()>>,
+    locks: Arc<DocumentLocks>,
     pool_timeout: Duration,
-    /// Held while open; the operating system lets go of it however the process ends.
-    _lock: Arc<File>,
+    connections_max: u32,
+    timeouts: Arc<AtomicU64>,
+    /// Of an SQLite file; held while open.
+    _lock: Option<Arc<File>>,
+}
+
+/// The pool as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Connections.
+    pub open: u32,
+    /// Of them not in use.
+    pub idle: u32,
+    /// The bound: size and overflow.
+    pub max: u32,
+    /// Waits that ended without a connection, since start.
+    pub timeouts: u64,
 }
 
 /// The writer's turn with its open transaction.
 pub(crate) struct WriteTransaction<'a> {
-    pub(crate) transaction: Transaction<'static, Sqlite>,
-    _turn: MutexGuard<'a, ()>,
+    pub(crate) transaction: Transaction<'static, Any>,
+    _turn: Option<MutexGuard<'a, ()>>,
 }
 
 impl WriteTransaction<'_> {
@@ -131,38 +186,35 @@ impl WriteTransaction<'_> {
 }
 
 impl Catalog {
-    /// Opens or creates the file, applies migrations, and returns claimed jobs to the queue.
+    /// Opens or creates the database, applies migrations, and returns jobs that an earlier process left claimed to the queue.
     pub async fn open(options: &CatalogOptions) -> Result<Self, CatalogError> {
-        let path = options.url.strip_prefix("sqlite://").or_else(|| options.url.strip_prefix("sqlite:"));
-        let path = path.ok_or_else(|| CatalogError::Failed(format!("unsupported url {:?}", options.url)))?;
-        let path = Path::new(path.split('?').next().unwrap_or(path));
-        let lock = lock_file(path)?;
-        let connect = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
-        // sqlx knows no overflow: the maximum is size + overflow, and what is beyond the size is closed when given back.
-        let pool_cell: Arc<OnceLock<SqlitePool>> = Arc::default();
-        let kept = options.pool_size;
-        let releasing = Arc::clone(&pool_cell);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(options.pool_size.saturating_add(options.max_overflow))
-            .acquire_timeout(options.pool_timeout)
-            .test_before_acquire(true)
-            .after_release(move |_, _| {
-                let is_kept = releasing.get().is_none_or(|pool| pool.size() <= kept);
-                Box::pin(async move { Ok(is_kept) })
-            })
-            .connect_with(connect)
-            .await?;
-        let _ = pool_cell.set(pool.clone());
-        MIGRATIONS.run(&pool).await.map_err(|error| CatalogError::Failed(format!("migration: {error}")))?;
-        let catalog = Self { pool, gate: Arc::default(), pool_timeout: options.pool_timeout, _lock: Arc::new(lock) };
-        let resumed = catalog.release_leases().await?;
-        if resumed > 0 {
-            tracing::info!(jobs = resumed, "jobs of an earlier process are resumed");
+        let engine = Engine::of(&options.url)?;
+        if engine == Engine::Postgres && options.connections_max() < 2 {
+            let why = "Postgres needs two connections at least: raise catalog.pool_size or catalog.max_overflow";
+            return Err(CatalogError::Failed(why.into()));
+        }
+        let lock = match engine {
+            Engine::Sqlite => Some(Arc::new(engine::lock_file(&engine::sqlite_path(&options.url))?)),
+            Engine::Postgres => None,
+        };
+        let pool = engine.connect(options).await?;
+        let migrated = engine.migrations().run(&pool).await;
+        migrated.map_err(|error| CatalogError::Failed(format!("migration: {error}")))?;
+        let catalog = Self {
+            engine,
+            pool,
+            gate: Arc::default(),
+            locks: DocumentLocks::new(options.connections_max()),
+            pool_timeout: options.pool_timeout,
+            connections_max: options.connections_max(),
+            timeouts: Arc::default(),
+            _lock: lock,
+        };
+        if engine == Engine::Sqlite {
+            let resumed = catalog.release_leases().await?;
+            if resumed > 0 {
+                tracing::info!(jobs = resumed, "jobs of an earlier process are resumed");
+            }
         }
         Ok(catalog)
     }
@@ -172,9 +224,19 @@ impl Catalog {
         self.pool.close().await;
     }
 
-    /// Open and idle connections.
-    pub fn pool_counts(&self) -> (u32, usize) {
-        (self.pool.size(), self.pool.num_idle())
+    /// The database behind it.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Connections of the pool.
+    pub fn pool_counts(&self) -> PoolCounts {
+        PoolCounts {
+            open: self.pool.size(),
+            idle: u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX),
+            max: self.connections_max,
+            timeouts: self.timeouts.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether a connection answers.
@@ -185,43 +247,64 @@ impl Catalog {
     }
 
     /// A connection to read with.
-    pub(crate) async fn read(&self) -> Result<sqlx::pool::PoolConnection<Sqlite>, CatalogError> {
-        match self.pool.acquire().await {
-            Ok(connection) => Ok(connection),
-            Err(sqlx::Error::PoolTimedOut) => {
-                Err(CatalogError::Busy { what: "connection is free", waited: self.pool_timeout })
-            }
-            Err(error) => Err(error.into()),
-        }
+    pub(crate) async fn read(&self) -> Result<sqlx::pool::PoolConnection<Any>, CatalogError> {
+        self.pool.acquire().await.map_err(|error| self.refusal(error))
     }
 
     /// The writer's turn. Dropping it without commit rolls back.
     pub(crate) async fn write(&self) -> Result<WriteTransaction<'_>, CatalogError> {
-        let turn = tokio::time::timeout(self.pool_timeout, self.gate.lock()).await;
-        let turn = turn.map_err(|_| CatalogError::Busy { what: "turn to write", waited: self.pool_timeout })?;
-        match self.pool.begin_with("BEGIN IMMEDIATE").await {
-            Ok(transaction) => Ok(WriteTransaction { transaction, _turn: turn }),
-            Err(sqlx::Error::PoolTimedOut) => {
-                Err(CatalogError::Busy { what: "connection is free", waited: self.pool_timeout })
-            }
-            Err(error) => Err(error.into()),
+        let turn = match self.engine {
+            Engine::Postgres => None,
+            Engine::Sqlite => Some(self.in_time("turn to write", self.gate.lock()).await?),
+        };
+        let begun = self.pool.begin_with(self.engine.begin()).await;
+        Ok(WriteTransaction { transaction: begun.map_err(|error| self.refusal(error))?, _turn: turn })
+    }
+
+    async fn in_time<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T, CatalogError> {
+        let waited = self.pool_timeout;
+        tokio::time::timeout(waited, turn).await.map_err(|_| CatalogError::Busy { what, waited })
+    }
+
+    fn refusal(&self, error: sqlx::Error) -> CatalogError {
+        if !matches!(error, sqlx::Error::PoolTimedOut) {
+            return error.into();
         }
+        self.timeouts.fetch_add(1, Ordering::Relaxed);
+        CatalogError::Busy { what: "connection is free", waited: self.pool_timeout }
     }
 }
 
-/// Takes the lock beside the database, or says who is in the way.
-fn lock_file(database: &Path) -> Result<File, CatalogError> {
-    let failed = |error: std::io::Error| CatalogError::Failed(format!("{}: {error}", database.display()));
-    if let Some(parent) = database.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
-    let path = PathBuf::from(name);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(CatalogError::InUse { path }),
-        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+/// A count as stored: both engines have signed integers only.
+fn get_u64(row: &AnyRow, column: &str) -> Result<u64, CatalogError> {
+    Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
+}
+
+/// A small count as stored.
+fn get_u32(row: &AnyRow, column: &str) -> Result<u32, CatalogError> {
+    Ok(u32::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
+}
+
+/// Text as Postgres takes it: it has no NUL. A space is as long, so that byte offsets stay.
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', " ")) } else { Cow::Borrowed(text) }
+}
+
+/// Parameters of several rows in one `VALUES`: `($1, $2), ($3, $4)`.
+fn row_parameters(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let parameters = (1..=columns).map(|column| format!("${}", row * columns + column));
+        format!("({})", parameters.collect::<Vec<_>>().join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_count_on_over_rows() {
+        assert_eq!(row_parameters(2, 3), "($1, $2, $3), ($4, $5, $6)");
     }
 }

@@ -10,6 +10,7 @@ use cluster_config::cluster_state::ClusterState;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, DocumentKey, NodeId, OperationId, ShardId};
+use cluster_config::memory::{CopyMemory, NodeMemory};
 use cluster_config::operation::Operation;
 use cluster_config::search::{Consistency, CopyPosition, ShardAnswer, ShardQuery, ShardTarget};
 use cluster_config::seqno::{LogPosition, SeqNo};
@@ -245,6 +246,10 @@ pub struct CopyReport {
     pub disk_bytes: u64,
     /// Bytes in memory.
     pub memory_bytes: u64,
+    /// The same by part.
+    pub memory: CopyMemory,
+    /// Recall of sampled live queries at the default effort; absent while they are too few.
+    pub recall_at_10: Option<f32>,
     /// Why it is poisoned or corrupt.
     pub reason: String,
 }
@@ -275,6 +280,8 @@ pub struct ClusterStatus {
     pub reports: Vec<CopyReport>,
     /// Milliseconds since each node was heard.
     pub contacts: Vec<(NodeId, u64)>,
+    /// What each node's memory goes to.
+    pub memory: Vec<(NodeId, NodeMemory)>,
 }
 
 /// One message of the watch.

@@ -12,6 +12,7 @@ use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, NodeId, ShardId};
 use cluster_config::limits;
+use cluster_config::memory::CopyMemory;
 use cluster_config::operation::Chunk;
 use cluster_config::search::{self, Consistency, CopyPosition};
 use cluster_config::seqno::{LogPosition, SeqNo};
@@ -36,7 +37,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Taken off the remaining time at each hop.
-const HOP: Duration = Duration::from_millis(2);
+pub const HOP: Duration = Duration::from_millis(2);
 /// Large enough that one vector batch does not wait for window updates.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
@@ -214,12 +215,15 @@ fn read_report(report: v1::CopyReport) -> CopyReport {
         index_state: report.index_state,
         disk_bytes: report.disk_bytes,
         memory_bytes: report.memory_bytes,
+        memory: report.memory.map(CopyMemory::from).unwrap_or_default(),
+        recall_at_10: report.recall_at_10,
         reason: report.reason,
     }
 }
 
 fn read_status(reply: v1::StatusReply) -> Result<ClusterStatus, WireError> {
     let raft = reply.raft.unwrap_or_default();
+    let memory = reply.contacts.iter().filter_map(|contact| Some((NodeId(contact.node), contact.memory?.into())));
     Ok(ClusterStatus {
         state: required("state", reply.state)?,
         raft: RaftStatus {
@@ -229,6 +233,7 @@ fn read_status(reply: v1::StatusReply) -> Result<ClusterStatus, WireError> {
             last_applied_index: raft.last_applied_index,
             voters: raft.voters,
         },
+        memory: memory.collect(),
         reports: reply.reports.into_iter().map(read_report).collect(),
         contacts: reply.contacts.into_iter().map(|contact| (NodeId(contact.node), contact.heard_ms_ago)).collect(),
     })

@@ -19,14 +19,25 @@ pub trait Backend: Send + Sync {
     /// Cancel: dropping the future or the stream closes the connection.
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<EventStream, BackendError>>;
 
-    /// A cheap question that only a working server answers; asked of ejected backends before they are used again.
-    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>>;
+    /// A cheap question that only a working server answers, asked every few seconds; with what it says of its load.
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>>;
+}
+
+/// What a server says of itself. `None` where its protocol does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Requests running or waiting there, whoever sent them (vLLM).
+    pub requests: Option<u32>,
+    /// Share of its KV cache in use, 0 to 1 (vLLM).
+    pub kv_used: Option<f32>,
+    /// Share of the model that lies in GPU memory, 0 (not loaded, or on the CPU) to 1 (Ollama).
+    pub on_gpu: Option<f32>,
 }
 
 /// Why a backend gave no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
-    /// No connection, or it broke: another backend may do.
+    /// No connection: nothing was asked, another backend may do.
     #[error("connection failed: {0}")]
     Connect(String),
     /// It answers that it is busy (429, 503).

@@ -237,6 +237,7 @@ mod tests {
             text: text.into(),
             span: start..start + text.len() as u64,
             score,
+            page: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Whether a backend is worth asking, as a pure state machine over the outcomes of requests.
 //!
 //! `Up` --[`FAILURES_TO_EJECT` in a row]--> `Ejected` --[time over]--> one trial --[success]--> `Up`, or --[failure]--> `Ejected`
-//! for twice as long. A backend that says it is busy is left alone for as long as it asks, without being called ill.
+//! for twice as long. A probe that is not answered ejects at once, one that is answered takes back. A backend that says it is busy is left alone for as long as it asks, without being called ill.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ pub(super) struct Health {
     ejected_until: Option<Instant>,
     trial_running: bool,
     busy_until: Option<Instant>,
+    succeeded_at: Option<Instant>,
 }
 
 impl Health {
@@ -43,9 +44,9 @@ impl Health {
         self.trial_running = false;
     }
 
-    /// A first token came, or a probe was answered.
-    pub(super) fn succeed(&mut self) {
-        *self = Self::default();
+    /// A first token came.
+    pub(super) fn succeed(&mut self, now: Instant) {
+        *self = Self { succeeded_at: Some(now), ..Self::default() };
     }
 
     /// No answer, or a broken one. True if this failure ejected the backend.
@@ -68,6 +69,23 @@ impl Health {
         let pause = retry_after.unwrap_or(BUSY_PAUSE).clamp(BUSY_PAUSE, BUSY_PAUSE_MAX);
         self.busy_until = Some(now + pause);
         pause
+    }
+
+    /// A probe was answered: an ejected backend is used again. That it answers does not mean that it generates, so after failed requests
+    /// one more of them is enough to eject it again, for longer.
+    pub(super) fn answer_probe(&mut self) {
+        if self.ejected_until.take().is_some() {
+            self.failures_in_row = FAILURES_TO_EJECT - 1;
+            self.trial_running = false;
+        }
+    }
+
+    /// A probe sent at `asked` was not answered: the backend is left out until one is. Unless a first token came meanwhile: then it is
+    /// only too busy to answer questions.
+    pub(super) fn miss_probe(&mut self, asked: Instant, now: Instant) {
+        if self.succeeded_at.is_none_or(|at| at < asked) {
+            self.ejected_until = Some(now + EJECTION_MAX);
+        }
     }
 
     pub(super) fn is_ejected(&self) -> bool {
@@ -103,7 +121,7 @@ mod tests {
         assert!(!health.admits(later + EJECTION) && health.admits(later + 2 * EJECTION), "twice as long");
 
         assert!(health.begin());
-        health.succeed();
+        health.succeed(start);
         assert!(!health.begin(), "an ordinary request again");
         assert!(health.admits(later) && !health.is_ejected());
         assert!(!health.fail(later, false) && !health.fail(later, false), "the count begins anew");
@@ -116,6 +134,29 @@ mod tests {
         assert!((0..3).any(|_| health.fail(start, false)));
         assert!(!health.fail(start + EJECTION / 2, false));
         assert!(health.admits(start + EJECTION));
+    }
+
+    #[test]
+    fn probes_eject_and_take_back_and_a_liar_is_given_one_chance() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        health.miss_probe(start, start);
+        assert!(health.is_ejected() && !health.admits(start + EJECTION));
+        health.answer_probe();
+        assert!(!health.is_ejected() && health.admits(start));
+        assert!(health.fail(start, false), "one failure after the probe's word is enough");
+        health.answer_probe();
+        health.succeed(start);
+        assert!(!health.fail(start, false), "forgotten");
+        health.answer_probe();
+        assert!(!health.fail(start, false), "a probe of a sound backend says nothing about failures");
+
+        let later = start + EJECTION;
+        health.succeed(later);
+        health.miss_probe(start, later);
+        assert!(!health.is_ejected(), "it wrote a token while it was asked");
+        health.miss_probe(later + EJECTION, later + 2 * EJECTION);
+        assert!(health.is_ejected());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the pool of language models counts. Labels are the configured backends' names, so they are bounded.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Time to first token has the buckets of OpenTelemetry's `gen_ai.server.time_to_first_token`, from 10 ms up.
 const FIRST_TOKEN_BUCKETS: [f64; 13] = [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0];
@@ -20,6 +20,8 @@ pub struct PoolMetrics {
     pub first_token_seconds: HistogramVec,
     /// Seconds between tokens, by backend.
     pub token_gap_seconds: HistogramVec,
+    /// Second copies sent because a first token was late.
+    pub hedges: IntCounter,
     /// Tokens as the backends count them, by backend and direction (`prompt`, `completion`).
     pub tokens: IntCounterVec,
 }
@@ -51,6 +53,8 @@ impl PoolMetrics {
             waiting: IntGauge::new("llm_waiting", "Requests waiting for a free backend").expect("a valid literal name"),
             first_token_seconds: histograms("llm_time_to_first_token_seconds", "Seconds to the first token"),
             token_gap_seconds: histograms("llm_token_gap_seconds", "Seconds between tokens"),
+            hedges: IntCounter::new("llm_hedges_total", "Second copies sent because a first token was late")
+                .expect("a valid literal name"),
             tokens: counters("llm_tokens_total", "Tokens by backend and direction", &["backend", "direction"]),
         }
     }
@@ -63,6 +67,14 @@ impl PoolMetrics {
         registry.register(Box::new(self.waiting.clone()))?;
         registry.register(Box::new(self.first_token_seconds.clone()))?;
         registry.register(Box::new(self.token_gap_seconds.clone()))?;
+        registry.register(Box::new(self.hedges.clone()))?;
         registry.register(Box::new(self.tokens.clone()))
+    }
+
+    /// Takes the gauges of a backend that is gone out of the series.
+    pub fn forget(&self, backend: &str) {
+        // Not there: it was never asked.
+        let _ = self.in_flight.remove_label_values(&[backend]);
+        let _ = self.ejected.remove_label_values(&[backend]);
     }
 }

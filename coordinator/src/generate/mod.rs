@@ -9,12 +9,14 @@ pub mod citation;
 pub mod extractive;
 mod frames;
 mod health;
+pub mod meter;
 pub mod metrics;
 pub mod ollama;
 pub mod openai;
 pub mod pool;
 pub mod prompt;
 mod stream;
+mod vllm;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -37,6 +39,8 @@ pub struct Source {
     pub span: Range<u64>,
     /// Retrieval score, larger is better.
     pub score: f32,
+    /// Page or slide that the chunk begins on, from 1, where the document has any.
+    pub page: Option<u32>,
 }
 
 /// A place in a source that the answer rests on.
@@ -54,6 +58,8 @@ pub struct Citation {
     pub span: Range<u64>,
     /// As in [`Source`].
     pub score: f32,
+    /// As in [`Source`].
+    pub page: Option<u32>,
 }
 
 /// Who speaks in a message.
@@ -104,6 +110,17 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Layers on the GPU (`num_gpu`). Ollama only.
     pub gpu_layers: Option<i32>,
+    /// What the answer must be, where it is not free text.
+    pub format: Option<AnswerFormat>,
+}
+
+/// A form that a backend keeps its answer to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerFormat {
+    /// Any JSON.
+    Json,
+    /// JSON of this schema.
+    Schema(serde_json::Value),
 }
 
 impl GenerateOptions {
@@ -115,6 +132,7 @@ impl GenerateOptions {
         self.top_p = self.top_p.or(defaults.top_p);
         self.seed = self.seed.or(defaults.seed);
         self.gpu_layers = self.gpu_layers.or(defaults.gpu_layers);
+        self.format = self.format.take().or_else(|| defaults.format.clone());
         if self.stop.is_empty() {
             self.stop.clone_from(&defaults.stop);
         }
@@ -130,8 +148,19 @@ pub struct GenerateRequest {
     pub model: Option<String>,
     /// Sampling and length.
     pub options: GenerateOptions,
-    /// Hash of whatever should keep going to the same backend (client address, retrieved set); used by `ip_hash`.
-    pub affinity: Option<u64>,
+    /// What should keep going to the same backend.
+    pub affinity: Affinity,
+    /// Who asks: tenants wait in turn.
+    pub tenant: String,
+}
+
+/// Hashes of what ties a request to earlier ones; the pool's policy says which of them counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// The client's session or address; for `ip_hash`.
+    pub client: Option<u64>,
+    /// The retrieved set, or the conversation's beginning: what a backend may still have in its prompt cache; for `prefix_hash`.
+    pub prefix: Option<u64>,
 }
 
 /// Tokens spent.
@@ -215,6 +244,8 @@ pub enum GenerateError {
     /// The backend refuses this request (unknown model, bad parameter); another try gives the same.
     #[error("backend {backend} refused the request: {message}")]
     Refused {
+        /// HTTP status it gave.
+        status: u16,
         /// Its configured name.
         backend: String,
         /// Its words.
@@ -237,6 +268,8 @@ impl GenerateError {
             Self::Overloaded { .. } => ErrorKind::Overloaded,
             Self::Unavailable { .. } | Self::Broken { .. } => ErrorKind::Unavailable,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Self::Refused { status: 404, .. } => ErrorKind::NotFound,
+            Self::Refused { status: 413, .. } => ErrorKind::TooLarge,
             Self::Refused { .. } => ErrorKind::InvalidArgument,
         }
     }

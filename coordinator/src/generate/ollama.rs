@@ -7,11 +7,11 @@ use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::backend::{Backend, BackendError};
+use super::backend::{Backend, BackendError, Report};
 use super::frames::Lines;
 use super::prompt::estimate_tokens;
 use super::stream::{self, Decoder, message_of};
-use super::{EventStream, FinishReason, GenerateEvent, GenerateRequest, Usage};
+use super::{AnswerFormat, EventStream, FinishReason, GenerateEvent, GenerateRequest, Usage};
 
 /// Context asked for at least. Ollama's own default is small, and it drops what does not fit without a word.
 const CONTEXT_TOKENS_MIN: usize = 4096;
@@ -55,12 +55,18 @@ impl Ollama {
             .iter()
             .map(|message| json!({"role": message.role.as_str(), "content": message.content}))
             .collect();
-        json!({
+        let mut body = json!({
             "model": request.model.as_ref().unwrap_or(&self.model),
             "messages": messages,
             "stream": true,
             "options": sent,
-        })
+        });
+        match &options.format {
+            None => {}
+            Some(AnswerFormat::Json) => body["format"] = "json".into(),
+            Some(AnswerFormat::Schema(schema)) => body["format"] = schema.clone(),
+        }
+        body
     }
 }
 
@@ -88,9 +94,40 @@ impl Backend for Ollama {
         })
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>> {
-        Box::pin(async move { stream::send(self.client.get(format!("{}/api/version", self.url))).await.map(drop) })
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
+        Box::pin(async move {
+            match stream::send(self.client.get(format!("{}/api/ps", self.url))).await {
+                Ok(response) => Ok(report(&stream::body(response).await?, &self.model)),
+                // Servers that speak only a part of the protocol are up all the same.
+                Err(BackendError::Refused { .. }) => Ok(Report::default()),
+                Err(error) => Err(error),
+            }
+        })
     }
+}
+
+/// Reads `/api/ps`: the models in memory, and how much of each lies on the GPU.
+fn report(body: &[u8], model: &str) -> Report {
+    #[derive(Deserialize)]
+    struct Loaded {
+        #[serde(default)]
+        models: Vec<LoadedModel>,
+    }
+    #[derive(Deserialize)]
+    struct LoadedModel {
+        name: String,
+        #[serde(default)]
+        size: u64,
+        #[serde(default)]
+        size_vram: u64,
+    }
+    let Ok(loaded) = serde_json::from_slice::<Loaded>(body) else { return Report::default() };
+    let is_ours = |name: &str| name == model || name.strip_suffix(":latest") == Some(model);
+    let on_gpu = match loaded.models.iter().find(|other| is_ours(&other.name)) {
+        Some(found) if found.size > 0 => (found.size_vram as f64 / found.size as f64).clamp(0.0, 1.0) as f32,
+        _ => 0.0,
+    };
+    Report { on_gpu: Some(on_gpu), ..Report::default() }
 }
 
 #[derive(Default)]
@@ -197,6 +234,15 @@ mod tests {
         );
         let other = GenerateRequest { model: Some("n".into()), ..request("hi", GenerateOptions::default()) };
         assert_eq!(ollama.body(&other)["model"], "n");
+    }
+
+    #[test]
+    fn what_lies_on_the_gpu_is_read_from_ps() {
+        let body =
+            br#"{"models":[{"name":"other","size":8,"size_vram":8},{"name":"m:latest","size":8,"size_vram":2}]}"#;
+        assert_eq!(report(body, "m").on_gpu, Some(0.25));
+        assert_eq!(report(br#"{"models":[]}"#, "m").on_gpu, Some(0.0));
+        assert_eq!(report(b"<html>", "m"), Report::default());
     }
 
     #[test]

@@ -7,10 +7,11 @@ use reqwest::{Client, RequestBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::backend::{Backend, BackendError};
+use super::backend::{Backend, BackendError, Report};
 use super::frames::EventData;
 use super::stream::{self, Decoder, message_of};
-use super::{EventStream, FinishReason, GenerateEvent, GenerateRequest, Usage};
+use super::vllm;
+use super::{AnswerFormat, EventStream, FinishReason, GenerateEvent, GenerateRequest, Usage};
 
 /// A server that speaks the OpenAI protocol.
 pub struct OpenAi {
@@ -19,12 +20,21 @@ pub struct OpenAi {
     model: String,
     api_key: Option<String>,
     client: Client,
+    /// Where vLLM's metrics are.
+    metrics_url: Option<String>,
 }
 
 impl OpenAi {
     /// A server whose endpoints stand below `url` (`https://host/v1`), asked for `model` where a request names none.
     pub fn new(name: String, url: String, model: String, api_key: Option<String>, client: Client) -> Self {
-        Self { name, url, model, api_key, client }
+        Self { name, url, model, api_key, client, metrics_url: None }
+    }
+
+    /// The same for vLLM, which tells its load at `/metrics` beside `/v1`.
+    pub fn vllm(name: String, url: String, model: String, api_key: Option<String>, client: Client) -> Self {
+        let root = url.strip_suffix("/v1").unwrap_or(&url);
+        let metrics_url = Some(format!("{root}/metrics"));
+        Self { metrics_url, ..Self::new(name, url, model, api_key, client) }
     }
 
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
@@ -57,7 +67,17 @@ impl OpenAi {
         put("top_p", options.top_p.map(Value::from));
         put("seed", options.seed.map(Value::from));
         put("stop", (!options.stop.is_empty()).then(|| json!(options.stop)));
+        put("response_format", options.format.as_ref().map(format_value));
         body
+    }
+}
+
+fn format_value(format: &AnswerFormat) -> Value {
+    match format {
+        AnswerFormat::Json => json!({"type": "json_object"}),
+        AnswerFormat::Schema(schema) => {
+            json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}})
+        }
     }
 }
 
@@ -78,9 +98,17 @@ impl Backend for OpenAi {
         })
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
         Box::pin(async move {
-            stream::send(self.authorized(self.client.get(format!("{}/models", self.url)))).await.map(drop)
+            let url = self.metrics_url.clone().unwrap_or_else(|| format!("{}/models", self.url));
+            match stream::send(self.authorized(self.client.get(url))).await {
+                Ok(response) if self.metrics_url.is_some() => {
+                    Ok(vllm::report(&String::from_utf8_lossy(&stream::body(response).await?)))
+                }
+                // Servers that speak only a part of the protocol are up all the same.
+                Ok(_) | Err(BackendError::Refused { .. }) => Ok(Report::default()),
+                Err(error) => Err(error),
+            }
         })
     }
 }

@@ -7,6 +7,7 @@
 //! that nothing between them is an instruction. That keeps an honest model from being led; it is no wall.
 
 use cluster_config::limits;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{Message, Role, Source};
 
@@ -98,6 +99,16 @@ pub fn build(
     Prompt { messages, sources: used }
 }
 
+/// Names a set of sources as it stands in a prompt: equal keys, equal beginnings of the prompt.
+pub fn retrieved_key(sources: &[Source]) -> u64 {
+    let mut hash = Xxh3::new();
+    for source in sources {
+        hash.update(source.chunk_id.as_bytes());
+        hash.update(&source.span.end.to_le_bytes());
+    }
+    hash.digest()
+}
+
 fn by_score(sources: &mut [Source]) {
     sources.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.chunk_id.cmp(&b.chunk_id)));
 }
@@ -178,6 +189,7 @@ mod tests {
             text: text.into(),
             span: ordinal * 1000..ordinal * 1000 + text.len() as u64,
             score,
+            page: None,
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cluster_config::limits;
 use futures::StreamExt;
 use reqwest::{Response, StatusCode};
 
@@ -61,7 +62,7 @@ pub(super) fn events(backend: String, response: Response, mut decoder: impl Deco
 pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<Response, BackendError> {
     let response = request.send().await.map_err(|error| {
         let cause = root_cause(&error);
-        if error.is_builder() { BackendError::Failed(cause) } else { BackendError::Connect(cause) }
+        if error.is_connect() { BackendError::Connect(cause) } else { BackendError::Failed(cause) }
     })?;
     let status = response.status();
     if status.is_success() {
@@ -82,6 +83,19 @@ pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<Response, B
         status if status.is_client_error() => BackendError::Refused { status: status.as_u16(), message },
         status => BackendError::Failed(format!("status {status}: {message}")),
     })
+}
+
+/// A whole body of bounded size. Errors: the connection broke, or the body is too large.
+pub(super) async fn body(response: Response) -> Result<Vec<u8>, BackendError> {
+    let mut pieces = response.bytes_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece.map_err(|error| BackendError::Failed(root_cause(&error)))?);
+        if bytes.len() > limits::LLM_FRAME_BYTES_MAX {
+            return Err(BackendError::Failed(format!("a body above {} bytes", limits::LLM_FRAME_BYTES_MAX)));
+        }
+    }
+    Ok(bytes)
 }
 
 /// Reads `{"error":"text"}` (Ollama), `{"error":{"message":"text"}}` (OpenAI), or the body as it is.

@@ -1,6 +1,6 @@
 //! A parsed document to retrievable pieces: as large as the embedder takes in one go, cut where the text itself pauses.
 //!
-//! Sections are kept apart unless they are too short to stand alone; a section that does not fit is cut at the best break that
+//! Sections are kept apart unless they are too short to stand alone on their page; a section that does not fit is cut at the best break that
 //! leaves pieces of good size (paragraph, line, sentence, word, character). A document that fits is one chunk. Time is linear in
 //! the text.
 //!
@@ -17,6 +17,9 @@ use self::atoms::{Atom, atoms_of};
 use super::parse::{Parsed, Section};
 
 mod atoms;
+
+/// Raised whenever the same text is cut or embedded otherwise: documents cut by an earlier version are indexed again when they are sent again.
+pub const VERSION: u32 = 1;
 
 /// One retrievable piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,6 +167,9 @@ impl Cutter<'_> {
     fn join(&self, first: &Section, second: &Section) -> Option<Section> {
         let common = first.heading_path.iter().zip(&second.heading_path).take_while(|(a, b)| a == b).count();
         if common == 0 && !first.heading_path.is_empty() {
+            return None;
+        }
+        if self.parsed.page_at(first.span.start) != self.parsed.page_at(second.span.start) {
             return None;
         }
         let both =

@@ -1,43 +1,59 @@
-//! Documents on their way in. [`Ingest::run`] is the straight line of one document: parse > chunk > embed > write; `worker` drives
-//! it from the durable queue, `write` brings operations to the shards.
+//! Documents on their way in. `Ingest::work` is the straight line of one document: parse > chunk > embed > write; `worker` drives
+//! it from the durable queue, `steps` are its stages, `sandbox` parses, `write` brings operations to the shards.
 //!
 //! A document becomes visible at once and whole, because all its chunks are one operation of one shard.
 
 pub mod chunk;
 pub mod encode;
+pub mod failpoint;
 pub mod parse;
+pub mod sandbox;
+mod stages;
+mod steps;
+mod unchanged;
 pub mod worker;
 pub mod write;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
-use cluster_config::limits;
-use cluster_config::operation::{Chunk, Operation};
-use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use cluster_config::operation::Operation;
+use tokio::sync::{Notify, watch};
+use tokio::time::MissedTickBehavior;
+use uuid::Uuid;
 
-use self::chunk::TextChunk;
-use self::parse::Parsed;
+use self::sandbox::Sandbox;
 use self::write::{Writer, Written};
 use crate::catalog::Catalog;
-use crate::catalog::documents::{DocumentRef, Enqueued, Upload};
-use crate::catalog::jobs::{Claim, JobState};
+use crate::catalog::documents::{DocumentRef, Enqueued, Indexed, Upload};
+use crate::catalog::jobs::{Claim, Finish, JobRow, JobState, LEASE_MS};
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
+use crate::retrieve::Retriever;
 
-/// Chunks embedded in one call: a few micro-batches, so that progress moves and queries get their turn in between.
-const EMBED_STEP_CHUNKS: usize = 64;
-/// Time for embedding one step on a busy machine.
-const EMBED_STEP_TIMEOUT: Duration = Duration::from_secs(120);
+/// A claim is renewed this often.
+const RENEW_INTERVAL: Duration = Duration::from_millis(LEASE_MS as u64 / 3);
 /// Time for a document's write, a failover (7 s) included several times over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Locks that documents share by hash: more than workers and deletions at one time.
-const DOCUMENT_LOCKS: usize = 256;
+/// Metadata field of a chunk that says on which page or slide it begins, from 1.
+pub const PAGE_FIELD: &str = "page";
+
+/// What is configured of ingestion.
+#[derive(Clone, Debug)]
+pub struct IngestOptions {
+    /// Documents worked on at once.
+    pub workers: usize,
+    /// Where documents are parsed.
+    pub sandbox: Sandbox,
+    /// Of tenants' jobs, where not 0: larger goes first.
+    pub priorities: BTreeMap<String, i32>,
+}
 
 /// The way in. Shared by the API and the workers.
 pub struct Ingest {
@@ -45,11 +61,14 @@ pub struct Ingest {
     view: Arc<ClusterView>,
     embedder: Arc<dyn Embedder>,
     writer: Arc<Writer>,
+    retriever: Arc<Retriever>,
+    sandbox: Sandbox,
+    /// Of tenants' jobs, where not 0.
+    priorities: BTreeMap<String, i32>,
     /// Wakes a worker.
     queued: Notify,
     /// Moves at every change of a job.
     changed: watch::Sender<u64>,
-    document_locks: Vec<Mutex<()>>,
 }
 
 /// Why a job's run stopped.
@@ -69,17 +88,34 @@ impl<E: Into<Error>> From<E> for Stop {
 
 impl Ingest {
     /// Ties the parts together; workers are started by [`worker::run`].
-    pub fn new(catalog: Catalog, view: Arc<ClusterView>, embedder: Arc<dyn Embedder>, writer: Arc<Writer>) -> Self {
-        let document_locks = (0..DOCUMENT_LOCKS).map(|_| Mutex::new(())).collect();
-        Self { catalog, view, embedder, writer, queued: Notify::new(), changed: watch::Sender::new(0), document_locks }
+    pub fn new(
+        catalog: Catalog,
+        view: Arc<ClusterView>,
+        embedder: Arc<dyn Embedder>,
+        writer: Arc<Writer>,
+        retriever: Arc<Retriever>,
+        options: IngestOptions,
+    ) -> Self {
+        let IngestOptions { sandbox, priorities, .. } = options;
+        let (queued, changed) = (Notify::new(), watch::Sender::new(0));
+        Self { catalog, view, embedder, writer, retriever, sandbox, priorities, queued, changed }
     }
 
     /// Stores an upload durably and wakes a worker.
-    pub async fn enqueue(&self, upload: Upload) -> Result<Enqueued> {
+    pub async fn enqueue(&self, mut upload: Upload) -> Result<Enqueued> {
+        upload.priority = self.priorities.get(&upload.document.tenant).copied().unwrap_or(0);
         let enqueued = self.catalog.enqueue(upload).await?;
         self.queued.notify_one();
         self.announce();
         Ok(enqueued)
+    }
+
+    /// Puts a job of the tenant that ended badly back into the queue and wakes a worker. `None`: no such job.
+    pub async fn retry(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>> {
+        let row = self.catalog.retry_job(tenant, job_id).await?;
+        self.queued.notify_one();
+        self.announce();
+        Ok(row)
     }
 
     /// Removes a document: no job of it writes after this, and every copy of its shard has forgotten it.
@@ -89,7 +125,7 @@ impl Ingest {
         document: &DocumentRef,
         deadline: Instant,
     ) -> Result<(bool, Written)> {
-        let _lock = self.lock(document).await;
+        let _lock = self.catalog.lock_document(document).await?;
         let was_known = self.catalog.delete_document(document).await?;
         self.announce();
         let key = DocumentKey { tenant: document.tenant.clone(), document_id: document.document_id.clone() };
@@ -108,44 +144,81 @@ impl Ingest {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// One at a time per document: between the last check of a claim and its write, nobody deletes the document.
-    async fn lock(&self, document: &DocumentRef) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        document.hash(&mut hasher);
-        self.document_locks[hasher.finish() as usize % DOCUMENT_LOCKS].lock().await
+    /// One document, from its upload to searchable. The claim is renewed meanwhile, and the work dropped as soon as it does not
+    /// hold any more.
+    async fn run(&self, claim: &Claim) -> Result<(), Stop> {
+        let is_writing = AtomicBool::new(false);
+        tokio::select! {
+            outcome = self.work(claim, &is_writing) => outcome,
+            () = self.until_lost(claim, &is_writing) => Err(Stop::ClaimLost),
+        }
     }
 
-    /// One document, from its upload to searchable.
+    /// The straight line: parse > cut > embed > write.
     ///
-    /// Safe to repeat after a crash at any point: the write carries the job's id as its operation id.
-    async fn run(&self, claim: &Claim) -> Result<(), Stop> {
+    /// Safe to repeat after a crash at any point: stages are taken up where they were, and the write carries the job's id as its
+    /// operation id.
+    async fn work(&self, claim: &Claim, is_writing: &AtomicBool) -> Result<(), Stop> {
+        failpoint::reach(failpoint::CLAIMED);
         let collection = self.collection(claim)?;
-        self.check_embedder(&collection)?;
+        check_embedder(&collection, self.embedder.as_ref())?;
+        let from = unchanged::settings_hash(claim, &collection, self.embedder.as_ref());
+        if let Some(unchanged) = unchanged::find(&self.retriever, claim, &collection, &from).await {
+            let finished = self.catalog.finish_job(claim, &unchanged.finish()).await?;
+            return finished.map_err(|_| Stop::ClaimLost);
+        }
         let parsed = self.parse(claim).await?;
+        failpoint::reach(failpoint::PARSED);
 
         self.advance(claim, JobState::Chunking, 0.1, 0).await?;
-        let title = choose_title(claim, &parsed);
+        let title = steps::choose_title(claim, &parsed);
         let (parsed, chunks) = self.cut(parsed, title.clone()).await?;
         let chunk_count = chunks.len() as u32;
+        failpoint::reach(failpoint::CHUNKED);
 
         self.advance(claim, JobState::Embedding, 0.2, chunk_count).await?;
-        let embedded = self.embed(claim, &collection, &title, chunks).await?;
+        let embedded = self.embed(claim, &collection, &parsed, chunks).await?;
+        failpoint::reach(failpoint::EMBEDDED);
 
         self.advance(claim, JobState::Indexing, 0.9, chunk_count).await?;
+        let indexed = Indexed { from, chunks: unchanged::chunks_hash(&title, &embedded) };
         let key =
             DocumentKey { tenant: claim.document.tenant.clone(), document_id: claim.document.document_id.clone() };
         let operation = Operation::PutDocument { key, title: title.clone(), chunks: embedded };
-        let lock = self.lock(&claim.document).await;
+        let lock = self.catalog.lock_document(&claim.document).await?;
+        // A write that was begun is waited for: dropped, it could arrive behind a deletion that came later.
+        is_writing.store(true, Ordering::Relaxed);
         if !self.catalog.holds(claim).await? {
             return Err(Stop::ClaimLost);
         }
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let written = self.writer.write(&collection, vec![operation], claim.job_id, deadline).await?;
+        failpoint::reach(failpoint::WRITTEN);
         let session = written.session.to_string();
-        let finished = self.catalog.finish_job(claim, &title, &parsed.text, chunk_count, &session).await?;
+        let finish = Finish { title: &title, extracted: Some(&parsed.text), chunk_count, session: &session, indexed };
+        let finished = self.catalog.finish_job(claim, &finish).await?;
         drop(lock);
-        self.announce();
+        failpoint::reach(failpoint::FINISHED);
         finished.map_err(|_| Stop::ClaimLost)
+    }
+
+    /// Renews the claim until it is lost: to a cancellation, a newer upload, a deletion, or another worker. Never returns once the
+    /// write has begun.
+    async fn until_lost(&self, claim: &Claim, is_writing: &AtomicBool) {
+        let mut changes = self.changes();
+        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + RENEW_INTERVAL, RENEW_INTERVAL);
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let is_held = tokio::select! {
+                _ = renewal.tick() => self.catalog.renew_job(claim).await.map(|held| held.is_ok()),
+                _ = changes.changed() => self.catalog.holds(claim).await,
+            };
+            match is_held {
+                Ok(false) if !is_writing.load(Ordering::Relaxed) => return,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(job_id = %claim.job_id, %error, "claim was not renewed"),
+            }
+        }
     }
 
     fn collection(&self, claim: &Claim) -> Result<Collection> {
@@ -158,66 +231,10 @@ impl Ingest {
         })
     }
 
-    /// A collection made for another model must not get vectors of this one.
-    fn check_embedder(&self, collection: &Collection) -> Result<()> {
-        check_embedder(collection, self.embedder.as_ref())
-    }
-
     async fn advance(&self, claim: &Claim, state: JobState, progress: f64, chunk_count: u32) -> Result<(), Stop> {
         let held = self.catalog.advance_job(claim, state, progress, chunk_count).await?;
         self.announce();
         held.map_err(|_| Stop::ClaimLost)
-    }
-
-    async fn parse(&self, claim: &Claim) -> Result<Parsed> {
-        let upload = claim.upload.clone();
-        blocking(move || {
-            let given = |text: &'static str, value: String| Some(value).filter(|value| value != text);
-            let (media_type, file_name) = (given("", upload.media_type), given("", upload.file_name));
-            Ok(parse::parse(&upload.content, media_type.as_deref(), file_name.as_deref())?)
-        })
-        .await
-    }
-
-    async fn cut(&self, parsed: Parsed, title: String) -> Result<(Parsed, Vec<TextChunk>)> {
-        let embedder = Arc::clone(&self.embedder);
-        blocking(move || {
-            let parsed = Parsed { title: Some(title).filter(|title| !title.is_empty()), ..parsed };
-            let chunks = chunk::chunk(&parsed, embedder.tokens_max(), &|text| embedder.count_tokens(text))?;
-            Ok((parsed, chunks))
-        })
-        .await
-    }
-
-    async fn embed(
-        &self,
-        claim: &Claim,
-        collection: &Collection,
-        title: &str,
-        chunks: Vec<TextChunk>,
-    ) -> Result<Vec<Chunk>, Stop> {
-        let spec = &collection.spec;
-        let (metric, dim) = (spec.metric, spec.dim as usize);
-        let total = chunks.len();
-        let mut embedded = Vec::with_capacity(total);
-        for step in chunks.chunks(EMBED_STEP_CHUNKS) {
-            let texts = step.iter().map(|chunk| chunk::embedding_text(Some(title), chunk)).collect();
-            let vectors = self.embedder.embed(texts, Instant::now() + EMBED_STEP_TIMEOUT).await?;
-            for (text_chunk, vector) in step.iter().zip(vectors) {
-                let vector = encode::encode_stored(metric, dim, &vector)
-                    .map_err(|error| Error::internal(format!("embedder {}: {error}", self.embedder.name())))?;
-                embedded.push(Chunk {
-                    ordinal: embedded.len() as u32,
-                    text: text_chunk.text.clone(),
-                    metadata_json: claim.upload.metadata_json.clone(),
-                    span: text_chunk.span.start as u64..text_chunk.span.end as u64,
-                    vector,
-                });
-            }
-            let progress = 0.2 + 0.7 * embedded.len() as f64 / total as f64;
-            self.advance(claim, JobState::Embedding, progress, total as u32).await?;
-        }
-        Ok(embedded)
     }
 }
 
@@ -237,14 +254,6 @@ pub fn check_embedder(collection: &Collection, embedder: &dyn Embedder) -> Resul
         )),
         Some(_) => Ok(()),
     }
-}
-
-/// The caller's title, else the document's own, else the file's name.
-fn choose_title(claim: &Claim, parsed: &Parsed) -> String {
-    let given = Some(claim.upload.title.clone()).filter(|title| !title.is_empty());
-    let mut title = given.or_else(|| parsed.title.clone()).unwrap_or_else(|| claim.upload.file_name.clone());
-    title.truncate(title.floor_char_boundary(limits::TITLE_BYTES_MAX));
-    title
 }
 
 /// Runs CPU work off the reactor. A panic in it is this document's failure, not the process'.

@@ -20,8 +20,6 @@ const RETRY_PAUSE_MAX_MS: i64 = 60_000;
 const ATTEMPTS_MAX: u32 = 60;
 /// Tries of a job that fails by a bug or kills the process.
 const ATTEMPTS_UNEXPLAINED_MAX: u32 = 3;
-/// Old jobs and keys are looked for this often.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Works until cancelled; then the job in hand goes back to the queue as it was.
 pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: CancellationToken) {
@@ -42,7 +40,7 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
         ingest.queued.notify_one();
         ingest.announce();
         let outcome = tokio::select! {
-            outcome = ingest.run(&claim) => outcome,
+            outcome = attempt(&ingest, &claim) => outcome,
             () = cancel.cancelled() => {
                 if let Err(error) = ingest.catalog.release_job(&claim).await {
                     tracing::warn!(job_id = %claim.job_id, %error, "claim was not given back; it is at the next start");
@@ -54,6 +52,14 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
         metrics.jobs.with_label_values(&[label]).inc();
         ingest.announce();
     }
+}
+
+/// Runs the job, unless it was claimed too often: then it ends the process each time, before a failure can be noted.
+async fn attempt(ingest: &Ingest, claim: &Claim) -> Result<(), Stop> {
+    if claim.tries > ATTEMPTS_MAX {
+        return Err(Error::internal(format!("claimed {} times without an end", claim.tries)).into());
+    }
+    ingest.run(claim).await
 }
 
 async fn idle(ingest: &Ingest, cancel: &CancellationToken) {
@@ -72,7 +78,7 @@ async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'
         Err(Stop::Error(error)) => error,
     };
     let kind = error.kind();
-    let (noted, label) = match decide_retry(kind, claim.attempt) {
+    let (noted, label) = match decide_retry(kind, claim.tries) {
         Some(pause_ms) => {
             tracing::info!(job_id = %claim.job_id, attempt = claim.attempt, %error, pause_ms, "document will be tried again");
             (ingest.catalog.requeue_job(claim, pause_ms, kind, &public_text(&error)).await, "retried")
@@ -89,14 +95,14 @@ async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'
 }
 
 /// Pause before the next try, or `None` to give up.
-fn decide_retry(kind: ErrorKind, attempt: u32) -> Option<i64> {
+fn decide_retry(kind: ErrorKind, tries: u32) -> Option<i64> {
     let attempts_max = match kind {
         kind if kind.is_deterministic() => 0,
         kind if kind.is_retryable() => ATTEMPTS_MAX,
         _ => ATTEMPTS_UNEXPLAINED_MAX,
     };
-    let pause_ms = RETRY_PAUSE_MS.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(RETRY_PAUSE_MAX_MS);
-    (attempt < attempts_max).then_some(pause_ms)
+    let pause_ms = RETRY_PAUSE_MS.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(RETRY_PAUSE_MAX_MS);
+    (tries < attempts_max).then_some(pause_ms)
 }
 
 /// What the caller may read of an error.
@@ -104,19 +110,6 @@ fn public_text(error: &Error) -> String {
     match error.kind() {
         ErrorKind::Internal | ErrorKind::Corrupt => "internal error".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-/// Prunes now and then until cancelled.
-pub async fn run_upkeep(ingest: Arc<Ingest>, cancel: CancellationToken) {
-    loop {
-        if let Err(error) = ingest.catalog.prune().await {
-            tracing::warn!(%error, "old jobs were not pruned");
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
-        }
     }
 }
 

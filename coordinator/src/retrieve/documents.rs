@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{DEFAULT_TENANT, DocumentKey, NodeId, ShardId};
+use cluster_config::ids::{DocumentKey, NodeId, ShardId};
 use cluster_config::routing;
 use cluster_config::search::{Consistency, ShardTarget};
 use cluster_config::seqno::SeqNo;
@@ -71,10 +71,11 @@ impl Retriever {
         Ok((chunks, session))
     }
 
-    /// At most `limit` documents with ids after `after`, over all shards.
+    /// At most `limit` documents of the tenant with ids after `after`, over all shards.
     pub async fn list_documents(
         &self,
         collection: &Collection,
+        tenant: &str,
         after: &str,
         limit: u32,
         read: &DocumentRead,
@@ -86,7 +87,7 @@ impl Retriever {
                     let page = PageRequest {
                         target,
                         consistency: read.consistency,
-                        tenant: DEFAULT_TENANT.to_owned(),
+                        tenant: tenant.to_owned(),
                         after: after.to_owned(),
                         limit,
                     };

@@ -176,9 +176,7 @@ impl Wanted {
                 self.copies.push((candidate.node, candidate.target));
             }
         }
-        // The only copy gets the rest of the time.
-        if let [only] = self.copies[..] {
-            self.copies.push(only);
-        }
+        // The copy that found the hits may only have been slow. When no other has them it gets the rest of the time.
+        self.copies.extend(self.copies.first().copied());
     }
 }

@@ -10,30 +10,31 @@
 //! The first good answer wins. When no copy is left, the shard is planned again after a pause (a *lap*), from the state as it is by then:
 //! a few times for eventual reads, until the deadline for session and strong ones. A red shard is not waited for.
 //!
+//! Here is the walk; `waiting` is what time brings, `laps` the planning, `errors` what an answer or an error means.
+//!
 //! Invariant: every attempt begun on the board is ended there, by an answer, an error, a faster copy, or the drop of the gather.
 
+mod errors;
+mod laps;
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{NodeId, ShardId};
 use cluster_config::search::{Consistency, ShardAnswer};
 
+use self::errors::Reaction;
+pub(super) use self::errors::token_void;
+use self::laps::EVENTUAL_LAPS_MAX;
+use self::waiting::Attempt;
+pub use self::waiting::SILENCE;
 use super::plan::{Candidate, ShardPlan};
 use super::session::Session;
 use crate::cluster::client::{CopyTarget, NodeError, ShardReply};
 use crate::cluster::load::Sample;
-use crate::cluster::stats::{NodeStats, Refusal};
-
-/// A node that gives no sign of life for this long counts as failed: many times a search's usual duration, a small part of a usual deadline.
-pub const SILENCE: Duration = Duration::from_millis(200);
-/// Laps over all copies for an eventual read: the second learns from the registers that came with the errors of the first.
-const EVENTUAL_LAPS_MAX: u32 = 3;
-/// Pause before a lap, doubled up to [`LAP_PAUSE_MAX`]; a changed cluster state ends it early.
-const LAP_PAUSE: Duration = Duration::from_millis(20);
-const LAP_PAUSE_MAX: Duration = Duration::from_millis(250);
-/// A hedge that the budget refused is wanted again after so long.
-const HEDGE_RECHECK: Duration = Duration::from_millis(10);
+use crate::cluster::stats::NodeStats;
 
 /// Calls to be made: one stream per node.
 pub type Calls = BTreeMap<NodeId, Vec<CopyTarget>>;
@@ -106,26 +107,6 @@ struct Pending {
     last_error: Option<NodeError>,
 }
 
-/// One sub-request without an end so far.
-struct Attempt {
-    candidate: Candidate,
-    asked_at: Instant,
-    is_hedge: bool,
-    is_trial: bool,
-    is_silent: bool,
-}
-
-/// What to do about an error.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reaction {
-    /// Another copy may answer.
-    Elsewhere,
-    /// Another copy, once, if the budget allows.
-    ElsewhereOnce,
-    /// Every copy would say the same, or it is too late.
-    Final,
-}
-
 /// A scatter under way.
 pub struct Gather<'a> {
     rules: Rules<'a>,
@@ -172,22 +153,11 @@ impl<'a> Gather<'a> {
         std::mem::take(&mut self.wants_refresh)
     }
 
-    /// When [`Self::on_time`] has something to do next.
-    pub fn next_wake(&self) -> Instant {
-        let board = self.rules.stats.lock();
-        let silent_at = |attempt: &Attempt| silent_at(attempt, board.heard_at(attempt.candidate.node));
-        let wakes = self.pending.values().flat_map(|shard| {
-            let silences = shard.waiting.iter().filter(|attempt| !attempt.is_silent).map(silent_at);
-            silences.chain(shard.hedge_at).chain(shard.next_lap_at)
-        });
-        wakes.min().map_or(self.rules.deadline, |wake| wake.min(self.rules.deadline))
-    }
-
     /// A node replied for one shard.
     pub fn on_reply(&mut self, node: NodeId, reply: ShardReply, now: Instant) -> Calls {
         let ShardReply { shard, outcome, queued_us, service_us } = reply;
         let mut calls = Calls::new();
-        match outcome.and_then(|answers| self.check(shard, answers)) {
+        match outcome.and_then(|answers| self.rules.check(shard, answers)) {
             Ok(answers) => self.succeed(shard, node, answers, queued_us, service_us, now),
             Err(error) => self.on_error(shard, node, error, now, &mut calls),
         }
@@ -209,22 +179,6 @@ impl<'a> Gather<'a> {
         for shard in unanswered {
             self.on_error(*shard, node, error.clone(), now, &mut calls);
         }
-        calls
-    }
-
-    /// Time passed.
-    pub fn on_time(&mut self, now: Instant) -> Calls {
-        let mut calls = Calls::new();
-        if now >= self.rules.deadline {
-            self.time_out(now);
-            return calls;
-        }
-        let shards: Vec<ShardId> = self.pending.keys().copied().collect();
-        for shard in &shards {
-            self.notice_silence(*shard, now, &mut calls);
-            self.hedge(*shard, now, &mut calls);
-        }
-        self.begin_due_laps(now, &mut calls);
         calls
     }
 
@@ -273,13 +227,13 @@ impl<'a> Gather<'a> {
 
     fn on_error(&mut self, shard: ShardId, node: NodeId, error: NodeError, now: Instant, calls: &mut Calls) {
         let Some(attempt) = self.take_attempt(shard, node) else { return };
-        let refusal = self.refusal(&error, now.saturating_duration_since(attempt.asked_at));
+        let refusal = self.rules.refusal(&error, now.saturating_duration_since(attempt.asked_at));
         self.rules.stats.lock().refused(node, now, refusal, !error.disconnected, attempt.is_trial);
         let asked = attempt.candidate.target;
         if matches!(error.kind, ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::TokenVoid) {
             self.wants_refresh = true;
         }
-        let reaction = self.reaction(shard, &asked, &error);
+        let reaction = self.rules.reaction(shard, &asked, &error);
         let Some(pending) = self.pending.get_mut(&shard) else { return };
         // A few times only: a register that is not taken over would be brought again and again.
         let brought_news = pending.lap <= EVENTUAL_LAPS_MAX
@@ -304,61 +258,6 @@ impl<'a> Gather<'a> {
         self.ask_next(shard, now, false, calls);
     }
 
-    /// What an error says about its node.
-    fn refusal(&self, error: &NodeError, waited: Duration) -> Refusal {
-        match error.kind {
-            _ if error.disconnected => Refusal::Failure,
-            ErrorKind::Overloaded | ErrorKind::RateLimited => Refusal::Overloaded,
-            ErrorKind::Internal | ErrorKind::Corrupt => Refusal::Failure,
-            ErrorKind::Unavailable => match self.rules.consistency {
-                Consistency::Eventual => Refusal::Failure,
-                Consistency::Session => Refusal::Lagging(waited),
-                // Perhaps its peers did not confirm.
-                Consistency::Strong => Refusal::Neutral,
-            },
-            _ => Refusal::Neutral,
-        }
-    }
-
-    fn reaction(&self, shard: ShardId, asked: &CopyTarget, error: &NodeError) -> Reaction {
-        match error.kind {
-            ErrorKind::Overloaded | ErrorKind::RateLimited => Reaction::ElsewhereOnce,
-            ErrorKind::DeadlineExceeded => Reaction::Final,
-            // About the caller's token only if there is one of the lineage that was asked for; else our state is old.
-            ErrorKind::TokenVoid => match self.token(shard) {
-                Some(token) if token.lineage == asked.lineage => Reaction::Final,
-                _ => Reaction::Elsewhere,
-            },
-            kind if kind.is_deterministic() => Reaction::Final,
-            _ => Reaction::Elsewhere,
-        }
-    }
-
-    /// The token that the read must honour.
-    fn token(&self, shard: ShardId) -> Option<cluster_config::search::SessionToken> {
-        match self.rules.consistency {
-            Consistency::Eventual => None,
-            Consistency::Session | Consistency::Strong => self.rules.session.token(shard),
-        }
-    }
-
-    /// An answer must fit the question and, for a session, stand at or after its token.
-    fn check(&self, shard: ShardId, answers: Vec<ShardAnswer>) -> Result<Vec<ShardAnswer>, NodeError> {
-        if answers.len() != self.rules.queries {
-            let text = format!("{} answers to {} queries", answers.len(), self.rules.queries);
-            return Err(NodeError::new(ErrorKind::Internal, text));
-        }
-        let (Some(token), Some(answer)) = (self.token(shard), answers.first()) else { return Ok(answers) };
-        if answer.position.lineage > token.lineage {
-            return Err(token_void(shard));
-        }
-        if (answer.position.lineage, answer.position.applied) < (token.lineage, token.seqno) {
-            let text = format!("shard {shard} has not yet applied what the session has seen");
-            return Err(NodeError::new(ErrorKind::Unavailable, text));
-        }
-        Ok(answers)
-    }
-
     /// Asks the shard's next copy. Without one it waits for those asked, for the next lap, or fails.
     fn ask_next(&mut self, shard: ShardId, now: Instant, is_hedge: bool, calls: &mut Calls) {
         let Some(pending) = self.pending.get_mut(&shard) else { return };
@@ -373,101 +272,8 @@ impl<'a> Gather<'a> {
         pending.hedge_at = if may_hedge { board.hedge_delay(shard, now).map(|delay| now + delay) } else { None };
         self.gathered.retries += u64::from(pending.asked > 0);
         pending.asked += 1;
-        pending.waiting.push(Attempt { candidate, asked_at: now, is_hedge, is_trial, is_silent: false });
+        pending.waiting.push(Attempt::new(candidate, now, is_hedge, is_trial));
         calls.entry(candidate.node).or_default().push(candidate.target);
-    }
-
-    /// No copy is left in this lap: plans the next one, or gives the shard up.
-    fn plan_lap(&mut self, shard: ShardId, now: Instant) {
-        let Some(pending) = self.pending.get_mut(&shard) else { return };
-        let is_stalled = pending.waiting.iter().all(|attempt| attempt.is_silent);
-        let laps_left = self.rules.consistency != Consistency::Eventual || pending.lap < EVENTUAL_LAPS_MAX;
-        let pause = LAP_PAUSE.saturating_mul(1 << pending.lap.saturating_sub(1).min(8)).min(LAP_PAUSE_MAX);
-        if !pending.is_red && laps_left && now + pause < self.rules.deadline {
-            if is_stalled && pending.next_lap_at.is_none() {
-                pending.next_lap_at = Some(now + pause);
-            }
-        } else if pending.waiting.is_empty() || (pending.is_red && is_stalled) {
-            self.fail(shard, false, now);
-        }
-    }
-
-    fn begin_due_laps(&mut self, now: Instant, calls: &mut Calls) {
-        let is_due = |pending: &Pending| pending.next_lap_at.is_some_and(|at| at <= now);
-        let due: BTreeSet<ShardId> =
-            self.pending.iter().filter(|(_, pending)| is_due(pending)).map(|(shard, _)| *shard).collect();
-        if due.is_empty() {
-            return;
-        }
-        let mut plans: BTreeMap<ShardId, ShardPlan> =
-            (self.plan)(now).into_iter().map(|plan| (plan.shard, plan)).collect();
-        for shard in due {
-            self.gathered.laps += 1;
-            match plans.remove(&shard) {
-                Some(plan) => self.begin_lap(plan, now, calls),
-                // The collection is gone.
-                None => self.fail(shard, false, now),
-            }
-        }
-    }
-
-    /// Takes over a plan and asks the first copy that is not being asked already.
-    fn begin_lap(&mut self, plan: ShardPlan, now: Instant, calls: &mut Calls) {
-        let ShardPlan { shard, lineage, candidates, is_red } = plan;
-        let token_lineage = self.token(shard).map(|token| token.lineage);
-        let Some(pending) = self.pending.get_mut(&shard) else { return };
-        pending.lap += 1;
-        pending.next_lap_at = None;
-        pending.is_red = is_red;
-        if token_lineage.is_some_and(|token| token < lineage) {
-            pending.last_error = Some(token_void(shard));
-            return self.fail(shard, false, now);
-        }
-        let is_waiting = |node: NodeId| pending.waiting.iter().any(|attempt| attempt.candidate.node == node);
-        pending.queue = candidates.into_iter().filter(|candidate| !is_waiting(candidate.node)).collect();
-        if token_lineage.is_some_and(|token| token > lineage) {
-            // Only a newer state says where copies of that lineage are.
-            pending.queue.clear();
-            self.wants_refresh = true;
-        }
-        self.ask_next(shard, now, false, calls);
-    }
-
-    /// Copies whose node gave no sign of life: the next one is asked.
-    fn notice_silence(&mut self, shard: ShardId, now: Instant, calls: &mut Calls) {
-        let Some(pending) = self.pending.get_mut(&shard) else { return };
-        let mut board = self.rules.stats.lock();
-        let mut is_news = false;
-        for attempt in pending.waiting.iter_mut().filter(|attempt| !attempt.is_silent) {
-            let node = attempt.candidate.node;
-            if now < silent_at(attempt, board.heard_at(node)) {
-                continue;
-            }
-            (attempt.is_silent, is_news) = (true, true);
-            // A session read may rightly be held back by its copy, a strong one by the copies that confirm.
-            if self.rules.consistency == Consistency::Eventual {
-                board.note_failure(node, now, std::mem::take(&mut attempt.is_trial));
-            }
-        }
-        drop(board);
-        if is_news && pending.waiting.last().is_some_and(|newest| newest.is_silent) {
-            self.ask_next(shard, now, false, calls);
-        }
-    }
-
-    /// A shard that is slower than it usually is: the next copy is asked too, if the budget allows.
-    fn hedge(&mut self, shard: ShardId, now: Instant, calls: &mut Calls) {
-        let Some(pending) = self.pending.get_mut(&shard) else { return };
-        if pending.hedge_at.is_none_or(|at| now < at) {
-            return;
-        }
-        if pending.queue.is_empty() {
-            pending.hedge_at = None;
-        } else if self.rules.stats.lock().spend_hedge(now) {
-            self.ask_next(shard, now, true, calls);
-        } else {
-            pending.hedge_at = Some(now + HEDGE_RECHECK);
-        }
     }
 
     fn take_attempt(&mut self, shard: ShardId, node: NodeId) -> Option<Attempt> {
@@ -487,20 +293,6 @@ impl<'a> Gather<'a> {
         });
         self.gathered.failed.insert(shard, ShardFailure { error, timed_out });
     }
-
-    /// The deadline passed: whoever is still waited for has timed out.
-    fn time_out(&mut self, now: Instant) {
-        let shards: Vec<ShardId> = self.pending.keys().copied().collect();
-        for shard in shards {
-            let Some(pending) = self.pending.get_mut(&shard) else { continue };
-            let text = match pending.last_error.take() {
-                Some(error) => format!("no answer before the deadline; a copy said: {error}"),
-                None => "no answer before the deadline".to_owned(),
-            };
-            pending.last_error = Some(NodeError::new(ErrorKind::DeadlineExceeded, text));
-            self.fail(shard, true, now);
-        }
-    }
 }
 
 impl Drop for Gather<'_> {
@@ -514,19 +306,6 @@ impl Drop for Gather<'_> {
             board.abandoned(attempt.candidate.node, attempt.is_trial);
         }
     }
-}
-
-/// When an attempt counts as silent, if its node gives no further sign of life.
-fn silent_at(attempt: &Attempt, heard_at: Option<Instant>) -> Instant {
-    heard_at.map_or(attempt.asked_at, |heard_at| heard_at.max(attempt.asked_at)) + SILENCE
-}
-
-/// The definite end of a read with a token of an older lineage.
-pub(super) fn token_void(shard: ShardId) -> NodeError {
-    let text = format!("shard {shard} was recovered with data loss after this session token was issued");
-    let mut error = NodeError::new(ErrorKind::TokenVoid, text);
-    error.hint = "drop the session token and read again; writes it stood for may be lost".to_owned();
-    error
 }
 
 #[cfg(test)]

@@ -131,6 +131,13 @@ pub struct Hit {
     pub vector: Option<Vec<f32>>,
 }
 
+impl Hit {
+    /// The page or slide it begins on, where its document has pages and metadata was wanted.
+    pub fn page(&self) -> Option<u32> {
+        self.metadata.as_ref()?.get(crate::ingest::PAGE_FIELD)?.as_u64()?.try_into().ok()
+    }
+}
+
 /// The result of one query.
 #[derive(Clone, Debug)]
 pub struct Retrieved {

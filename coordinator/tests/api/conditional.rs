@@ -20,10 +20,10 @@ async fn a_search_by_url_is_not_modified_until_it_is() {
     let tag = first.headers["etag"].to_str().expect("text").to_owned();
     assert_eq!(first.headers["cache-control"], "private, no-cache");
     let posted = c.post("/api/v1/search", json!({"query": "lift", "collection": "t", "top_k": 3, "include": ["text"]}));
-    assert_eq!(first.ok()["hits"], posted.await.ok()["hits"]);
+    assert_eq!(first.body["hits"], posted.await.ok()["hits"]);
 
     let same = get_with(&c, path, "if-none-match", &tag).await;
-    assert_eq!((same.status, same.headers["etag"].to_str()), (StatusCode::NOT_MODIFIED, Ok(tag.as_str())));
+    assert_eq!((same.status, &same.headers["etag"]), (StatusCode::NOT_MODIFIED, &first.headers["etag"]));
     assert_eq!(get_with(&c, path, "if-none-match", "W/\"other\"").await.status, StatusCode::OK);
     c.upload("t", "drag", "Drag", "Lift costs drag.").await;
     assert_eq!(get_with(&c, path, "if-none-match", &tag).await.status, StatusCode::OK, "a write changes the tag");

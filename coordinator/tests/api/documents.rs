@@ -156,3 +156,22 @@ async fn events_have_rising_ids_and_end_with_the_end() {
     assert_eq!(events.last().expect("some").2["status"], "done");
     c.stop().await;
 }
+
+#[tokio::test]
+async fn hits_and_citations_of_a_pdf_name_the_page() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    let pdf = std::fs::read(format!("{}/tests/fixtures/harbour.pdf", env!("CARGO_MANIFEST_DIR"))).expect("fixture");
+    assert_eq!(c.upload_file("t", "h", "harbour.pdf", &pdf).await["status"], "done");
+    let document = c.get("/api/v1/documents/h?collection=t&include_text=true").await.ok();
+    assert_eq!((&document["title"], &document["metadata"]), (&json!("Harbour Handbook"), &json!({})));
+    let search = json!({"collection": "t", "query": "lighthouse shows three white flashes every twenty seconds"});
+    let found = c.post("/api/v1/search", search.clone()).await.ok();
+    let hit = &found["hits"][0];
+    assert_eq!(hit["document_id"], "h");
+    assert_eq!(hit["metadata"]["page"], 3, "{hit}");
+    let answer = c.post("/api/v1/query", search).await.ok();
+    let citation = &answer["citations"][0];
+    assert_eq!(citation["page"], 3, "{answer}");
+    c.stop().await;
+}

@@ -1,7 +1,7 @@
 //! Jobs over the death of the process, cancellation, and failures that pass.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coordinator::embed::fake::FakeEmbedder;
@@ -14,20 +14,24 @@ use tokio::sync::Notify;
 
 use super::support::{Coordinator, DIM, Setup, ids, parts};
 
-/// An embedder that stops at the first text until it is let go, and says that it was reached.
-struct Gate {
-    inner: FakeEmbedder,
-    is_open: AtomicBool,
-    reached: Notify,
+/// What happens before each call of the fake embedder.
+trait Before: Send + Sync {
+    fn before(&self) -> BoxFuture<'_, Result<(), EmbedError>>;
 }
 
-impl Gate {
-    fn closed() -> Arc<Self> {
-        Arc::new(Self { inner: FakeEmbedder::new(DIM), is_open: AtomicBool::new(false), reached: Notify::new() })
+/// The fake embedder behind it.
+struct Behind<B> {
+    inner: FakeEmbedder,
+    before: B,
+}
+
+impl<B: Before> Behind<B> {
+    fn new(before: B) -> Arc<Self> {
+        Arc::new(Self { inner: FakeEmbedder::new(DIM), before })
     }
 }
 
-impl Embedder for Gate {
+impl<B: Before> Embedder for Behind<B> {
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -46,11 +50,28 @@ impl Embedder for Gate {
 
     fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
         async move {
+            self.before.before().await?;
+            self.inner.embed(texts, deadline).await
+        }
+        .boxed()
+    }
+}
+
+/// Stops at the first text until it is let go, and says that it was reached.
+#[derive(Default)]
+struct Gate {
+    is_open: AtomicBool,
+    reached: Notify,
+}
+
+impl Before for Gate {
+    fn before(&self) -> BoxFuture<'_, Result<(), EmbedError>> {
+        async move {
             if !self.is_open.load(Ordering::SeqCst) {
                 self.reached.notify_one();
                 std::future::pending::<()>().await;
             }
-            self.inner.embed(texts, deadline).await
+            Ok(())
         }
         .boxed()
     }
@@ -60,7 +81,7 @@ impl Embedder for Gate {
 #[tokio::test]
 async fn a_job_survives_the_process_and_runs_once() {
     let dir = tempfile::tempdir().expect("scratch");
-    let gate = Gate::closed();
+    let gate = Behind::new(Gate::default());
     let first = Setup { dir: Some(dir.path().to_owned()), embedder: gate.clone(), workers: 0, ..Setup::default() };
     let twin = Arc::clone(&first.twin);
     let c = Coordinator::start(first).await;
@@ -79,7 +100,7 @@ async fn a_job_survives_the_process_and_runs_once() {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
             runtime.block_on(async {
                 let running = Running::start(parts(&setup, &dir)).await.expect("starts");
-                gate.reached.notified().await;
+                gate.before.reached.notified().await;
                 std::mem::forget(running.services.clone());
             });
             runtime.shutdown_timeout(Duration::from_secs(5));
@@ -88,7 +109,7 @@ async fn a_job_survives_the_process_and_runs_once() {
     runtime.join().expect("ends");
     assert_eq!(twin.applied_total(), 0, "it had not come to writing");
 
-    gate.is_open.store(true, Ordering::SeqCst);
+    gate.before.is_open.store(true, Ordering::SeqCst);
     let copied = tempfile::tempdir().expect("scratch");
     // The dead life's lock went with its process; here it is still held by leaked state, so the files are taken elsewhere.
     for entry in std::fs::read_dir(dir.path()).expect("reads") {
@@ -133,20 +154,20 @@ async fn a_lost_acknowledgement_doubles_nothing() {
 #[tokio::test]
 async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back() {
     let dir = tempfile::tempdir().expect("scratch");
-    let gate = Gate::closed();
+    let gate = Behind::new(Gate::default());
     let setup = Setup { dir: Some(dir.path().to_owned()), embedder: gate.clone(), workers: 2, ..Setup::default() };
     let twin = Arc::clone(&setup.twin);
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
     let cancelled = c.post("/api/v1/documents", json!({"id": "a", "text": "one", "collection": "t"})).await.ok();
-    gate.reached.notified().await;
+    gate.before.reached.notified().await;
     let kept = c.post("/api/v1/documents", json!({"id": "b", "text": "two", "collection": "t"})).await.ok();
-    gate.reached.notified().await;
+    gate.before.reached.notified().await;
     let job_path = format!("/api/v1/jobs/{}", cancelled["job_id"].as_str().expect("id"));
     assert_eq!(c.delete(&job_path).await.ok()["status"], "cancelled");
     c.stop().await;
 
-    gate.is_open.store(true, Ordering::SeqCst);
+    gate.before.is_open.store(true, Ordering::SeqCst);
     let again = Setup { dir: Some(dir.path().to_owned()), twin: Arc::clone(&twin), embedder: gate, ..Setup::default() };
     let c = Coordinator::start(again).await;
     let job = c.follow_job(kept["job_id"].as_str().expect("id")).await;
@@ -165,4 +186,125 @@ async fn one_process_at_a_time_has_the_catalog() {
     c.stop().await;
     let again = Running::start(parts(&Setup::default(), dir.path())).await.expect("the lock is free again");
     again.close().await;
+}
+
+/// The shards are away for so long that the job is given up; a day later somebody tries it again.
+#[tokio::test]
+async fn a_failed_job_is_listed_and_retried() {
+    let setup = Setup::default();
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    c.create_texts("other").await;
+    let broken = c.upload_file("t", "b", "broken.pdf", b"%PDF-1.4 nothing more").await;
+    assert_eq!(broken["status"], "failed", "{broken}");
+    c.upload("t", "good", "", "words").await;
+    let failed = c.get("/api/v1/jobs?status=failed&collection=t").await.ok();
+    assert_eq!(failed["jobs"].as_array().expect("jobs").len(), 1, "{failed}");
+    assert_eq!((&failed["jobs"][0]["id"], &failed["jobs"][0]["document_id"]), (&broken["id"], &json!("b")));
+    assert_eq!(c.get("/api/v1/jobs?status=failed&collection=other").await.ok()["jobs"], json!([]));
+    let first = c.get("/api/v1/jobs?limit=1").await.ok();
+    let next =
+        c.get(&format!("/api/v1/jobs?limit=1&cursor={}", first["next_cursor"].as_str().expect("more"))).await.ok();
+    assert_ne!(first["jobs"][0]["id"], next["jobs"][0]["id"]);
+    assert_eq!(next["next_cursor"], json!(null));
+    assert_eq!(c.get("/api/v1/jobs?status=lost").await.status, 400);
+
+    let retry = format!("/api/v1/jobs/{}/retry", broken["id"].as_str().expect("id"));
+    let again = c.post(&retry, json!({})).await;
+    assert_eq!(again.status, 202, "{}", again.body);
+    let job = c.follow_job(broken["id"].as_str().expect("id")).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("failed"), &json!(2)), "it was tried again: {job}");
+    // Uploaded anew, the old job has nothing to try any more.
+    c.upload("t", "b", "", "readable").await;
+    let refused = c.post(&retry, json!({})).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (409, &json!("conflict")));
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_upload_is_not_indexed_again_unless_something_took_its_place() {
+    let setup = Setup::default();
+    let twin = Arc::clone(&setup.twin);
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    let first = c.upload("t", "d", "Title", "words to keep").await;
+    let applied = twin.applied_total();
+    let again = c.upload("t", "d", "Title", "words to keep").await;
+    assert_eq!((&again["status"], &again["chunk_count"]), (&json!("done"), &first["chunk_count"]), "{again}");
+    assert_ne!(again["id"], first["id"]);
+    assert_eq!(twin.applied_total(), applied, "nothing was written");
+    let document = c.get("/api/v1/documents/d?collection=t&include_text=true").await.ok();
+    assert_eq!((&document["status"], &document["text"]), (&json!("ready"), &json!("words to keep")));
+
+    // Another title makes another document.
+    c.upload("t", "d", "Other", "words to keep").await;
+    assert_eq!(twin.applied_total(), applied + 1);
+    // A point in the document's place, which the catalog hears nothing of.
+    let point = json!({"points": [{"id": "d", "vector": vec![1.0; DIM], "text": "not the words"}]});
+    c.put("/api/v1/collections/t/points", point).await.ok();
+    assert_eq!(c.upload("t", "d", "Other", "words to keep").await["status"], "done");
+    let found =
+        c.post("/api/v1/search", json!({"collection": "t", "query": "words", "consistency": "strong"})).await.ok();
+    assert_eq!(found["hits"][0]["text"], "words to keep", "it was indexed again");
+    c.stop().await;
+}
+
+/// Counts the calls and, until it is mended, refuses them after so many.
+struct Tired {
+    calls: AtomicUsize,
+    calls_max: AtomicUsize,
+}
+
+impl Before for Tired {
+    fn before(&self) -> BoxFuture<'_, Result<(), EmbedError>> {
+        async move {
+            if self.calls.load(Ordering::SeqCst) >= self.calls_max.load(Ordering::SeqCst) {
+                return Err(EmbedError::Overloaded { queued_max: 0 });
+            }
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn steps_that_are_done_are_not_done_again() {
+    let embedder = Behind::new(Tired { calls: 0.into(), calls_max: 2.into() });
+    let c = Coordinator::start(Setup { embedder: embedder.clone(), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    let section = |part: usize| format!("# Part {part}\n\n{}\n\n", format!("word{part} ").repeat(200));
+    let text: String = (0..150).map(section).collect();
+    let body = json!({"id": "long", "text": text, "collection": "t"});
+    let accepted = c.post("/api/v1/documents", body).await.ok();
+    let job_path = format!("/api/v1/jobs/{}", accepted["job_id"].as_str().expect("id"));
+    // It fails at the third step and is queued again.
+    while c.get(&job_path).await.ok()["error"].is_null() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(embedder.before.calls.load(Ordering::SeqCst), 2);
+    embedder.before.calls_max.store(usize::MAX, Ordering::SeqCst);
+    let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
+    assert_eq!(job["status"], "done", "{job}");
+    let steps = job["chunk_count"].as_u64().expect("number").div_ceil(64);
+    assert!(steps >= 3, "{job}");
+    assert_eq!(embedder.before.calls.load(Ordering::SeqCst) as u64, steps, "each step once over both runs");
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stops_at_once_and_can_be_retried() {
+    let gate = Behind::new(Gate::default());
+    let c = Coordinator::start(Setup { embedder: gate.clone(), workers: 1, ..Setup::default() }).await;
+    c.create_texts("t").await;
+    let stuck = c.post("/api/v1/documents", json!({"id": "a", "text": "one", "collection": "t"})).await.ok();
+    gate.before.reached.notified().await;
+    let job_path = format!("/api/v1/jobs/{}", stuck["job_id"].as_str().expect("id"));
+    assert_eq!(c.delete(&job_path).await.ok()["status"], "cancelled");
+    gate.before.is_open.store(true, Ordering::SeqCst);
+    // The only worker waits in the embedder for ever, unless the cancellation has taken it out.
+    assert_eq!(c.upload("t", "b", "", "two").await["status"], "done");
+    assert_eq!(c.post(&format!("{job_path}/retry"), json!({})).await.status, 202);
+    assert_eq!(c.follow_job(stuck["job_id"].as_str().expect("id")).await["status"], "done");
+    c.stop().await;
 }

@@ -1,12 +1,22 @@
 //! The coordinator's HTTP API against nodes in memory: port 0, fake embedder, scripted language model, scratch catalog.
 
+#[path = "../support/postgres.rs"]
+mod postgres_server;
+
 mod cache;
+mod clients;
 mod collections;
 mod conditional;
 mod consistency;
 mod documents;
+mod doors_tenants;
 mod faults;
 mod jobs;
+mod llm;
+mod llm_pool;
+mod llm_timing;
+mod ollama_door;
+mod openai_door;
 mod operators;
 mod query;
 mod redis_server;
@@ -14,3 +24,5 @@ mod refusals;
 mod search;
 mod shared_cache;
 mod support;
+mod tenants;
+mod two_coordinators;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coordinator::generate::backend::{Backend, BackendError};
+use coordinator::generate::backend::{Backend, BackendError, Report};
 use coordinator::generate::metrics::PoolMetrics;
-use coordinator::generate::pool::{Balance, Member, Pool, Timeouts};
-use coordinator::generate::{EventStream, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Usage};
+use coordinator::generate::pool::{Member, Policy, Pool};
+use coordinator::generate::{EventStream, FinishReason, GenerateEvent, GenerateRequest, Usage};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
@@ -67,15 +67,14 @@ impl Backend for Script {
         async move { Ok(events.boxed()) }.boxed()
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>> {
-        async { Ok(()) }.boxed()
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
+        async { Ok(Report::default()) }.boxed()
     }
 }
 
 fn pool_of(script: &Arc<Script>) -> Pool {
-    let member = Member { backend: Arc::clone(script) as Arc<dyn Backend>, weight: 1, concurrency_max: 4 };
-    let (timeouts, options) = (Timeouts::default(), GenerateOptions::default());
-    Pool::new(vec![member], Balance::LeastConn, timeouts, options, PoolMetrics::new())
+    let member = Member::new(Arc::clone(script) as Arc<dyn Backend>, 4);
+    Pool::new(vec![member], Policy::default(), PoolMetrics::new())
 }
 
 async fn with_text(llm: Option<Pool>) -> Coordinator {
@@ -170,9 +169,29 @@ async fn a_whole_answer_from_a_model_has_its_citations_and_usage() {
     let c = with_text(Some(pool_of(&script))).await;
     script.permits.0.add_permits(1);
     let reply = c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
-    assert_eq!((&reply["answer"], &reply["generator"]), (&json!("The wing [1][9]."), &json!("scripted")));
+    assert_eq!((&reply["answer"], &reply["generator"]), (&json!("The wing [1]."), &json!("scripted")));
     assert_eq!(reply["citations"].as_array().map(Vec::len), Some(1), "9 is no source: {reply}");
     assert_eq!(reply["usage"], json!({"prompt_tokens": 7, "completion_tokens": 3}));
+    // The tenant's account has it within a second or two.
+    let days = loop {
+        let usage = c.get("/api/v1/tenants/default/usage").await.ok();
+        match usage["days"].as_array() {
+            Some(days) if !days.is_empty() => break days.clone(),
+            _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+        }
+    };
+    assert_eq!((&days[0]["model"], &days[0]["requests"]), (&json!("tiny"), &json!(1)), "{days:?}");
+    assert_eq!((&days[0]["prompt_tokens"], &days[0]["completion_tokens"]), (&json!(7), &json!(3)), "{days:?}");
+
+    // Ten tokens are more than one a minute: the next answer has to wait, a search has not.
+    c.put("/api/v1/tenants/default", json!({"tokens_per_minute": 1})).await.ok();
+    script.permits.0.add_permits(1);
+    c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    let refused = c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await;
+    assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (429, &json!("rate_limited")));
+    let wait_s: u64 = refused.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((500..=600).contains(&wait_s), "ten tokens at one a minute: {wait_s}");
+    c.post("/api/v1/search", json!({"query": "what makes lift", "collection": "t"})).await.ok();
     c.stop().await;
 }
 

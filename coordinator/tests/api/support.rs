@@ -11,8 +11,11 @@ use coordinator::cluster::twin::{Twin, TwinClient};
 use coordinator::embed::Embedder;
 use coordinator::embed::fake::FakeEmbedder;
 use coordinator::generate::pool::Pool;
+use coordinator::ingest::IngestOptions;
+use coordinator::ingest::sandbox::Sandbox;
 use coordinator::startup::{CacheOptions, Parts, Running};
 use coordinator::telemetry::Metrics;
+use coordinator::tenants::TenantOptions;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -34,6 +37,9 @@ pub(crate) struct Setup {
     pub(crate) embedder: Arc<dyn Embedder>,
     /// Kept by the caller to start again on the same catalog.
     pub(crate) dir: Option<PathBuf>,
+    /// Instead of an SQLite file in `dir`.
+    pub(crate) catalog_url: Option<String>,
+    pub(crate) tenants: TenantOptions,
 }
 
 impl Default for Setup {
@@ -47,6 +53,8 @@ impl Default for Setup {
             workers: 2,
             embedder: Arc::new(FakeEmbedder::new(DIM)),
             dir: None,
+            catalog_url: None,
+            tenants: TenantOptions::default(),
         }
     }
 }
@@ -90,20 +98,29 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         client: Arc::new(TwinClient(Arc::clone(&setup.twin))),
         seeds: vec!["seed:1".into()],
         embedder: Arc::clone(&setup.embedder),
-        llm: setup.llm.clone(),
+        llm: setup.llm.clone().unwrap_or_else(Pool::empty),
         metrics,
         shared,
         catalog: CatalogOptions {
-            url: format!("sqlite://{}", dir.join("catalog.db").display()),
+            url: setup.catalog_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("catalog.db").display())),
             pool_size: 4,
             max_overflow: 2,
             pool_timeout: Duration::from_secs(10),
         },
+        tenants: setup.tenants.clone(),
         cache: setup.caching.then(|| CacheOptions { memory_bytes: 1 << 20, ttl, backends: String::new() }),
         default_timeout: Duration::from_secs(10),
         max_staleness: setup.max_staleness,
         zone: None,
-        workers: setup.workers,
+        ingest: IngestOptions {
+            workers: setup.workers,
+            sandbox: Sandbox {
+                program: env!("CARGO_BIN_EXE_susui-coordinator").into(),
+                memory_bytes: 1 << 30,
+                time: Duration::from_secs(20),
+            },
+            priorities: [("urgent".to_owned(), 1)].into(),
+        },
     }
 }
 
@@ -131,6 +148,15 @@ impl Coordinator {
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        Self::read(request.send().await.expect("answers")).await
+    }
+
+    /// A call with a key.
+    pub(crate) async fn call_as(&self, key: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(key);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -195,6 +221,16 @@ impl Coordinator {
     pub(crate) async fn upload(&self, collection: &str, id: &str, title: &str, text: &str) -> Value {
         let body = json!({"id": id, "title": title, "text": text, "collection": collection});
         let accepted = self.post("/api/v1/documents", body).await;
+        assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
+        self.follow_job(accepted.body["job_id"].as_str().expect("job id")).await
+    }
+
+    /// Uploads a file and follows its job to the end.
+    pub(crate) async fn upload_file(&self, collection: &str, id: &str, name: &str, bytes: &[u8]) -> Value {
+        let part = reqwest::multipart::Part::bytes(bytes.to_vec()).file_name(name.to_owned());
+        let form = reqwest::multipart::Form::new().text("id", id.to_owned()).text("collection", collection.to_owned());
+        let request = self.http.post(format!("{}/api/v1/documents", self.base)).multipart(form.part("file", part));
+        let accepted = Self::read(request.send().await.expect("answers")).await;
         assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.body);
         self.follow_job(accepted.body["job_id"].as_str().expect("job id")).await
     }

@@ -2,9 +2,10 @@
 //! else's heartbeat.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_config::ids::{Incarnation, NodeId};
+use futures::future::join_all;
 use proto::v1;
 use proto::v1::metadata_service_client::MetadataServiceClient;
 use tokio::time::MissedTickBehavior;
@@ -21,6 +22,7 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
     let mut tick = tokio::time::interval(agent.inner.heartbeat_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_heard = true;
+    let mut answered_at = Instant::now();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -31,8 +33,10 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
         if incarnation == Incarnation(0) {
             continue;
         }
-        match send(&agent, voter, incarnation, &reporter).await {
+        let message = alive(&agent, voter, incarnation, answered_at.elapsed(), &reporter);
+        match send(&agent, voter, message).await {
             Ok(reply) => {
+                answered_at = Instant::now();
                 agent.inner.seen_version.fetch_max(reply.state_version, Ordering::Relaxed);
                 if reply.must_register {
                     agent.expire(incarnation);
@@ -49,16 +53,26 @@ pub(super) async fn run(agent: Agent, voter: NodeId, reporter: Reporter) {
     }
 }
 
-async fn send(
+/// Tells every voter that `incarnation` is about to end. Returns whether enough of them heard it to act on it.
+pub(super) async fn say_goodbye(agent: &Agent, incarnation: Incarnation, reporter: &Reporter) -> bool {
+    let goodbye =
+        |voter| v1::HeartbeatRequest { stopping: true, ..alive(agent, voter, incarnation, Duration::ZERO, reporter) };
+    let told = join_all(agent.inner.metadata.voters().map(|voter| send(agent, voter, goodbye(voter)))).await;
+    let heard = told.iter().filter(|answer| answer.is_ok()).count();
+    2 * heard > told.len()
+}
+
+fn alive(
     agent: &Agent,
     voter: NodeId,
     incarnation: Incarnation,
+    unanswered: Duration,
     reporter: &Reporter,
-) -> Result<v1::HeartbeatReply, String> {
+) -> v1::HeartbeatRequest {
     let metadata = &agent.inner.metadata;
     let peers = metadata.peers();
     let report = reporter();
-    let message = v1::HeartbeatRequest {
+    v1::HeartbeatRequest {
         envelope: Some(peers.envelope(voter)),
         incarnation: incarnation.0,
         copies: report.copies,
@@ -66,7 +80,15 @@ async fn send(
         refused_peers: report.refused_peers.into_iter().map(|peer| peer.0).collect(),
         disk_stalled: report.is_disk_stalled,
         deleted_copies: report.deleted.into_iter().map(|copy| copy.0).collect(),
-    };
+        memory: Some(report.memory.into()),
+        stopping: false,
+        unanswered_ms: unanswered.as_millis() as u64,
+    }
+}
+
+async fn send(agent: &Agent, voter: NodeId, message: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply, String> {
+    let metadata = &agent.inner.metadata;
+    let peers = metadata.peers();
     if voter == peers.self_node() {
         return metadata.hear(message).ok_or_else(|| "this node does not vote, the configuration says it does".into());
     }

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use cluster_config::cluster_state::{ClusterState, Liveness, NodeLifecycle, NodeRecord};
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::memory::NodeMemory;
 use cluster_config::node_config::NodeConfig;
+use cluster_config::shard_group::ShardGroup;
 use proto::v1;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,8 @@ pub struct Report {
     pub refused_peers: Vec<NodeId>,
     /// Its log could not be synced for longer than the node timeout.
     pub is_disk_stalled: bool,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
 }
 
 /// Makes a [`Report`]. Called from the heartbeat tasks: short, and without waiting for the disk.
@@ -68,6 +72,8 @@ struct Inner {
     /// A voter said that this life is over.
     expired: mpsc::Sender<Incarnation>,
     stop: CancellationToken,
+    /// Cancelled when this process is not to count as alive any more: no heartbeats, no further life.
+    leaving: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -94,6 +100,7 @@ impl Agent {
             lifecycle: NodeLifecycle::Active,
         };
         let (expired, expirations) = mpsc::channel(1);
+        let stop = CancellationToken::new();
         let agent = Self {
             inner: Arc::new(Inner {
                 metadata,
@@ -104,7 +111,8 @@ impl Agent {
                 nudge: Notify::new(),
                 seen_version: AtomicU64::new(0),
                 expired,
-                stop: CancellationToken::new(),
+                leaving: stop.child_token(),
+                stop,
                 tasks: TaskTracker::new(),
             }),
         };
@@ -112,14 +120,14 @@ impl Agent {
             agent.spawn(follow::run(agent.clone()));
         }
         agent.begin_life().await;
-        agent.spawn(agent.clone().renew_lives(expirations));
+        agent.spawn_living(agent.clone().renew_lives(expirations));
         agent
     }
 
     /// Begins to send heartbeats to every voter; before this the node counts as alive for one node timeout.
     pub fn start_heartbeats(&self, reporter: Reporter) {
         for voter in self.inner.metadata.voters() {
-            self.spawn(heartbeat::run(self.clone(), voter, reporter.clone()));
+            self.spawn_living(heartbeat::run(self.clone(), voter, reporter.clone()));
         }
     }
 
@@ -138,7 +146,29 @@ impl Agent {
         self.inner.metadata.state()
     }
 
-    /// Ends the tasks. The group notices by silence.
+    /// Says that this life is about to end, and waits, at most for `patience`, until the group has acted on it: then no write waits for a
+    /// copy on this node, and nobody reads from it by choice. A copy that is the last in sync of its shard is not let go; nor is any where
+    /// the group has no majority, which is not waited for.
+    pub async fn leave(&self, reporter: &Reporter, patience: Duration) {
+        self.inner.leaving.cancel();
+        let incarnation = *self.inner.incarnation.borrow();
+        let this = self.inner.identity.id;
+        let is_let_go = |state: &Arc<ClusterState>| {
+            let waits = |group: &ShardGroup| {
+                group.in_sync.len() > 1 && group.in_sync.iter().any(|copy| group.node_of(*copy) == Some(this))
+            };
+            !state.is_alive_in(this, incarnation) && !state.shards.values().any(waits)
+        };
+        let leaving = async {
+            heartbeat::say_goodbye(self, incarnation, reporter).await && self.state().wait_for(is_let_go).await.is_ok()
+        };
+        match tokio::time::timeout(patience, leaving).await {
+            Ok(true) => tracing::info!(%incarnation, "let go by the metadata group"),
+            Ok(false) | Err(_) => tracing::info!(%incarnation, "not let go, the group will notice the silence"),
+        }
+    }
+
+    /// Ends the tasks. The group notices by silence, unless [`Agent::leave`] told it.
     pub async fn close(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
@@ -147,6 +177,11 @@ impl Agent {
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.inner.tasks.spawn(self.inner.stop.clone().run_until_cancelled_owned(task));
+    }
+
+    /// For as long as this process is to count as alive.
+    fn spawn_living(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.inner.tasks.spawn(self.inner.leaving.clone().run_until_cancelled_owned(task));
     }
 
     /// Registers as a new life until it succeeds.

@@ -34,6 +34,10 @@ pub struct Patience {
 /// Entries behind its primary at which a read replica starts to serve, and ten times which it stops to.
 const REPLICA_LAG_MAX: u64 = 1000;
 
+/// Node timeouts for which a node may be heard without hearing. Two, because an answer is lost more easily than a heartbeat: this process
+/// need only be slow.
+const DEAF_TIMEOUTS: u64 = 2;
+
 /// What a decision is made from.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -43,7 +47,7 @@ pub struct View<'a> {
     pub observed: &'a Observed,
     /// Now.
     pub now_ms: u64,
-    /// Since when this voter leads.
+    /// Since when this voter leads, and has not been suspended itself.
     pub leader_since_ms: u64,
     /// Timeouts.
     pub patience: &'a Patience,
@@ -67,13 +71,20 @@ pub fn decide(view: &View<'_>) -> Vec<Command> {
     commands
 }
 
-/// Nodes whose life is over: silent for the node timeout, counted from when this leader could have heard them, or found refusing
-/// connections, which needs no waiting.
+/// Nodes whose life is over: silent for the node timeout, or deaf to this leader for [`DEAF_TIMEOUTS`] of it, counted from when the two
+/// could have heard each other; or, which needs no waiting, found refusing connections, or stopping by their own word.
 fn decide_deaths(view: &View<'_>) -> BTreeSet<NodeId> {
-    let is_over = |seen: Option<&NodeSeen>| {
-        let heard_ms = seen.map_or(0, |seen| seen.heard_ms).max(view.leader_since_ms);
-        seen.is_some_and(|seen| seen.is_refused)
-            || view.now_ms.saturating_sub(heard_ms) >= view.patience.node_timeout_ms
+    let has_passed =
+        |since_ms: u64, timeout_ms: u64| view.now_ms.saturating_sub(since_ms.max(view.leader_since_ms)) >= timeout_ms;
+    let timeout_ms = view.patience.node_timeout_ms;
+    let is_over = |seen: Option<&NodeSeen>| match seen {
+        None => has_passed(0, timeout_ms),
+        Some(seen) => {
+            seen.is_refused
+                || seen.is_stopping
+                || has_passed(seen.heard_ms, timeout_ms)
+                || has_passed(seen.answered_ms, DEAF_TIMEOUTS * timeout_ms)
+        }
     };
     view.state
         .nodes

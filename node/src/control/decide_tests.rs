@@ -182,6 +182,47 @@ fn a_new_leader_waits_one_node_timeout_but_for_refused_connections() {
 }
 
 #[test]
+fn a_node_that_says_that_it_stops_needs_no_waiting() {
+    let mut scene = Scene::new();
+    scene.shard(0, &[(1, 1), (2, 2)], &[1, 2], Some((1, 1)));
+    scene.hear(1, 1, &[(1, 9)], 1000);
+    scene.hear_with(2, 1, &[], 1000, |heartbeat| heartbeat.is_stopping = true);
+    scene.hear(3, 1, &[], 1000);
+    let commands = scene.decide(1000);
+    let [first, Command::Reconfigure(parts)] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!((first, parts[0].drop.as_slice()), (&dead(2), [CopyId(2)].as_slice()), "no write waits for it any more");
+}
+
+#[test]
+fn a_heartbeat_under_way_does_not_take_a_goodbye_back() {
+    let mut scene = Scene::new();
+    scene.hear_with(2, 1, &[], 1000, |heartbeat| heartbeat.is_stopping = true);
+    scene.hear(2, 1, &[], 1001);
+    assert_eq!(scene.decide(1001), [dead(2)]);
+    scene.node(2, 2, Liveness::Alive);
+    scene.hear(2, 2, &[], 1100);
+    assert_eq!(scene.decide(1100), [], "another life");
+}
+
+#[test]
+fn a_node_that_is_heard_but_hears_nothing_is_dead_after_two_timeouts() {
+    let mut scene = Scene::new();
+    let mut told = Vec::new();
+    for now_ms in (0..=6000).step_by(500) {
+        scene.hear(1, 1, &[], now_ms);
+        scene.hear_with(2, 1, &[], now_ms, |heartbeat| heartbeat.unanswered_ms = now_ms);
+        scene.hear(3, 1, &[], now_ms);
+        told.extend(scene.decide(now_ms).into_iter().map(|command| (now_ms, command)));
+    }
+    assert_eq!(told, [(6000, dead(2))]);
+    let is_deaf =
+        |node, incarnation, now_ms| scene.observed.is_deaf(NodeId(node), Incarnation(incarnation), now_ms, 1000);
+    assert!(is_deaf(2, 1, 6000) && !is_deaf(3, 1, 6000) && !is_deaf(2, 2, 6000) && !is_deaf(9, 1, 6000));
+    scene.leader_since_ms = 500;
+    assert_eq!(scene.decide(6000), [], "it may have heard the leader before");
+}
+
+#[test]
 fn a_heartbeat_after_the_probe_outweighs_it() {
     let mut scene = Scene::new();
     for node in 1..=3 {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::memory::NodeMemory;
 use cluster_config::seqno::{LogPosition, SeqNo};
 use proto::v1;
 
@@ -36,16 +37,22 @@ pub struct NodeSeen {
     pub incarnation: Incarnation,
     /// Last heartbeat, or when this life was first heard of.
     pub heard_ms: u64,
+    /// When it last heard an answer of this voter, as it says.
+    pub answered_ms: u64,
     /// Its log could not be synced for longer than the node timeout.
     pub is_disk_stalled: bool,
     /// Its copies, open or [`CopySeen::is_corrupt`].
     pub copies: BTreeMap<CopyId, CopySeen>,
     /// Retired copies whose files are gone.
     pub deleted: BTreeSet<CopyId>,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
     /// Last time a peer reported that its port refuses connections.
     pub suspected_ms: Option<u64>,
     /// This process found its port refusing twice, and heard nothing since.
     pub is_refused: bool,
+    /// It said that it stops, which ends this life.
+    pub is_stopping: bool,
     /// When the agreed state first showed it dead.
     pub dead_since_ms: Option<u64>,
 }
@@ -65,6 +72,12 @@ pub struct Heartbeat {
     pub refused_peers: Vec<NodeId>,
     /// See [`NodeSeen::is_disk_stalled`].
     pub is_disk_stalled: bool,
+    /// See [`NodeSeen::is_stopping`].
+    pub is_stopping: bool,
+    /// How long it has not heard an answer of this voter.
+    pub unanswered_ms: u64,
+    /// What its memory goes to.
+    pub memory: NodeMemory,
 }
 
 /// Everything seen.
@@ -84,6 +97,12 @@ impl Observed {
         self.nodes.get(&node).filter(|seen| seen.incarnation == incarnation)
     }
 
+    /// Whether the node, in exactly that life, has not heard an answer of this voter for longer than `after_ms`. What it calls silent
+    /// need not be so.
+    pub fn is_deaf(&self, node: NodeId, incarnation: Incarnation, now_ms: u64, after_ms: u64) -> bool {
+        self.node(node, incarnation).is_some_and(|seen| now_ms.saturating_sub(seen.answered_ms) > after_ms)
+    }
+
     /// Everything, by node.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeSeen)> {
         self.nodes.iter().map(|(node, seen)| (*node, seen))
@@ -100,8 +119,12 @@ impl Observed {
         }
         let former = std::mem::take(&mut seen.copies);
         seen.heard_ms = now_ms;
+        seen.answered_ms = seen.answered_ms.max(now_ms.saturating_sub(heartbeat.unanswered_ms));
         seen.is_disk_stalled = heartbeat.is_disk_stalled;
         seen.deleted = heartbeat.deleted;
+        // Heartbeats under way may arrive after the goodbye.
+        seen.is_stopping |= heartbeat.is_stopping;
+        seen.memory = heartbeat.memory;
         seen.is_refused = false;
         seen.suspected_ms = None;
         for report in heartbeat.copies {
@@ -131,7 +154,12 @@ impl Observed {
         for record in state.nodes.values() {
             let seen = self.nodes.entry(record.id).or_default();
             if seen.incarnation < record.incarnation {
-                *seen = NodeSeen { incarnation: record.incarnation, heard_ms: now_ms, ..NodeSeen::default() };
+                *seen = NodeSeen {
+                    incarnation: record.incarnation,
+                    heard_ms: now_ms,
+                    answered_ms: now_ms,
+                    ..NodeSeen::default()
+                };
             }
             if record.liveness == Liveness::Alive {
                 seen.dead_since_ms = None;
@@ -149,6 +177,11 @@ impl Observed {
         {
             seen.is_refused = true;
         }
+    }
+
+    /// Nodes whose memory is full: they are given no new copies.
+    pub fn full_nodes(&self) -> BTreeSet<NodeId> {
+        self.nodes.iter().filter(|(_, seen)| seen.memory.is_full()).map(|(node, _)| *node).collect()
     }
 
     /// Nodes worth a probe: reported refusing, or silent for longer than `silence_ms`.

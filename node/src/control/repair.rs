@@ -131,9 +131,10 @@ fn place(view: &View<'_>, group: &ShardGroup, copies_on: &BTreeMap<NodeId, usize
     let taken: BTreeSet<NodeId> = group.copies.values().map(|record| record.node).collect();
     let zones: BTreeSet<&str> =
         taken.iter().filter_map(|node| view.state.nodes.get(node)).map(|node| node.zone.as_str()).collect();
+    let full = view.observed.full_nodes();
     view.state
         .placeable()
-        .filter(|node| !taken.contains(&node.id))
+        .filter(|node| !taken.contains(&node.id) && !full.contains(&node.id))
         .min_by_key(|node| {
             let copies = copies_on.get(&node.id).copied().unwrap_or(0) as u64;
             (zones.contains(node.zone.as_str()), copies * 10_000 / u64::from(node.weight.max(1)), node.id)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_config::cluster_state::ClusterState;
 use cluster_config::ids::{Incarnation, NodeId};
@@ -21,6 +21,8 @@ use crate::rpc::client::Peers;
 const TICK: Duration = Duration::from_millis(100);
 /// Between the two probes of a suspect; one refusal may be a port between two owners.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
+/// A tick that comes later says that this process was suspended: it heard nobody, which is nobody else's silence.
+const SUSPENDED_AFTER: Duration = Duration::from_secs(1);
 /// A probe that takes longer says nothing: only a refusal is a proof.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Missed heartbeats after which a node is probed without anybody's report.
@@ -51,9 +53,13 @@ pub(crate) async fn run(mut leader: Leader) {
     let mut leader_since_ms = None;
     let mut probing = None;
     loop {
+        let waiting_since = Instant::now();
         tokio::select! {
             _ = tick.tick() => {}
             changed = leader.state.changed() => if changed.is_err() { return },
+        }
+        if waiting_since.elapsed() > SUSPENDED_AFTER {
+            leader_since_ms = None;
         }
         let state = leader.state.borrow_and_update().clone();
         leader.watching.with(|observed, now_ms| observed.meet(&state, now_ms));

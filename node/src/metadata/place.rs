@@ -12,16 +12,25 @@ use proto::convert::status::RemoteError;
 
 use super::command::PlannedCopy;
 
-/// A place for every copy, by shard, the one that should become the first primary in front. Errors: `Unavailable` while there are fewer
-/// live data nodes than copies.
+/// A place for every copy, by shard, the one that should become the first primary in front. `full`: nodes that take no copies, because
+/// their memory is full. Errors: `StorageFull` where the others are too few for that reason, `Unavailable` while there are fewer live
+/// data nodes than copies anyway.
 /// Cost: see [`plan`]; not for a reactor thread.
 pub(crate) fn plan_collection(
     state: &ClusterState,
     spec: &CollectionSpec,
+    full: &BTreeSet<NodeId>,
 ) -> Result<Vec<Vec<PlannedCopy>>, RemoteError> {
     let collection = Collection { id: CollectionId(state.next_collection), spec: spec.clone(), epoch: 1 };
-    let planned = plan(&Problem::of_collection(state, &collection, &BTreeSet::new()), Goal::Repair);
+    let planned = plan(&Problem::of_collection(state, &collection, full), Goal::Repair);
     if let Some(warning) = planned.warnings.iter().find(|warning| matches!(warning, Warning::TooFewNodes { .. })) {
+        let full: Vec<String> =
+            state.placeable().filter(|node| full.contains(&node.id)).map(|node| node.id.to_string()).collect();
+        if !full.is_empty() {
+            let message = format!("{warning}; the memory of node {} is full", full.join(", "));
+            return Err(RemoteError::new(ErrorKind::StorageFull, message)
+                .with_hint("add nodes, delete collections, or raise storage.memory_budget"));
+        }
         return Err(RemoteError::new(ErrorKind::Unavailable, warning.to_string())
             .with_hint("start more data nodes, or ask for fewer copies"));
     }
@@ -45,7 +54,35 @@ fn spread_firsts(shards: impl Iterator<Item = Vec<PlacedCopy>>) -> Vec<Vec<Plann
 
 #[cfg(test)]
 mod tests {
+    use cluster_config::cluster_state::{Liveness, NodeLifecycle, NodeRecord};
+    use cluster_config::ids::Incarnation;
+
     use super::*;
+
+    #[test]
+    fn full_nodes_get_no_copies_and_too_few_others_are_an_error_of_storage() {
+        let node = |id| NodeRecord {
+            id: NodeId(id),
+            rpc_address: String::new(),
+            http_address: String::new(),
+            zone: "z".into(),
+            weight: 100,
+            is_data: true,
+            incarnation: Incarnation(1),
+            liveness: Liveness::Alive,
+            lifecycle: NodeLifecycle::Active,
+        };
+        let nodes = (1..=3).map(|id| (NodeId(id), node(id))).collect();
+        let state = ClusterState { nodes, ..ClusterState::default() };
+        let spec = CollectionSpec::new("c", 8);
+        let planned = |full: &[u64]| plan_collection(&state, &spec, &full.iter().copied().map(NodeId).collect());
+        let nodes: BTreeSet<NodeId> =
+            planned(&[2]).expect("two are enough").concat().iter().map(|copy| copy.node).collect();
+        assert_eq!(nodes, [NodeId(1), NodeId(3)].into());
+        let error = planned(&[2, 3]).expect_err("two copies, one node");
+        assert_eq!(error.kind, ErrorKind::StorageFull);
+        assert!(error.message.contains("memory of node 2, 3 is full"), "{}", error.message);
+    }
 
     #[test]
     fn firsts_are_voters_and_spread() {

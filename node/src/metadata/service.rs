@@ -5,6 +5,7 @@ use std::pin::Pin;
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, Incarnation, NodeId};
+use cluster_config::memory::NodeMemory;
 use futures::{Stream, StreamExt};
 use proto::convert::status::RemoteError;
 use proto::v1;
@@ -112,6 +113,9 @@ impl Metadata {
             deleted: message.deleted_copies.into_iter().map(CopyId).collect(),
             refused_peers: message.refused_peers.into_iter().map(NodeId).collect(),
             is_disk_stalled: message.disk_stalled,
+            is_stopping: message.stopping,
+            unanswered_ms: message.unanswered_ms,
+            memory: message.memory.map(NodeMemory::from).unwrap_or_default(),
         };
         watching.with(|observed, now_ms| observed.hear(heartbeat, now_ms));
         let leader = self.leader();

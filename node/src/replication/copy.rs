@@ -88,7 +88,7 @@ impl CopyHandle {
         let started = Instant::now();
         let (mailbox, messages) = mpsc::channel(COPY_MAILBOX_MAX);
         let (group, learned) = watch::channel(None);
-        let (publish, status) = watch::channel(status_of(&core, started));
+        let (publish, status) = watch::channel(status_of(&core, started, 0));
         let closing = CancellationToken::new();
         let task = CopyTask {
             identity,
@@ -311,7 +311,7 @@ impl CopyTask {
     }
 
     fn publish(&self) {
-        let now = status_of(&self.core, self.started);
+        let now = status_of(&self.core, self.started, self.recent.bytes());
         self.status.send_if_modified(|status| {
             let is_changed = *status != now;
             *status = now;
@@ -320,7 +320,7 @@ impl CopyTask {
     }
 }
 
-fn status_of(core: &Core, started: Instant) -> Status {
+fn status_of(core: &Core, started: Instant, recent_bytes: usize) -> Status {
     Status {
         group: core.group().cloned(),
         term: core.confirmed_term(),
@@ -334,5 +334,6 @@ fn status_of(core: &Core, started: Instant) -> Status {
         needing_snapshot: core.needing_snapshot(),
         needs_snapshot: core.needs_snapshot(),
         pinned: core.pinned(),
+        recent_bytes,
     }
 }

@@ -81,7 +81,7 @@ enum Role {
     /// Takes the stream of whoever is primary. Every copy starts so (W1).
     Follower(Follower),
     /// Orders writes.
-    Primary(Primary),
+    Primary(Box<Primary>),
     /// Its disk, or its agreement with the group, failed; of no use until reopened.
     Poisoned(StorageError),
 }
@@ -258,7 +258,7 @@ impl Core {
 
     fn become_primary(&mut self, group: Arc<ShardGroup>) {
         let primary = Primary::begin(&mut self.local, group, self.barrier_payload.clone());
-        if let Role::Follower(follower) = std::mem::replace(&mut self.role, Role::Primary(primary)) {
+        if let Role::Follower(follower) = std::mem::replace(&mut self.role, Role::Primary(Box::new(primary))) {
             follower.end(&mut self.local, AppendRefusal::StaleTerm);
         }
     }
@@ -394,7 +394,9 @@ impl Local {
 
     /// Proposes a change, if no other proposal is under way. Returns whether it did.
     pub(super) fn propose(&mut self, group: &ShardGroup, change: Change) -> bool {
-        if !self.proposer.is_free(self.now_ms) {
+        // Writes wait for a hand-off, so it does not wait out a pause; it is asked once per register.
+        let is_urgent = matches!(change, Change::HandOff(_));
+        if !(self.proposer.is_free(self.now_ms) || is_urgent && self.proposer.is_idle()) {
             return false;
         }
         let action = self.proposer.ask(Proposal {

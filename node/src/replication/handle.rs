@@ -85,6 +85,7 @@ pub(super) struct Status {
     pub(super) needing_snapshot: Vec<CopyId>,
     pub(super) needs_snapshot: bool,
     pub(super) pinned: Option<SeqNo>,
+    pub(super) recent_bytes: usize,
 }
 
 /// An acknowledged write.
@@ -127,6 +128,8 @@ pub struct ReplicationReport {
     pub needs_snapshot: bool,
     /// The log is kept from here on for snapshots on their way; on a primary, to any copy.
     pub pinned: Option<SeqNo>,
+    /// Bytes of the log entries it keeps in memory.
+    pub recent_bytes: usize,
 }
 
 impl CopyHandle {
@@ -288,6 +291,7 @@ impl CopyHandle {
             needing_snapshot: status.needing_snapshot,
             needs_snapshot: status.needs_snapshot,
             pinned: status.pinned,
+            recent_bytes: status.recent_bytes,
         }
     }
 

@@ -35,6 +35,7 @@ pub use self::handle::{CopyHandle, ReplicationReport, WriteOutcome};
 pub use self::messages::{
     Append, AppendOutcome, AppendRefusal, AppendResult, Change, Confirm, Proposal, ProposalOutcome,
 };
+pub use self::mutant::break_rule;
 pub use self::pool::StoragePool;
 pub use self::retention::Retention;
 pub use self::transport::{RegisterClient, ReplicationTransport, TransportError};

@@ -1,6 +1,9 @@
-//! Rules of the protocol that a test build can break, one at a time, to show that the proofs notice.
+//! Rules of the protocol that tests can break, one at a time, to show that the proofs notice.
 //!
-//! Outside of tests [`breaks`] is constantly false: nothing of this reaches the program.
+//! The model breaks any of them on its own thread. In the program, which whole processes and the simulations are made of, the few in
+//! [`PLANTABLE`] can be broken for the life of the process, by [`break_rule`]: at start, if a node's test hooks say so, and never after.
+
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// One broken rule. The numbers M1 to M13 are the reference's (3.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +72,30 @@ pub(super) enum Mutant {
     DurableNotLowered,
 }
 
+/// What a process can be told to break: the bugs that tests from outside of this crate plant.
+const PLANTABLE: [Mutant; 4] =
+    [Mutant::AckBeforeFsync, Mutant::AnswerBeforeDurable, Mutant::ResumeAfterRestart, Mutant::ApplyUncommitted];
+
+/// The rule that this process breaks, as one more than its place in [`PLANTABLE`]; zero for none.
+static BROKEN: AtomicU8 = AtomicU8::new(0);
+
+/// Breaks a rule in this process from now on, in every copy: to be called before the first is opened. Errors: no such rule.
+pub fn break_rule(name: &str) -> Result<(), String> {
+    let Some(place) = PLANTABLE.iter().position(|rule| format!("{rule:?}") == name) else {
+        return Err(format!("no rule {name:?} can be broken, only one of {PLANTABLE:?}"));
+    };
+    BROKEN.store(place as u8 + 1, Ordering::Relaxed);
+    tracing::warn!(rule = name, "a rule of the protocol is broken on purpose");
+    Ok(())
+}
+
 /// Whether this rule is to be broken now.
 #[cfg(not(test))]
-pub(super) const fn breaks(_: Mutant) -> bool {
-    false
+pub(super) fn breaks(rule: Mutant) -> bool {
+    match BROKEN.load(Ordering::Relaxed) {
+        0 => false,
+        broken => PLANTABLE[broken as usize - 1] == rule,
+    }
 }
 
 #[cfg(test)]

@@ -344,7 +344,7 @@ impl Primary {
         if let (Change::HandOff(_), Some(hand_off)) = (change, &mut self.hand_off) {
             hand_off.on_answer(outcome);
         }
-        let Change::Add { copy, .. } = change else { return };
+        let Change::Add { copy, incarnation } = change else { return };
         let Some(peer) = self.tracker.peers.get_mut(&copy) else { return };
         match outcome {
             None => {
@@ -352,7 +352,13 @@ impl Primary {
                     add.unknown = true;
                 }
             }
-            Some(_) => peer.add = peer.add.filter(|add| add.unknown && !breaks(Mutant::RefusalResolvesAdd)),
+            Some(decision) => {
+                peer.add = peer.add.filter(|add| add.unknown && !breaks(Mutant::RefusalResolvesAdd));
+                let is_same_register = decision.register.version == self.group.version;
+                if !decision.accepted && is_same_register && peer.add.is_none() {
+                    peer.on_add_refused(incarnation);
+                }
+            }
         }
     }
 

@@ -29,6 +29,11 @@ impl Recent {
         }
     }
 
+    /// Bytes of the entries held, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Entries from `from` to at most `up_to`, as many as one message may carry. `None` if the first one must be read from disk.
     pub(super) fn slice(&self, from: SeqNo, up_to: SeqNo) -> Option<Vec<EncodedEntry>> {
         let first = self.entries.front()?.seqno;

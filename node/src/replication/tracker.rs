@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub(super) tracked: bool,
     /// A proposal to add this copy that may still come true.
     pub(super) add: Option<UnresolvedAdd>,
+    /// Metadata refused to add this life of it under the present register: its node is dead there, or stops.
+    refused: Option<Incarnation>,
     /// The life of its process that the acknowledgements come from.
     pub(super) incarnation: Incarnation,
     /// The one message under way.
@@ -89,6 +91,7 @@ impl Tracker {
             let peer = self.peers.entry(*copy).or_insert_with(|| Peer::new(*record, next, now_ms));
             peer.record = *record;
             peer.add = peer.add.filter(|add| group.version <= add.expect_version);
+            peer.refused = None;
             if group.in_sync.contains(copy) {
                 peer.tracked = false;
             }
@@ -162,7 +165,8 @@ impl Tracker {
             if self.in_sync.contains(copy) {
                 continue;
             }
-            let failing = peer.is_failing(now_ms, ack_timeout_ms);
+            // Nobody has to wait for a copy on its way into the set: the first message without an answer ends it.
+            let failing = peer.probing || peer.is_failing(now_ms, ack_timeout_ms);
             let may_leave = peer.add.is_none() || breaks(Mutant::UntrackWithAddInFlight);
             if peer.tracked && failing && may_leave {
                 peer.tracked = false;
@@ -216,6 +220,7 @@ impl Peer {
             matched: None,
             tracked: false,
             add: None,
+            refused: None,
             incarnation: Incarnation(0),
             outstanding: None,
             sent_ms: 0,
@@ -235,7 +240,16 @@ impl Peer {
     }
 
     fn may_enter(&self) -> bool {
-        self.record.role == CopyRole::Voter && matches!(self.record.phase, CopyPhase::New | CopyPhase::CatchingUp)
+        self.record.role == CopyRole::Voter
+            && matches!(self.record.phase, CopyPhase::New | CopyPhase::CatchingUp)
+            && self.refused != Some(self.incarnation)
+    }
+
+    /// Metadata said no to that life of it, and no proposal to add it is under way: acknowledgements do not wait for it any longer (W4),
+    /// until the register or the life of its process is another.
+    pub(super) fn on_add_refused(&mut self, incarnation: Incarnation) {
+        self.refused = Some(incarnation);
+        self.tracked &= self.incarnation != incarnation;
     }
 
     fn is_heard(&self, now_ms: u64, ack_timeout_ms: u64) -> bool {
@@ -291,6 +305,7 @@ impl Tracker {
                 matched,
                 tracked,
                 add,
+                refused,
                 incarnation,
                 outstanding,
                 sent_ms,
@@ -303,7 +318,7 @@ impl Tracker {
                 needs_snapshot,
                 pinned,
             } = peer;
-            (copy, next, matched, tracked, incarnation, outstanding.is_some()).hash(hasher);
+            (copy, next, matched, tracked, refused, incarnation, outstanding.is_some()).hash(hasher);
             add.map(|add| (add.expect_version, add.unknown)).hash(hasher);
             let late_ms = timing.ack_timeout_ms + 1;
             (age(now_ms, *sent_ms, timing.heartbeat_ms), age(now_ms, *heard_ms, late_ms)).hash(hasher);

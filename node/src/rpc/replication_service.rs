@@ -89,8 +89,7 @@ impl ReplicationService for ReplicationServer {
 
     async fn append(&self, request: Request<v1::AppendRequest>) -> Result<Response<v1::AppendReply>, Status> {
         let mut request = request.into_inner();
-        let target = request.target.clone();
-        let (target, copy) = match self.find(request.envelope.take().as_ref(), target) {
+        let (target, copy) = match self.find(request.envelope.take().as_ref(), request.target) {
             Ok(found) => found,
             // Another lineage is an answer of the protocol, not a failure of the call; a copy that is not open yet is a failure.
             Err(error) if error.kind == ErrorKind::TokenVoid => {

@@ -11,13 +11,12 @@ use cluster_config::search::{Consistency, CopyPosition, NodeSearch, ShardAnswer,
 use cluster_config::seqno::SeqNo;
 use cluster_config::shard_group::CopyTarget;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream, FuturesUnordered};
 use proto::convert::ids::copy_target;
 use proto::convert::search::{ShardReply, fetch_consistency};
 use proto::convert::{each, to_wire};
 use proto::v1;
 use proto::v1::search_service_server::SearchService;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::client::Peers;
@@ -147,7 +146,11 @@ impl Read {
             Consistency::Eventual => {
                 let staleness_ms = copy.handle.position().staleness_ms;
                 if staleness_ms > self.max_staleness_ms {
-                    let message = format!("copy {} heard from its primary {staleness_ms} ms ago", copy.id);
+                    let heard = match staleness_ms {
+                        u64::MAX => "has not heard from its primary yet".to_owned(),
+                        _ => format!("heard from its primary {staleness_ms} ms ago"),
+                    };
+                    let message = format!("copy {} {heard}", copy.id);
                     return Err(Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy"));
                 }
                 Ok(())
@@ -211,24 +214,15 @@ impl SearchService for SearchServer {
         let cancel = Cancel::new(Some(deadline));
         let guard = CancelOnDrop(cancel.clone());
         let queries: Arc<[ShardQuery]> = search.queries.into();
-        let (sender, receiver) = tokio::sync::mpsc::channel(search.targets.len().max(1));
-        for target in search.targets {
-            let (server, queries, cancel, sender) =
-                (self.clone(), Arc::clone(&queries), cancel.clone(), sender.clone());
-            tokio::spawn(async move {
-                let left = sender.clone();
-                tokio::select! {
-                    reply = server.search_shard(target, queries, read, cancel) => {
-                        // The caller may have left meanwhile.
-                        let _ = sender.send(Ok(reply.into())).await;
-                    }
-                    () = left.closed() => {}
-                }
-            });
-        }
-        let stream = ReceiverStream::new(receiver).map(move |reply| {
+        let searches = search.targets.into_iter().map(|target| {
+            let (server, queries, cancel) = (self.clone(), Arc::clone(&queries), cancel.clone());
+            async move { Ok(v1::ShardResult::from(server.search_shard(target, queries, read, cancel).await)) }
+        });
+        let mut replies: FuturesUnordered<_> = searches.collect();
+        // The headers leave with the first reply, in one packet: sent ahead they would cost a wake-up on both sides.
+        let first = replies.next().await;
+        let stream = stream::iter(first).chain(replies).inspect(move |_| {
             let _held = &guard;
-            reply
         });
         Ok(Response::new(stream.boxed()))
     }

@@ -4,6 +4,8 @@
 //! All copies give out the same row numbers, index the same rows and remember the same operation ids, because nothing here reads a
 //! clock, a random number or anything that differs between copies.
 
+mod generations;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,14 +23,14 @@ use super::keys::{self, BitmapKey, Family, MetaKey};
 use super::operation::EncodedEntry;
 use super::reclaim::{self, Reclaimer};
 use super::records::{
-    AppliedState, DocumentRecord, PendingGeneration, RowBody, RowHead, corrupt, decode, decode_operation_id,
-    decode_u64, encode, encode_u64,
+    AppliedState, DocumentRecord, EffortCurve, PendingGeneration, RowBody, RowHead, corrupt, decode,
+    decode_operation_id, decode_u64, encode, encode_u64,
 };
+use super::storage_error;
 use super::store::{Durability, Store};
-use super::view::{Tenants, View};
-use super::{index_steps, storage_error};
+use super::view::{Indexes, Tenants, View};
 use crate::replication::storage::StorageError;
-use crate::vector::{Generation, IvfIndex, MappedVectors};
+use crate::vector::MappedVectors;
 
 /// A batch is written when it has grown to this, at the end of an entry.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -79,8 +81,7 @@ struct Group<'a> {
     batch: WriteBatch,
     applied: AppliedState,
     tombstones: Arc<RoaringTreemap>,
-    generation: Option<Arc<Generation>>,
-    index: Option<Arc<IvfIndex>>,
+    indexes: Indexes,
     tenants: Tenants,
     documents: BTreeMap<Vec<u8>, Option<DocumentRecord>>,
     operations: BTreeMap<OperationId, SeqNo>,
@@ -97,8 +98,7 @@ impl<'a> Group<'a> {
             batch: WriteBatch::default(),
             applied: view.applied,
             tombstones: view.tombstones.clone(),
-            generation: view.generation.clone(),
-            index: view.index.clone(),
+            indexes: view.indexes.clone(),
             tenants: view.tenants.clone(),
             documents: BTreeMap::new(),
             operations: BTreeMap::new(),
@@ -112,8 +112,8 @@ impl<'a> Group<'a> {
     fn finish(mut self) -> Result<(WriteBatch, View), StorageError> {
         self.bitmaps.write_into(self.parts.store, &mut self.batch)?;
         let meta = self.parts.store.family(Family::Meta);
-        self.batch.put_cf(meta, MetaKey::Applied.encode(), encode(&self.applied));
-        let view = View::new(self.applied, self.tombstones, self.generation, self.index, self.tenants);
+        self.batch.put_cf(meta, MetaKey::Applied.encode(), self.applied.encode());
+        let view = View::new(self.applied, self.tombstones, self.indexes, self.tenants);
         Ok((self.batch, view))
     }
 
@@ -171,6 +171,10 @@ impl<'a> Group<'a> {
                 self.take_piece(generation, piece, piece_count, bytes)
             }
             Operation::IndexUpTo { generation, row_end } => self.index_up_to(generation, row_end),
+            Operation::SetEffortCurve { generation, row_end, rungs } => {
+                self.set_efforts(EffortCurve { generation, row_end, rungs });
+                Ok(())
+            }
         }
     }
 
@@ -299,109 +303,6 @@ impl<'a> Group<'a> {
         let dedup = self.parts.store.family(Family::Dedup);
         self.batch.delete_cf(dedup, keys::dedup_seqno(left));
         self.batch.delete_cf(dedup, keys::dedup_id(decode_operation_id(&value)?));
-        Ok(())
-    }
-
-    // ---- generations and index ----
-
-    /// Pieces come in order; piece 0 begins anew (a primary may have died between two of its pieces), anything else out of order
-    /// is left over from such a start and is ignored.
-    fn take_piece(
-        &mut self,
-        generation: u64,
-        piece: u32,
-        piece_count: u32,
-        bytes: Vec<u8>,
-    ) -> Result<(), StorageError> {
-        let store = self.parts.store;
-        let is_newer = generation > self.applied.generation;
-        let expected = PendingGeneration { generation, next_piece: piece, piece_count };
-        if !is_newer || (piece > 0 && self.pending_generation()? != Some(expected)) {
-            return Ok(());
-        }
-        if piece == 0 {
-            let (start, end) = keys::generation_pieces(generation);
-            self.batch.delete_range_cf(store.family(Family::Index), start, end);
-            self.pieces.clear();
-        }
-        self.batch.put_cf(store.family(Family::Index), keys::generation_piece(generation, piece), &bytes);
-        self.pieces.insert(piece, bytes);
-        let meta = store.family(Family::Meta);
-        if piece + 1 < piece_count {
-            let next = PendingGeneration { next_piece: piece + 1, ..expected };
-            self.batch.put_cf(meta, MetaKey::PendingGeneration.encode(), encode(&next));
-            self.pending = Some(Some(next));
-            return Ok(());
-        }
-        self.batch.delete_cf(meta, MetaKey::PendingGeneration.encode());
-        self.pending = Some(None);
-        self.install(generation, piece_count)
-    }
-
-    fn pending_generation(&mut self) -> Result<Option<PendingGeneration>, StorageError> {
-        if self.pending.is_none() {
-            self.pending = Some(match self.parts.store.get(Family::Meta, &MetaKey::PendingGeneration.encode())? {
-                Some(value) => Some(decode("pending generation", &value)?),
-                None => None,
-            });
-        }
-        Ok(self.pending.flatten())
-    }
-
-    /// The generation is complete: it takes the place of the earlier one with an empty index, and every row is tail until
-    /// `IndexUpTo` reaches it.
-    fn install(&mut self, number: u64, piece_count: u32) -> Result<(), StorageError> {
-        let store = self.parts.store;
-        let mut bytes = Vec::new();
-        for piece in 0..piece_count {
-            match self.pieces.get(&piece) {
-                Some(piece) => bytes.extend_from_slice(piece),
-                None => match store.get(Family::Index, &keys::generation_piece(number, piece))? {
-                    Some(piece) => bytes.extend_from_slice(&piece),
-                    None => return Err(corrupt("generation", &format!("piece {piece} of {number} is missing"))),
-                },
-            }
-        }
-        self.pieces.clear();
-        let generation = Arc::new(Generation::from_bytes(&bytes).map_err(storage_error)?);
-        let index = IvfIndex::empty(generation.clone()).map_err(storage_error)?;
-        let earlier = self.applied.generation;
-        if earlier > 0 {
-            let ranges = [
-                (Family::Reduced, keys::reduced_of(earlier)),
-                (Family::Meta, keys::index_steps(earlier)),
-                (Family::Index, keys::generations_before(number)),
-            ];
-            for (family, (start, end)) in ranges {
-                self.batch.delete_range_cf(store.family(family), start, end);
-            }
-        }
-        self.applied.generation = number;
-        self.applied.indexed_row_end = 0;
-        self.generation = Some(generation);
-        self.index = Some(Arc::new(index));
-        Ok(())
-    }
-
-    fn index_up_to(&mut self, generation: u64, row_end: u64) -> Result<(), StorageError> {
-        let (Some(current), Some(index)) = (&self.generation, &self.index) else { return Ok(()) };
-        let row_start = self.applied.indexed_row_end;
-        let row_end = row_end.min(self.applied.row_end).min(row_start + limits::INDEX_STEP_ROWS_MAX);
-        if generation != self.applied.generation || row_end <= row_start {
-            return Ok(());
-        }
-        let store = self.parts.store;
-        let live: Vec<u64> = (row_start..row_end).filter(|row| !self.tombstones.contains(*row)).collect();
-        let step = index_steps::reduce(current, self.parts.vectors, &live);
-        for (row, reduced) in live.iter().zip(step.stored_rows()) {
-            self.batch.put_cf(store.family(Family::Reduced), keys::reduced(generation, *row), reduced);
-        }
-        if !live.is_empty() {
-            self.index = Some(Arc::new(index.with_rows(&live, &step.values).map_err(storage_error)?));
-        }
-        let key = MetaKey::IndexStep { generation, row_start }.encode();
-        self.batch.put_cf(store.family(Family::Meta), key, encode_u64(row_end));
-        self.applied.indexed_row_end = row_end;
         Ok(())
     }
 }

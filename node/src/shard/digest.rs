@@ -19,7 +19,7 @@ pub struct ShardDigest {
     pub position: CopyPosition,
     /// XXH3-64 of every live chunk with its document key, text, metadata and vector, in key order.
     pub documents: u64,
-    /// XXH3-64 of the live rows and of the rows in the index.
+    /// XXH3-64 of the live rows, of the rows in the indexes, and of what was measured of them.
     pub index_membership: u64,
     /// XXH3-64 of (seqno, term, CRC) of the entries after `log_from`, up to the applied one.
     pub log: u64,
@@ -37,7 +37,7 @@ impl Shard {
         let compute = || {
             let frozen = self.store.freeze()?;
             let applied: AppliedState = match frozen.get(Family::Meta, &MetaKey::Applied.encode())? {
-                Some(value) => decode("applied state", &value)?,
+                Some(value) => AppliedState::decode(&value)?,
                 None => AppliedState::default(),
             };
             let purged: LogPosition = match frozen.get(Family::Meta, &MetaKey::Purged.encode())? {
@@ -105,14 +105,20 @@ fn digest_rows(frozen: &Frozen<'_>, applied: &AppliedState) -> Result<u64, Stora
         hash.update(key);
         Ok(true)
     })?;
-    hash.update(&applied.generation.to_be_bytes());
-    hash.update(&applied.indexed_row_end.to_be_bytes());
-    let (start, end) = keys::reduced_of(applied.generation);
-    frozen.scan(Family::Reduced, &start, Some(end), |key, value| {
-        hash.update(key);
-        hash.update(value);
-        Ok(true)
-    })?;
+    let renewal = applied.renewal.map(|renewal| (renewal.generation, renewal.indexed_row_end));
+    for (generation, indexed_row_end) in [(applied.generation, applied.indexed_row_end)].into_iter().chain(renewal) {
+        hash.update(&generation.to_be_bytes());
+        hash.update(&indexed_row_end.to_be_bytes());
+        let (start, end) = keys::reduced_of(generation);
+        frozen.scan(Family::Reduced, &start, Some(end), |key, value| {
+            hash.update(key);
+            hash.update(value);
+            Ok(true)
+        })?;
+    }
+    if let Some(curve) = frozen.get(Family::Meta, &MetaKey::EffortCurve.encode())? {
+        hash.update(&curve);
+    }
     Ok(hash.digest())
 }
 

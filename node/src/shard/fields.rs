@@ -3,6 +3,7 @@
 //! A field may hold one value or an array of values; a condition holds if it holds for one of them. `null` is absence.
 
 use cluster_config::collection::{CollectionSpec, FieldType};
+use cluster_config::datetime;
 use cluster_config::filter::FieldValue;
 use serde_json::Value;
 
@@ -49,10 +50,13 @@ fn typed(name: &str, field_type: FieldType, value: &Value) -> Result<FieldValue,
         FieldType::Integer => value.as_i64().map(FieldValue::Integer),
         FieldType::Float => value.as_f64().filter(|number| number.is_finite()).map(FieldValue::Float),
         FieldType::Keyword => value.as_str().map(|text| FieldValue::Keyword(text.to_owned())),
+        FieldType::Datetime => {
+            value.as_i64().or_else(|| value.as_str().and_then(datetime::unix_ms)).map(FieldValue::Integer)
+        }
     };
     typed.ok_or_else(|| MetadataProblem {
         field: Some(name.to_owned()),
-        problem: format!("the value does not fit a field of type {field_type:?}").to_lowercase(),
+        problem: format!("the value does not fit a field of type {}", field_type.expected()),
     })
 }
 
@@ -67,6 +71,7 @@ mod tests {
             ("year", FieldType::Integer),
             ("price", FieldType::Float),
             ("tag", FieldType::Keyword),
+            ("when", FieldType::Datetime),
         ];
         spec.fields = fields.into_iter().map(|(name, field_type)| (name.to_owned(), field_type)).collect();
         spec
@@ -75,11 +80,12 @@ mod tests {
     #[test]
     fn values_are_typed_and_arrays_have_many() {
         let spec = spec();
-        let json = r#"{"flag":true,"year":-3,"price":2,"tag":["a","b"],"other":{"x":1}}"#;
+        let json = r#"{"flag":true,"year":-3,"price":2,"tag":["a","b"],"when":["1970-01-02",7],"other":{"x":1}}"#;
         let expected = vec![
             ("flag", vec![FieldValue::Bool(true)]),
             ("price", vec![FieldValue::Float(2.0)]),
             ("tag", vec![FieldValue::Keyword("a".into()), FieldValue::Keyword("b".into())]),
+            ("when", vec![FieldValue::Integer(86_400_000), FieldValue::Integer(7)]),
             ("year", vec![FieldValue::Integer(-3)]),
         ];
         assert_eq!(declared_fields(&spec, json), Ok(expected));
@@ -94,6 +100,8 @@ mod tests {
             (r#"{"year":1.5}"#, Some("year")),
             (r#"{"price":"1"}"#, Some("price")),
             (r#"{"tag":["a",1]}"#, Some("tag")),
+            (r#"{"when":"soon"}"#, Some("when")),
+            (r#"{"when":1.5}"#, Some("when")),
             ("[]", None),
             ("{", None),
         ];

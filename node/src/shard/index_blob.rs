@@ -17,9 +17,9 @@ use super::view::View;
 use crate::replication::storage::StorageError;
 use crate::vector::{Generation, IvfIndex, VectorIndex};
 
-/// Writes the view's index, unless what is stored is as good. Concurrent calls are the caller's to prevent.
+/// Writes the index that serves, unless what is stored is as good. Concurrent calls are the caller's to prevent.
 pub(crate) fn save(store: &Store, view: &View) -> Result<(), StorageError> {
-    let Some(index) = &view.index else { return Ok(()) };
+    let Some(index) = &view.indexes.serving else { return Ok(()) };
     let stored = read_stamp(store)?;
     let is_stored = stored.as_ref().is_some_and(|stamp| {
         stamp.generation == view.applied.generation && stamp.indexed_row_end == view.applied.indexed_row_end

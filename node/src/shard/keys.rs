@@ -14,6 +14,7 @@
 //! | index | 1 generation piece / 2 slot piece / 3 | bytes of the generation / of the index / stamp |
 
 use cluster_config::collection::FieldType;
+use cluster_config::datetime;
 use cluster_config::filter::FieldValue;
 use cluster_config::ids::OperationId;
 use cluster_config::seqno::SeqNo;
@@ -83,6 +84,8 @@ pub(crate) enum MetaKey {
     PendingGeneration,
     /// One applied `IndexUpTo`: its first row, within a generation.
     IndexStep { generation: u64, row_start: u64 },
+    /// What each effort finds in the index that serves.
+    EffortCurve,
 }
 
 impl MetaKey {
@@ -95,6 +98,7 @@ impl MetaKey {
             MetaKey::TermStart(seqno) => numbered(5, &[seqno.0]),
             MetaKey::PendingGeneration => vec![6],
             MetaKey::IndexStep { generation, row_start } => numbered(7, &[generation, row_start]),
+            MetaKey::EffortCurve => vec![8],
         }
     }
 }
@@ -188,11 +192,6 @@ pub(crate) fn generation_piece(generation: u64, piece: u32) -> Vec<u8> {
     let mut key = numbered(1, &[generation]);
     key.extend_from_slice(&piece.to_be_bytes());
     key
-}
-
-/// Bounds of the pieces of all generations before `generation`.
-pub(crate) fn generations_before(generation: u64) -> (Vec<u8>, Vec<u8>) {
-    (vec![1], numbered(1, &[generation]))
 }
 
 /// Bounds of the pieces of one generation.
@@ -293,6 +292,8 @@ pub(crate) fn value(field_type: FieldType, value: &FieldValue) -> Option<Vec<u8>
         (FieldType::Float, FieldValue::Float(value)) if value.is_finite() => Some(ordered_float(*value)),
         (FieldType::Float, FieldValue::Integer(value)) => Some(ordered_float(*value as f64)),
         (FieldType::Keyword, FieldValue::Keyword(value)) => Some(ordered_text(value)),
+        (FieldType::Datetime, FieldValue::Integer(unix_ms)) => Some(ordered_integer(*unix_ms)),
+        (FieldType::Datetime, FieldValue::Keyword(text)) => datetime::unix_ms(text).map(ordered_integer),
         _ => None,
     }
 }
@@ -365,6 +366,7 @@ mod tests {
             MetaKey::IndexStep { generation: 1, row_start: 2 }.encode(),
             [7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
         );
+        assert_eq!(MetaKey::EffortCurve.encode(), [8]);
         assert_eq!(log(SeqNo(1)), [0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(row(256), [0, 0, 0, 0, 0, 0, 1, 0]);
         assert_eq!(row_head(1), [1, 0, 0, 0, 0, 0, 0, 0, 1]);
@@ -388,6 +390,9 @@ mod tests {
         assert_eq!(value(FieldType::Float, &FieldValue::Integer(1)), Some(vec![0xbf, 0xf0, 0, 0, 0, 0, 0, 0]));
         assert_eq!(value(FieldType::Keyword, &FieldValue::Keyword("a\0".into())), Some(vec![b'a', 0, 255, 0, 1]));
         assert_eq!(value(FieldType::Integer, &FieldValue::Keyword("a".into())), None);
+        let (text, ms) = (FieldValue::Keyword("1970-01-01T00:00:00.001Z".into()), FieldValue::Integer(1));
+        assert_eq!(value(FieldType::Datetime, &text), Some(vec![128, 0, 0, 0, 0, 0, 0, 1]));
+        assert_eq!(value(FieldType::Datetime, &ms), value(FieldType::Datetime, &text));
         let names: Vec<&str> = Family::ALL.iter().map(|family| family.name()).collect();
         let design =
             ["meta", "log", "docs", "documents", "vectors", "reduced", "filters", "tombstones", "dedup", "index"];

@@ -24,6 +24,7 @@ mod keys;
 mod log;
 mod maintenance;
 pub mod operation;
+mod recall;
 mod reclaim;
 mod record_file;
 mod records;
@@ -65,12 +66,13 @@ use self::floor::Floor;
 use self::identity::{Found, Identity};
 use self::log::Log;
 use self::operation::EncodedEntry;
+use self::recall::RecallWatch;
 use self::reclaim::Reclaimer;
 use self::recover::Recovered;
 use self::store::{Opening, Store};
 use self::view::View;
 use crate::replication::storage::{CopyStorage, LogWrite, StorageError, StoredState};
-use crate::vector::{MappedVectors, VectorError};
+use crate::vector::{Generation, MappedVectors, VectorError, lists_wanted};
 
 /// Directory of the database within that of its copy.
 const DATABASE_DIR: &str = "rocksdb";
@@ -115,7 +117,10 @@ pub struct Shard {
     applier: Mutex<Reclaimer>,
     /// Held by the one that stores the index.
     saving: Mutex<()>,
+    /// Rows of a training sample.
+    training_rows_max: usize,
     is_training: AtomicBool,
+    recall_watch: RecallWatch,
     last_scrub: Mutex<Option<Scrubbed>>,
     opened_at: Instant,
     /// Milliseconds after `opened_at` at which the last row was given out.
@@ -139,6 +144,7 @@ impl Shard {
             }
             Found::Nothing => return Err(ShardError::Lost { dir: dir.display().to_string() }),
         }
+        let training_rows_max = Generation::training_rows_within(spec.dim as usize, resources.training_memory());
         let Recovered { log, floor, vectors, view, reclaimer } = recover::recover(&store, &dir, &identity, &spec)?;
         Ok(Shard {
             identity,
@@ -151,7 +157,9 @@ impl Shard {
             publication: RwLock::new(()),
             applier: Mutex::new(reclaimer),
             saving: Mutex::new(()),
+            training_rows_max,
             is_training: AtomicBool::new(false),
+            recall_watch: RecallWatch::new(),
             last_scrub: Mutex::new(None),
             opened_at: Instant::now(),
             grown_at_ms: AtomicU64::new(0),
@@ -195,17 +203,33 @@ impl Shard {
 
     /// Work that should be logged if this copy is the primary.
     pub fn next_maintenance(&self) -> Option<Maintenance> {
-        let view = self.view();
         let grown_at = Duration::from_millis(self.grown_at_ms.load(Ordering::Relaxed));
-        decide_maintenance(&MaintenanceInput {
-            rows_live: view.applied.rows_live,
+        decide_maintenance(&self.maintenance_input(self.opened_at.elapsed().saturating_sub(grown_at)))
+    }
+
+    /// What [`decide_maintenance`] looks at, if the last row was given out `quiet` ago.
+    pub fn maintenance_input(&self, quiet: Duration) -> MaintenanceInput {
+        let view = self.view();
+        let applied = &view.applied;
+        let generation = view.indexes.serving.as_ref().map(|index| index.generation());
+        let efforts = view.indexes.efforts.as_ref();
+        let oversample = self.spec.index.oversample;
+        MaintenanceInput {
+            rows_live: applied.rows_live,
             training_floor: u64::from(self.spec.index.training_floor),
-            generation: view.applied.generation,
-            row_end: view.applied.row_end,
-            indexed_row_end: view.applied.indexed_row_end,
+            generation: applied.generation,
+            renewal: applied.renewal.map(|renewal| (renewal.generation, renewal.indexed_row_end)),
+            lists: generation.map_or(0, |generation| generation.parameters().nlist),
+            lists_wanted: lists_wanted(&self.spec, applied.rows_live, self.training_rows_max),
+            installed_row_end: applied.installed_row_end,
+            measured_row_end: efforts.map_or(0, |efforts| efforts.row_end),
+            recall_trained: generation.and_then(|generation| generation.calibration().recall_default(oversample)),
+            recall_measured: efforts.and_then(|efforts| efforts.table.recall_default(oversample)),
+            row_end: applied.row_end,
+            indexed_row_end: applied.indexed_row_end,
             rows_tail: view.rows_tail(),
-            quiet: self.opened_at.elapsed().saturating_sub(grown_at),
-        })
+            quiet,
+        }
     }
 
     /// Makes durable all that opening would otherwise redo: applied state, mapped vectors, index. Not needed for safety.

@@ -141,6 +141,7 @@ impl TryFrom<v1::LogEntry> for EncodedEntry {
 mod tests {
     use cluster_config::ids::DocumentKey;
     use cluster_config::operation::Chunk;
+    use cluster_config::search::EffortRung;
 
     use super::*;
 
@@ -161,6 +162,11 @@ mod tests {
             Operation::DeleteDocument { key: DocumentKey::new("e").expect("valid") },
             Operation::InstallGeneration { generation: 1, piece: 0, piece_count: 1, bytes: vec![1, 2] },
             Operation::IndexUpTo { generation: 1, row_end: 9 },
+            Operation::SetEffortCurve {
+                generation: 1,
+                row_end: 9,
+                rungs: vec![EffortRung { nprobe: 3, oversample: 2.0, recall: 0.9, codes_share: 0.1 }],
+            },
         ];
         EncodedEntry::encode(SeqNo(3), PrimaryTerm(2), OperationId(7), operations)
     }
@@ -172,7 +178,7 @@ mod tests {
         let wire = v1::LogEntry::from(entry.clone());
         assert_eq!(EncodedEntry::try_from(wire).expect("reads"), entry);
         let decoded = entry.decode().expect("decodes");
-        assert_eq!(decoded.operations.len(), 5);
+        assert_eq!(decoded.operations.len(), 6);
         assert_eq!(EncodedEntry::encode(decoded.seqno, decoded.term, decoded.operation_id, decoded.operations), entry);
     }
 

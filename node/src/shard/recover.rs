@@ -12,12 +12,12 @@ use super::identity::Identity;
 use super::keys::{self, Family, MetaKey};
 use super::log::Log;
 use super::reclaim::{self, Reclaimer};
-use super::records::{AppliedState, corrupt, decode, decode_u64};
+use super::records::{AppliedState, EffortCurve, corrupt, decode, decode_u64};
 use super::store::Store;
-use super::view::View;
+use super::view::{Indexes, MeasuredEfforts, View};
 use super::{index_blob, storage_error};
 use crate::replication::storage::StorageError;
-use crate::vector::{Generation, MappedVectors};
+use crate::vector::{Calibration, Generation, IvfIndex, MappedVectors};
 
 /// Bytes of vectors handed to the mapped file at a time while it is refilled.
 const REFILL_BYTES: usize = 4 * 1024 * 1024;
@@ -40,7 +40,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered, StorageError> {
     let log = Log::open(store)?;
     let applied: AppliedState = match store.get(Family::Meta, &MetaKey::Applied.encode())? {
-        Some(value) => decode("applied state", &value)?,
+        Some(value) => AppliedState::decode(&value)?,
         None => AppliedState::default(),
     };
     let state = log.state();
@@ -58,17 +58,29 @@ pub(crate) fn recover(
     }
     let (tombstones, reclaimer) = reclaim::read_tombstones(store)?;
     let vectors = recover_vectors(store, dir, identity, spec, applied.row_end)?;
-    let (generation, index) = match applied.generation {
-        0 => (None, None),
-        number => {
-            let generation = Arc::new(read_generation(store, number)?);
-            let index = index_blob::load(store, &generation, applied.indexed_row_end)?;
-            (Some(generation), Some(Arc::new(index)))
-        }
-    };
-    let view = View::new(applied, Arc::new(tombstones), generation, index, tenants_on_disk(store)?);
+    let indexes = recover_indexes(store, &applied)?;
+    let view = View::new(applied, Arc::new(tombstones), indexes, tenants_on_disk(store)?);
     view.check().map_err(StorageError::Corrupt)?;
     Ok(Recovered { log, floor, vectors, view, reclaimer })
+}
+
+fn recover_indexes(store: &Store, applied: &AppliedState) -> Result<Indexes, StorageError> {
+    let load = |number, row_end| -> Result<Arc<IvfIndex>, StorageError> {
+        let generation = Arc::new(read_generation(store, number)?);
+        Ok(Arc::new(index_blob::load(store, &generation, row_end)?))
+    };
+    let mut indexes = Indexes::default();
+    if applied.generation > 0 {
+        indexes.serving = Some(load(applied.generation, applied.indexed_row_end)?);
+    }
+    if let Some(renewal) = applied.renewal {
+        indexes.renewal = Some(load(renewal.generation, renewal.indexed_row_end)?);
+    }
+    if let Some(value) = store.get(Family::Meta, &MetaKey::EffortCurve.encode())? {
+        let EffortCurve { row_end, rungs, .. } = decode("effort curve", &value)?;
+        indexes.efforts = Some(Arc::new(MeasuredEfforts { row_end, table: Calibration::new(rungs) }));
+    }
+    Ok(indexes)
 }
 
 fn recover_vectors(

@@ -6,6 +6,7 @@ use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery};
 
 use super::filter::{FilterReader, reads_documents};
 use super::keys::{self, Family};
+use super::recall::{Sample, is_default_effort};
 use super::records::{RowHead, corrupt, decode};
 use super::{Shard, ShardError};
 use crate::vector::{Cancel, SearchView, search_rows};
@@ -28,7 +29,8 @@ impl Shard {
             (view, allowed)
         };
         let searched = SearchView {
-            index: view.index.as_deref(),
+            index: view.indexes.serving.as_deref(),
+            measured: view.indexes.efforts.as_ref().map(|efforts| &efforts.table),
             indexed_row_end: view.applied.indexed_row_end,
             vectors: &self.vectors,
             row_end: view.applied.row_end,
@@ -37,6 +39,15 @@ impl Shard {
         };
         let fetch_k = query.fetch_k as usize;
         let scored = search_rows(&searched, &query.vector, fetch_k, &query.knobs, &self.spec.index, cancel)?;
+        if scored.codes_scanned > 0 && is_default_effort(&query.knobs) {
+            self.recall_watch.offer(|| Sample {
+                generation: view.applied.generation,
+                allowed: allowed.clone(),
+                query: query.vector.clone(),
+                rows: scored.rows.iter().map(|(row, _)| *row).collect(),
+                fetch_k,
+            });
+        }
         Ok(ShardAnswer {
             hits: self.guard(self.name_hits(&scored.rows))?,
             position: self.position_of(&view),

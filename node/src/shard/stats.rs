@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::atomic::Ordering;
 
+use cluster_config::memory::CopyMemory;
+
 use super::Shard;
 use crate::vector::VectorIndex;
 
@@ -17,6 +19,8 @@ pub enum IndexState {
     Building,
     /// Most rows are in the index.
     Indexed,
+    /// As `Indexed`, and the index of the next generation grows beside it.
+    Renewing,
     /// The disk failed; nothing is answered until the copy is reopened.
     Poisoned,
 }
@@ -29,6 +33,7 @@ impl IndexState {
             IndexState::Training => "training",
             IndexState::Building => "building",
             IndexState::Indexed => "indexed",
+            IndexState::Renewing => "renewing",
             IndexState::Poisoned => "poisoned",
         }
     }
@@ -63,10 +68,8 @@ pub struct ShardStats {
     pub codes: u64,
     /// Bytes of table files, write-ahead logs and mapped vectors.
     pub disk_bytes: u64,
-    /// Bytes of memory that grow with the rows: index, row sets, and the mapped vectors as if all were resident.
-    pub memory_bytes: u64,
-    /// The mapped vectors' part of `memory_bytes`; the operating system may give it up and read it again.
-    pub mapped_bytes: u64,
+    /// Bytes of memory, by part.
+    pub memory: CopyMemory,
 }
 
 impl Shard {
@@ -84,11 +87,12 @@ impl Shard {
             IndexState::Exact
         } else if rows_tail > rows_indexed {
             IndexState::Building
+        } else if view.applied.renewal.is_some() {
+            IndexState::Renewing
         } else {
             IndexState::Indexed
         };
-        let mapped_bytes = self.vectors.len() * self.vectors.dim() as u64 * 2;
-        let reclaimer_bytes = self.applier.try_lock().map_or(0, |reclaimer| reclaimer.memory_bytes());
+        let memory = self.memory();
         ShardStats {
             document_count: view.applied.document_count,
             rows_live,
@@ -98,10 +102,23 @@ impl Shard {
             indexed_row_end: view.applied.indexed_row_end,
             generation: view.applied.generation,
             index_state,
-            codes: view.index.as_ref().map_or(0, |index| index.len()),
-            disk_bytes: self.store.disk_bytes() + mapped_bytes,
-            memory_bytes: view.memory_bytes() + self.log.memory_bytes() + reclaimer_bytes + mapped_bytes,
-            mapped_bytes,
+            codes: view.indexes.serving.as_ref().map_or(0, |index| index.len()),
+            disk_bytes: self.store.disk_bytes() + memory.rescoring,
+            memory,
+        }
+    }
+
+    /// Bytes of memory, by part; without the entries that replication keeps.
+    pub fn memory(&self) -> CopyMemory {
+        let view = self.view();
+        let row_bytes = self.vectors.row_bytes() as u64;
+        let reclaimer_bytes = self.applier.try_lock().map_or(0, |reclaimer| reclaimer.memory_bytes());
+        CopyMemory {
+            codes: view.index_bytes(),
+            row_sets: view.row_set_bytes(),
+            log: self.log.memory_bytes() + reclaimer_bytes,
+            rescoring: self.vectors.len() * row_bytes,
+            tail: (view.applied.row_end - view.applied.indexed_row_end) * row_bytes,
         }
     }
 }

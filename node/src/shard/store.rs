@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use cluster_config::limits::TRAINING_MEMORY_DEFAULT;
+use cluster_config::units::ByteSize;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
@@ -31,8 +33,10 @@ const OPEN_FILES_MAX: i32 = 256;
 /// Bloom filter of the families that are read by key: 1 % false positives.
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 
-/// What all copies of a process share: one block cache, one limit for memtables charged to it, and one eye on their syncs.
+/// What all copies of a process share: one block cache, one limit for memtables charged to it, what a training may take, and one eye
+/// on their syncs.
 pub struct StorageResources {
+    training_memory: ByteSize,
     cache: Cache,
     write_buffers: WriteBufferManager,
     syncs: Arc<SyncWatch>,
@@ -44,7 +48,17 @@ impl StorageResources {
         let cache = Cache::new_lru_cache(block_cache_bytes);
         let write_buffers =
             WriteBufferManager::new_write_buffer_manager_with_cache(write_buffer_bytes, false, cache.clone());
-        Self { cache, write_buffers, syncs: Arc::default() }
+        Self { cache, write_buffers, training_memory: TRAINING_MEMORY_DEFAULT, syncs: Arc::default() }
+    }
+
+    /// With another bound for the memory of one training.
+    pub fn with_training_memory(self, training_memory: ByteSize) -> Self {
+        Self { training_memory, ..self }
+    }
+
+    /// Bound for the memory of one training.
+    pub fn training_memory(&self) -> ByteSize {
+        self.training_memory
     }
 
     /// For how long the oldest write of a log that has not finished has been under way.

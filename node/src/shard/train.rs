@@ -1,4 +1,4 @@
-//! Training a generation on the primary, as operations to be logged.
+//! What the primary computes for its shard, as operations to be logged: a generation, and what each effort finds in its index.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,7 +7,7 @@ use cluster_config::operation::Operation;
 
 use super::view::View;
 use super::{Shard, ShardError};
-use crate::vector::{Cancel, Generation, MappedVectors};
+use crate::vector::{Cancel, Generation, MappedVectors, measure_effort};
 
 impl Shard {
     /// Trains the next generation on a sample of the live rows and returns the `InstallGeneration` operations that install it, to
@@ -24,8 +24,8 @@ impl Shard {
         if rows_live == 0 {
             return Err(ShardError::Conflict("there are no rows to train on".into()));
         }
-        let number = view.applied.generation + 1;
-        let sample = sample(&view, &self.vectors, Generation::training_rows_max(self.spec.dim as usize));
+        let number = view.applied.newest_generation() + 1;
+        let sample = sample(&view, &self.vectors, self.training_rows_max);
         let generation = Generation::train(number, &self.spec, &sample, rows_live, cancel)?;
         drop(sample);
         let bytes = generation.to_bytes()?;
@@ -43,6 +43,21 @@ impl Shard {
             bytes: bytes.to_vec(),
         };
         Ok((0..).zip(pieces).map(install).collect())
+    }
+}
+
+impl Shard {
+    /// Measures what each effort finds in the index that serves, as an operation to be logged; `None` where there is no index.
+    ///
+    /// Cost: seconds of one core; runs beside searches and writes. Changes nothing by itself. Errors: `Cancelled`.
+    pub fn measure_effort(&self, cancel: &Cancel) -> Result<Option<Operation>, ShardError> {
+        self.store.check()?;
+        let view = self.view();
+        let Some(index) = &view.indexes.serving else { return Ok(None) };
+        let table = measure_effort(index, &self.vectors, &self.spec, view.live_rows(), cancel)?;
+        let (generation, row_end) = (view.applied.generation, view.applied.row_end);
+        let rungs = table.rungs().to_vec();
+        Ok((!rungs.is_empty()).then_some(Operation::SetEffortCurve { generation, row_end, rungs }))
     }
 }
 

@@ -15,7 +15,7 @@ const UNIT_LENGTH_TOLERANCE: f32 = 0.02;
 
 /// Checks the operations of one write. Errors name the field, as `operations[0].chunks[2].vector`.
 ///
-/// The shard's own operations (`Barrier`, `InstallGeneration`, `IndexUpTo`) are accepted as well: the primary logs them through
+/// The shard's own operations (`Barrier`, `InstallGeneration`, `IndexUpTo`, `SetEffortCurve`) are accepted as well: the primary logs them through
 /// the same door.
 pub fn validate_operations(spec: &CollectionSpec, operations: &[Operation]) -> Result<(), ConfigError> {
     if operations.is_empty() || operations.len() > limits::OPS_PER_WRITE_MAX {
@@ -64,6 +64,14 @@ pub(crate) fn validate_operation(spec: &CollectionSpec, operation: &Operation, p
             Err(ConfigError::new(format!("{path}.generation"), "0 is not a generation", "send the installed one"))
         }
         Operation::IndexUpTo { .. } => Ok(()),
+        Operation::SetEffortCurve { rungs, .. } if rungs.is_empty() || rungs.len() > limits::EFFORT_RUNGS_MAX => {
+            Err(ConfigError::new(
+                format!("{path}.rungs"),
+                format!("{} measured efforts", rungs.len()),
+                format!("send 1 to {}", limits::EFFORT_RUNGS_MAX),
+            ))
+        }
+        Operation::SetEffortCurve { .. } => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use roaring::RoaringTreemap;
 
 use super::records::AppliedState;
-use crate::vector::{Generation, IvfIndex, RowSet, VectorIndex};
+use crate::vector::{Calibration, IvfIndex, RowSet, VectorIndex};
 
 /// Which tenants own rows. Nearly every shard has one, and then no search needs the tenant's bitmap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,27 +30,43 @@ impl Tenants {
 
 /// The applied state at one position. The mapped vectors and RocksDB hold at least what it names.
 ///
-/// Invariants: those of [`AppliedState`]; the index is there if and only if a generation is, and holds no row at or above
-/// `indexed_row_end`; `tombstones` are below `row_end`; `rows_live + tombstones = row_end`.
+/// Invariants: those of [`AppliedState`]; the indexes are there if and only if their generations are, and hold no row at or above
+/// their `indexed_row_end`; `tombstones` are below `row_end`; `rows_live + tombstones = row_end`.
 pub(crate) struct View {
     pub(crate) applied: AppliedState,
     pub(crate) tombstones: Arc<RoaringTreemap>,
-    pub(crate) generation: Option<Arc<Generation>>,
-    pub(crate) index: Option<Arc<IvfIndex>>,
+    pub(crate) indexes: Indexes,
     pub(crate) tenants: Tenants,
     /// Made by the first search that needs it.
     live_rows: OnceLock<RowSet>,
+}
+
+/// What is searched in place of comparing every row.
+#[derive(Clone, Default)]
+pub(crate) struct Indexes {
+    /// The index of the installed generation.
+    pub(crate) serving: Option<Arc<IvfIndex>>,
+    /// That of the generation which will take its place.
+    pub(crate) renewal: Option<Arc<IvfIndex>>,
+    /// What each effort finds in the one that serves, once that was measured.
+    pub(crate) efforts: Option<Arc<MeasuredEfforts>>,
+}
+
+/// What each effort finds, measured on the rows of the index.
+pub(crate) struct MeasuredEfforts {
+    /// Rows below this were there.
+    pub(crate) row_end: u64,
+    pub(crate) table: Calibration,
 }
 
 impl View {
     pub(crate) fn new(
         applied: AppliedState,
         tombstones: Arc<RoaringTreemap>,
-        generation: Option<Arc<Generation>>,
-        index: Option<Arc<IvfIndex>>,
+        indexes: Indexes,
         tenants: Tenants,
     ) -> Self {
-        Self { applied, tombstones, generation, index, tenants, live_rows: OnceLock::new() }
+        Self { applied, tombstones, indexes, tenants, live_rows: OnceLock::new() }
     }
 
     /// Every live row.
@@ -64,11 +80,16 @@ impl View {
         (end - start) - self.tombstones.range_cardinality(start..end)
     }
 
-    /// Heap bytes that grow with the rows. Bitmaps count as serialised, which is how they lie in memory.
-    pub(crate) fn memory_bytes(&self) -> u64 {
-        let index = self.index.as_ref().map_or(0, |index| index.memory_bytes());
-        let live = self.live_rows.get().map_or(0, |rows| rows.row_end().div_ceil(8));
-        index + live + self.tombstones.serialized_size() as u64
+    /// Heap bytes of the indexes and their generations.
+    pub(crate) fn index_bytes(&self) -> u64 {
+        let indexes = [&self.indexes.serving, &self.indexes.renewal];
+        indexes.into_iter().flatten().map(|index| index.memory_bytes() + index.generation().memory_bytes()).sum()
+    }
+
+    /// Heap bytes of the sets of live and dead rows. Roaring bitmaps count as serialised, which is how they lie in memory.
+    pub(crate) fn row_set_bytes(&self) -> u64 {
+        let live = self.live_rows.get().map_or(0, RowSet::memory_bytes);
+        live + self.tombstones.serialized_size() as u64
     }
 
     /// Names the broken invariant.
@@ -84,13 +105,18 @@ impl View {
         if self.tombstones.max().is_some_and(|row| row >= self.applied.row_end) {
             return Err("a row that was never given out is dead".into());
         }
-        if self.index.is_some() != (self.applied.generation != 0) || self.generation.is_some() != self.index.is_some() {
-            return Err(format!("generation {} does not fit the index", self.applied.generation));
-        }
-        if let Some(index) = &self.index
-            && index.len() > self.applied.indexed_row_end
-        {
-            return Err(format!("{} codes for {} indexed rows", index.len(), self.applied.indexed_row_end));
+        let serves = (self.applied.generation != 0).then_some((self.applied.generation, self.applied.indexed_row_end));
+        let renewal = self.applied.renewal.map(|renewal| (renewal.generation, renewal.indexed_row_end));
+        for (expected, index) in [(serves, &self.indexes.serving), (renewal, &self.indexes.renewal)] {
+            let found = index.as_ref().map(|index| index.generation().number());
+            if expected.map(|(generation, _)| generation) != found {
+                return Err(format!("an index of generation {found:?} where {expected:?} is applied"));
+            }
+            if let (Some(index), Some((_, row_end))) = (index, expected)
+                && index.row_end() > row_end
+            {
+                return Err(format!("row {} in an index of rows below {row_end}", index.row_end() - 1));
+            }
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! What recall each effort buys, measured when a generation is trained: on queries held out of the sample, against exact
-//! search over the rest of it.
+//! Which effort buys which recall: the table that searches choose their effort from.
 //!
-//! The table is honest about the sample, not about the future: rows written later may lie elsewhere, and a shard much larger
-//! than the sample needs somewhat more candidates for the same recall.
+//! A generation brings the table that was measured on its sample when it was trained. Once its index holds the shard's rows, a
+//! finer one is measured on those ([`super::measure`]) and takes its place. The table is honest about what was measured, not about
+//! the future: rows written later may lie elsewhere, which is why it is measured again as the shard grows.
 
-use serde::{Deserialize, Serialize};
+use cluster_config::search::EffortRung;
 
 use super::cost::Costs;
 
@@ -13,67 +13,94 @@ pub(super) const RECALL_AT: usize = 10;
 /// Candidates re-scored per result, the steps that are measured.
 pub(super) const OVERSAMPLES: [f32; 7] = [1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0];
 /// Shares of the lists probed, the steps that are measured.
-pub(super) const PROBE_SHARES: [f64; 10] = [0.0156, 0.0313, 0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0];
-/// Recall that the default effort aims at: a margin above the 0.97 that is promised of the whole.
-const RECALL_DEFAULT: f32 = 0.985;
+pub(super) const PROBE_SHARES: [f64; 13] =
+    [0.0078, 0.0156, 0.0313, 0.0625, 0.0938, 0.125, 0.1875, 0.22, 0.25, 0.375, 0.5, 0.75, 1.0];
+/// Recall that the default effort aims at: a margin above the 0.985 that is promised of the whole.
+const RECALL_DEFAULT: f32 = 0.99;
 /// Most of the codes that the default effort scans: a margin below the 30 % that is promised.
 const CODES_SHARE_DEFAULT_MAX: f32 = 0.25;
 
-/// One measured effort.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rung {
-    /// Lists probed.
-    pub nprobe: u32,
-    /// Candidates re-scored per result.
-    pub oversample: f32,
-    /// Share of the exact best [`RECALL_AT`] found, mean over the queries.
-    pub recall: f32,
-    /// Share of all codes scanned, mean over the queries.
-    pub codes_share: f32,
+/// How many of a shard's best rows count when its recall is measured, of a collection with so many shards.
+///
+/// The best [`RECALL_AT`] of all shards are, on average, so many of each. Measuring the best 10 of one shard of four would ask it to
+/// find what hardly ever comes into the merged answer, and that is what costs most.
+pub(super) fn results_that_count(shard_count: u32) -> usize {
+    RECALL_AT.div_ceil(shard_count.max(1) as usize)
 }
 
-/// The measured efforts of a generation.
+/// Measured efforts: by oversample, then by lists probed, both ascending.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calibration {
-    rungs: Vec<Rung>,
+    rungs: Vec<EffortRung>,
 }
 
 impl Calibration {
-    pub(super) fn new(rungs: Vec<Rung>) -> Self {
+    /// From rungs in any order; those that cannot be (no lists, values out of range) are left out.
+    pub fn new(rungs: Vec<EffortRung>) -> Self {
+        let share = |value: f32| (0.0..=1.0).contains(&value);
+        let mut rungs: Vec<EffortRung> = rungs
+            .into_iter()
+            .filter(|rung| rung.nprobe > 0 && rung.oversample >= 1.0 && share(rung.recall) && share(rung.codes_share))
+            .collect();
+        rungs.sort_by(|a, b| a.oversample.total_cmp(&b.oversample).then(a.nprobe.cmp(&b.nprobe)));
         Self { rungs }
     }
 
-    /// As measured: by lists probed, then by oversample. Empty where the sample was too small to measure on.
-    pub fn rungs(&self) -> &[Rung] {
+    /// Empty where the sample was too small to measure on.
+    pub fn rungs(&self) -> &[EffortRung] {
         &self.rungs
     }
 
-    /// The cheapest measured effort that reaches the recall; `None` where none does, so that only exact search will.
-    pub(super) fn effort_for(&self, recall: f32, costs: &Costs, rows: u64) -> Option<Rung> {
-        let cost = |rung: &Rung| {
+    /// The cheapest effort that reaches the recall, by the table; `None` where none does, so that only exact search will.
+    ///
+    /// Between two measured numbers of lists recall and codes are taken as straight lines. Recall bends towards fewer lists, so
+    /// the true one lies above the line.
+    pub(super) fn effort_for(&self, recall: f32, costs: &Costs, rows: u64) -> Option<EffortRung> {
+        let cost = |rung: &EffortRung| {
             let codes = f64::from(rung.codes_share) * rows as f64;
             costs.index_ns(f64::from(rung.nprobe), codes, f64::from(rung.oversample) * RECALL_AT as f64)
         };
-        self.rungs.iter().filter(|rung| rung.recall >= recall).min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()
+        let ladders = self.rungs.chunk_by(|a, b| a.oversample == b.oversample);
+        ladders.filter_map(|ladder| climb(ladder, recall)).min_by(|a, b| cost(a).total_cmp(&cost(b)))
     }
 
     /// Lists to probe by default, with candidates re-scored at `oversample`: as few as reach [`RECALL_DEFAULT`], within
     /// [`CODES_SHARE_DEFAULT_MAX`] of the codes; a quarter of the lists where nothing was measured.
     pub(super) fn nprobe_default(&self, oversample: f32, nlist: u32) -> u32 {
-        let step = OVERSAMPLES.iter().rev().find(|step| **step <= oversample).unwrap_or(&OVERSAMPLES[0]);
-        let affordable =
-            || self.rungs.iter().filter(|rung| rung.oversample == *step && rung.codes_share <= CODES_SHARE_DEFAULT_MAX);
-        let enough = affordable().filter(|rung| rung.recall >= RECALL_DEFAULT).map(|rung| rung.nprobe).min();
-        enough.or_else(|| affordable().map(|rung| rung.nprobe).max()).unwrap_or(nlist.div_ceil(4)).max(1)
+        let affordable: Vec<EffortRung> = self.affordable(oversample).copied().collect();
+        let rung = climb(&affordable, RECALL_DEFAULT).or_else(|| affordable.last().copied());
+        rung.map_or(nlist.div_ceil(4), |rung| rung.nprobe).max(1)
     }
+
+    /// Best recall within what the default effort may scan; `None` where nothing was measured.
+    pub(crate) fn recall_default(&self, oversample: f32) -> Option<f32> {
+        self.affordable(oversample).map(|rung| rung.recall).max_by(f32::total_cmp)
+    }
+
+    fn affordable(&self, oversample: f32) -> impl Iterator<Item = &EffortRung> {
+        let step = OVERSAMPLES.iter().rev().find(|step| **step <= oversample).unwrap_or(&OVERSAMPLES[0]);
+        self.rungs.iter().filter(|rung| rung.oversample == *step && rung.codes_share <= CODES_SHARE_DEFAULT_MAX)
+    }
+}
+
+/// The least effort on a ladder of one oversample that reaches the recall.
+fn climb(ladder: &[EffortRung], recall: f32) -> Option<EffortRung> {
+    let reached = ladder.iter().position(|rung| rung.recall >= recall)?;
+    let upper = ladder[reached];
+    let Some(lower) = reached.checked_sub(1).map(|below| ladder[below]) else { return Some(upper) };
+    let part = (recall - lower.recall) / (upper.recall - lower.recall);
+    let between = |low: f32, high: f32| low + part * (high - low);
+    let nprobe = between(lower.nprobe as f32, upper.nprobe as f32).ceil() as u32;
+    let codes_share = between(lower.codes_share, upper.codes_share);
+    Some(EffortRung { nprobe: nprobe.clamp(lower.nprobe, upper.nprobe), recall, codes_share, ..upper })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rung(nprobe: u32, oversample: f32, recall: f32, codes_share: f32) -> Rung {
-        Rung { nprobe, oversample, recall, codes_share }
+    fn rung(nprobe: u32, oversample: f32, recall: f32, codes_share: f32) -> EffortRung {
+        EffortRung { nprobe, oversample, recall, codes_share }
     }
 
     fn ladder() -> Calibration {
@@ -81,9 +108,9 @@ mod tests {
             rung(8, 5.0, 0.90, 0.05),
             rung(8, 10.0, 0.95, 0.05),
             rung(16, 5.0, 0.96, 0.10),
-            rung(16, 10.0, 0.986, 0.10),
+            rung(16, 10.0, 0.991, 0.10),
             rung(32, 5.0, 0.97, 0.20),
-            rung(32, 10.0, 0.99, 0.20),
+            rung(32, 10.0, 0.994, 0.20),
             rung(64, 10.0, 0.995, 0.40),
         ])
     }
@@ -95,15 +122,36 @@ mod tests {
         assert_eq!(ladder().nprobe_default(5.0, 100), 32, "not good enough: the most that is affordable");
         assert_eq!(Calibration::default().nprobe_default(10.0, 100), 25);
         assert_eq!(Calibration::default().nprobe_default(10.0, 1), 1);
+        assert_eq!(ladder().recall_default(10.0), Some(0.994), "the rung above scans too much");
+        assert_eq!(Calibration::default().recall_default(10.0), None);
     }
 
     #[test]
     fn the_effort_for_a_recall_is_the_cheapest() {
         let costs = Costs { code_ns: 5.0, list_ns: 0.0, row_ns: 100.0 };
-        assert_eq!(ladder().effort_for(0.96, &costs, 10_000), Some(rung(16, 5.0, 0.96, 0.10)));
-        assert_eq!(ladder().effort_for(0.99, &costs, 10_000), Some(rung(32, 10.0, 0.99, 0.20)));
-        assert_eq!(ladder().effort_for(0.999, &costs, 10_000), None);
+        let chosen =
+            |recall, costs| ladder().effort_for(recall, costs, 10_000).map(|rung| (rung.nprobe, rung.oversample));
+        assert_eq!(chosen(0.96, &costs), Some((16, 5.0)));
+        assert_eq!(chosen(0.90, &costs), Some((8, 5.0)), "the least that was measured");
+        assert_eq!(chosen(0.975, &costs), Some((13, 10.0)), "between 8 lists and 16, more than half of the way");
+        assert_eq!(chosen(0.999, &costs), None);
         let dear_rows = Costs { code_ns: 0.1, list_ns: 0.0, row_ns: 1000.0 };
-        assert_eq!(ladder().effort_for(0.965, &dear_rows, 10_000), Some(rung(32, 5.0, 0.97, 0.20)));
+        assert_eq!(chosen(0.965, &dear_rows), Some((24, 5.0)));
+    }
+
+    #[test]
+    fn more_recall_never_asks_for_fewer_codes() {
+        let costs = Costs { code_ns: 5.0, list_ns: 10.0, row_ns: 1.0 };
+        let codes: Vec<f32> = (900..=995)
+            .map(|thousandths| ladder().effort_for(thousandths as f32 / 1000.0, &costs, 10_000).unwrap().codes_share)
+            .collect();
+        assert!(codes.is_sorted(), "{codes:?}");
+    }
+
+    #[test]
+    fn rungs_that_cannot_be_are_left_out() {
+        let broken =
+            [rung(0, 1.0, 0.5, 0.5), rung(1, 0.5, 0.5, 0.5), rung(1, 1.0, f32::NAN, 0.5), rung(1, 1.0, 0.5, 1.5)];
+        assert_eq!(Calibration::new(broken.to_vec()), Calibration::default());
     }
 }

@@ -26,7 +26,7 @@ impl Costs {
                 (2.0 + 0.4 * sub_quantisers, 500.0 + 0.45 * 256.0 * f64::from(parameters.reduced_dim))
             }
         };
-        Self { code_ns, list_ns, row_ns: 20.0 + 0.3 * f64::from(parameters.dim) }
+        Self { code_ns, list_ns, row_ns: 10.0 + 0.1 * f64::from(parameters.dim) }
     }
 
     /// A search of the index that scans `codes` in `lists` and re-scores `candidates`.

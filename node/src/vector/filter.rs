@@ -90,6 +90,11 @@ impl RowSet {
         below + rest
     }
 
+    /// Heap bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.words.as_ref().map_or(0, |words| size_of_val::<[u64]>(words) as u64)
+    }
+
     /// Rows at and above this are not in the set.
     pub fn row_end(&self) -> u64 {
         self.row_end

@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use cluster_config::collection::Metric;
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use super::top::Top;
 use super::{Cancel, Candidates, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, ffi};
@@ -27,17 +26,18 @@ pub fn score(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
     ffi::score_in_wide_lanes(metric, query, row)
 }
 
-/// [`score`] without regard to the CPU. Inlined, so that it is compiled for what its caller is compiled for.
+/// [`score`] with a given way to decode half floats, which is exact, so that all ways give the same. Inlined, so that it is compiled
+/// for what its caller is compiled for.
 #[inline(always)]
-pub(super) fn score_in_lanes(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
+pub(super) fn score_in_lanes(metric: Metric, query: &[f32], row: &[f16], decode: impl Fn(&[f16], &mut [f32])) -> f32 {
     match metric {
-        Metric::Cosine | Metric::Dot => reduce(query, row, |q, x| q * x),
-        Metric::L2 => 1.0 / (1.0 + reduce(query, row, |q, x| (q - x) * (q - x))),
+        Metric::Cosine | Metric::Dot => reduce(query, row, |q, x| q * x, decode),
+        Metric::L2 => 1.0 / (1.0 + reduce(query, row, |q, x| (q - x) * (q - x), decode)),
     }
 }
 
 #[inline(always)]
-fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32) -> f32 {
+fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32, decode: impl Fn(&[f16], &mut [f32])) -> f32 {
     debug_assert_eq!(query.len(), row.len());
     let mut lanes = [0.0f32; LANES];
     let mut add = |query: &[f32; LANES], row: &[f32; LANES]| {
@@ -48,7 +48,7 @@ fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut decoded = [0.0f32; DECODE];
     for (query, row) in query.chunks(DECODE).zip(row.chunks(DECODE)) {
         let decoded = &mut decoded[..row.len()];
-        row.convert_to_f32_slice(decoded);
+        decode(row, decoded);
         let (query_blocks, query_rest) = query.as_chunks::<LANES>();
         let (row_blocks, row_rest) = decoded.as_chunks::<LANES>();
         for (query, row) in query_blocks.iter().zip(row_blocks) {

@@ -2,9 +2,10 @@
 
 use cluster_config::collection::Metric;
 use cluster_config::limits::GENERATION_BYTES_MAX;
+use cluster_config::search::EffortRung;
 use serde::{Deserialize, Serialize};
 
-use super::calibration::{Calibration, Rung};
+use super::calibration::Calibration;
 use super::ffi::{Distance, IvfPq, WriteFailure};
 use super::projection::{Projection, clamp};
 use super::{VectorError, ffi};
@@ -42,6 +43,11 @@ impl GenerationParameters {
     pub fn code_bytes(&self) -> u64 {
         // The fast-scan layout pairs sub-quantisers.
         if self.nbits == 4 { u64::from(self.m).div_ceil(2) } else { u64::from(self.m) }
+    }
+
+    /// Bytes of the centroids, those of the lists and those of the codebooks.
+    pub(super) fn centroid_bytes(&self) -> u64 {
+        (u64::from(self.nlist) + (1 << self.nbits)) * u64::from(self.reduced_dim) * size_of::<f32>() as u64
     }
 
     pub(super) fn distance(&self) -> Distance {
@@ -88,6 +94,14 @@ impl Generation {
     /// Recall measured at training, by effort.
     pub fn calibration(&self) -> &Calibration {
         &self.calibration
+    }
+
+    /// Heap bytes: projection, centroids, codebooks.
+    pub fn memory_bytes(&self) -> u64 {
+        let p = &self.parameters;
+        let projection =
+            self.projection.as_ref().map_or(0, |projection| projection.matrix.len() + projection.bias.len());
+        projection as u64 * size_of::<f32>() as u64 + p.centroid_bytes()
     }
 
     /// Appends the reduced vectors `[n, reduced_dim]` of `vectors` `[n, dim]` to `out`, within the range of half floats.
@@ -167,7 +181,7 @@ struct Body {
     /// Empty where there is no projection.
     matrix: Vec<f32>,
     bias: Vec<f32>,
-    rungs: Vec<Rung>,
+    rungs: Vec<EffortRung>,
     /// The empty trained index in FAISS' format.
     index: Vec<u8>,
 }

@@ -7,6 +7,7 @@
 
 pub mod calibration;
 pub mod cancel;
+pub mod compare;
 mod cost;
 pub mod error;
 mod ffi;
@@ -15,6 +16,7 @@ pub mod flat;
 pub mod generation;
 pub mod ivf;
 pub mod mapped;
+mod measure;
 mod pieces;
 mod projection;
 pub mod search;
@@ -24,6 +26,7 @@ mod tests;
 mod top;
 mod train;
 
+pub use calibration::Calibration;
 pub use cancel::Cancel;
 pub use error::VectorError;
 pub use filter::RowSet;
@@ -31,7 +34,9 @@ pub use flat::FlatIndex;
 pub use generation::{Generation, GenerationParameters};
 pub use ivf::IvfIndex;
 pub use mapped::MappedVectors;
+pub use measure::measure_effort;
 pub use search::{Scored, SearchView, search_rows};
+pub use train::lists_wanted;
 
 /// A row that may be among the best.
 #[derive(Clone, Copy, Debug, PartialEq)]

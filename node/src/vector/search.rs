@@ -8,7 +8,7 @@ use cluster_config::search::SearchKnobs;
 use super::cost::{Costs, Plan, plan_search, widen_nprobe};
 use super::flat::{scan, score};
 use super::top::Top;
-use super::{Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
+use super::{Calibration, Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
 
 /// How many candidates ahead of the one being scored are fetched from memory.
 const PREFETCH_ROWS: usize = 4;
@@ -17,6 +17,8 @@ const PREFETCH_ROWS: usize = 4;
 pub struct SearchView<'a> {
     /// `None` below the training floor.
     pub index: Option<&'a IvfIndex>,
+    /// What each effort finds, measured on the rows of the index; where it was not yet, the generation's own table is used.
+    pub measured: Option<&'a Calibration>,
     /// Every allowed row below this is in the index; 0 where there is none.
     pub indexed_row_end: u64,
     /// Full-precision vectors of all rows below `row_end`.
@@ -70,7 +72,7 @@ pub fn search_rows(
     let indexed_row_end = view.indexed_row_end.min(view.row_end);
     let way = view.index.and_then(|index| {
         let allowed = view.allowed.count_below(indexed_row_end);
-        let effort = choose_effort(index, allowed, fetch_k, knobs, spec)?;
+        let effort = choose_effort(index, view.measured, allowed, fetch_k, knobs, spec)?;
         let parameters = index.generation().parameters();
         let costs = Costs::of(&parameters);
         let (nprobe, candidates) = (effort.nprobe, effort.candidates as u64);
@@ -102,10 +104,11 @@ pub fn search_rows(
 
 /// What the knobs ask of the index; `None` for exact search.
 ///
-/// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the generation's default. A filter, which leaves
-/// `allowed` rows of the index, widens the probe, but not one that the caller named.
+/// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the collection's setting, which wins over what was
+/// measured. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
 fn choose_effort(
     index: &IvfIndex,
+    measured: Option<&Calibration>,
     allowed: u64,
     fetch_k: usize,
     knobs: &SearchKnobs,
@@ -115,9 +118,14 @@ fn choose_effort(
         return None;
     }
     let parameters = index.generation().parameters();
-    let (mut nprobe, mut oversample) = (parameters.nprobe, spec.oversample);
+    let mut oversample = spec.oversample;
+    let mut nprobe = match measured {
+        Some(measured) if spec.nprobe.is_none() => measured.nprobe_default(oversample, parameters.nlist),
+        _ => parameters.nprobe,
+    };
     if let Some(recall) = knobs.target_recall {
-        let rung = index.generation().calibration().effort_for(recall, &Costs::of(&parameters), index.len());
+        let efforts = measured.unwrap_or_else(|| index.generation().calibration());
+        let rung = efforts.effort_for(recall, &Costs::of(&parameters), index.len());
         match rung {
             Some(rung) => (nprobe, oversample) = (rung.nprobe, rung.oversample),
             None if knobs.nprobe.is_none() && knobs.oversample.is_none() => return None,

@@ -356,6 +356,7 @@ impl Copy {
     fn search(&self, metric: Metric, query: &[f32], allowed: &RowSet, knobs: &SearchKnobs) -> Scored {
         let view = SearchView {
             index: Some(&self.index),
+            measured: None,
             indexed_row_end: 1500,
             vectors: &self.vectors,
             row_end: ROWS as u64,
@@ -420,6 +421,7 @@ fn the_walk_obeys_filters_bounds_and_cancellation() {
 
     let view = SearchView {
         index: Some(&copy.index),
+        measured: None,
         indexed_row_end: 1500,
         vectors: &copy.vectors,
         row_end: ROWS as u64,

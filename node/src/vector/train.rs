@@ -1,17 +1,22 @@
 //! Training a model generation: projection, coarse centroids, codebooks, and the recall that each effort buys.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use cluster_config::collection::{CollectionSpec, Metric};
 use cluster_config::limits::{TRAINING_BYTES_MAX, TRAINING_ROWS_MAX};
+use cluster_config::units::ByteSize;
 
-use super::calibration::{Calibration, OVERSAMPLES, PROBE_SHARES, RECALL_AT, Rung};
+use super::calibration::{Calibration, results_that_count};
 use super::ffi::{self, IvfPq};
 use super::generation::{Generation, GenerationParameters};
 use super::ivf::IvfIndex;
+use super::measure::Ladder;
 use super::projection::Projection;
 use super::{Cancel, RowSet, VectorError};
 
+/// A training holds its sample, and at most twice as much made of it: the centred or split sample, and the reduced one.
+const SAMPLES_HELD: usize = 3;
 /// Vectors that FAISS wants for each centroid it is to find.
 const ROWS_PER_CENTROID_MIN: usize = 39;
 /// Queries held out for measuring recall: 1,280 neighbours, enough to tell 0.97 from 0.985.
@@ -23,6 +28,12 @@ impl Generation {
     /// Most vectors worth passing to [`Generation::train`]: bounded in number and in bytes.
     pub fn training_rows_max(dim: usize) -> usize {
         TRAINING_ROWS_MAX.min(TRAINING_BYTES_MAX / (dim.max(1) * size_of::<f32>())).max(1)
+    }
+
+    /// Most vectors to pass to [`Generation::train`] for a training within `memory`.
+    pub fn training_rows_within(dim: usize, memory: ByteSize) -> usize {
+        let rows = memory.as_usize() / SAMPLES_HELD / (dim.max(1) * size_of::<f32>());
+        rows.clamp(1, Self::training_rows_max(dim))
     }
 
     /// Trains on a sample `[n, dim]`. Deterministic for a given input; runs on one thread; takes seconds.
@@ -68,7 +79,8 @@ impl Generation {
         cancel.check()?;
 
         let generation = Arc::new(generation);
-        let calibration = measure(&generation, &split, &reduced, cancel)?;
+        let wanted = results_that_count(spec.shard_count);
+        let calibration = measure(&generation, &split, &reduced, wanted, cancel)?;
         // The index built for measuring is gone by now, and with it the other owner.
         let mut generation = Arc::into_inner(generation)
             .ok_or_else(|| VectorError::Faiss("a generation in training is shared".into()))?;
@@ -110,17 +122,24 @@ fn check_sample(spec: &CollectionSpec, sample: &[f32]) -> Result<(), VectorError
 }
 
 /// Evenly spaced rows of `[n, dim]`, at most `rows_max`.
-pub(super) fn thin(vectors: &[f32], dim: usize, rows_max: usize) -> Vec<f32> {
+pub(super) fn thin(vectors: &[f32], dim: usize, rows_max: usize) -> Cow<'_, [f32]> {
     let rows = vectors.len() / dim.max(1);
     if rows <= rows_max {
-        return vectors.to_vec();
+        return Cow::Borrowed(vectors);
     }
     let mut thinned = Vec::with_capacity(rows_max * dim);
     for position in 0..rows_max {
         let row = position * rows / rows_max;
         thinned.extend_from_slice(&vectors[row * dim..(row + 1) * dim]);
     }
-    thinned
+    Cow::Owned(thinned)
+}
+
+/// Lists that a generation trained now on `rows` rows, or on a sample of `sample_rows_max` of them, would have.
+pub fn lists_wanted(spec: &CollectionSpec, rows: u64, sample_rows_max: usize) -> u32 {
+    let sampled = usize::try_from(rows).unwrap_or(usize::MAX).min(sample_rows_max);
+    let held_out = QUERIES_HELD_OUT.min(sampled / ROWS_PER_QUERY_MIN);
+    choose_nlist(spec.index.nlist, rows, sampled - held_out)
 }
 
 /// Lists: as asked, else twice the root of the rows, so that probing costs about as much as finding what to probe; in any case
@@ -153,68 +172,37 @@ impl Split {
     }
 }
 
-/// Measures recall and codes scanned at every step of the ladder.
+/// Measures the recall of the `wanted` best, and codes scanned, at every step of the ladder.
 fn measure(
     generation: &Arc<Generation>,
     split: &Split,
     reduced: &[f32],
+    wanted: usize,
     cancel: &Cancel,
 ) -> Result<Calibration, VectorError> {
     let parameters = generation.parameters;
     let dim = parameters.dim as usize;
     let rows = (split.rows.len() / dim) as u64;
-    let queries = split.queries.len() / dim;
-    if queries == 0 || rows <= RECALL_AT as u64 {
+    if rows <= wanted as u64 {
         return Ok(Calibration::default());
     }
     let labels: Vec<u64> = (0..rows).collect();
     let index = IvfIndex::empty(generation.clone())?.with_rows(&labels, reduced)?;
     let everything = RowSet::all(rows);
     let norms: Vec<f32> = split.rows.chunks_exact(dim).map(|row| row.iter().map(|x| x * x).sum()).collect();
-    let deepest = OVERSAMPLES.map(candidates_at).into_iter().max().unwrap_or(RECALL_AT);
-
-    let mut nprobes: Vec<u32> =
-        PROBE_SHARES.iter().map(|share| ((share * f64::from(parameters.nlist)).ceil() as u32).max(1)).collect();
-    nprobes.dedup();
-    let mut found = vec![[0usize; OVERSAMPLES.len()]; nprobes.len()];
-    let mut scanned = vec![0u64; nprobes.len()];
     let mut products = vec![0.0f32; rows as usize];
+    let mut ladder = Ladder::new(&index);
     for query in split.queries.chunks_exact(dim) {
         cancel.check()?;
         ffi::inner_products(query, &split.rows, &mut products);
-        let truth = best_rows(&products, &norms, parameters.metric);
-        for (step, nprobe) in nprobes.iter().enumerate() {
-            let candidates = index.probe(query, deepest, *nprobe, &everything)?;
-            scanned[step] += candidates.codes_scanned;
-            let ranks = truth.iter().filter_map(|row| candidates.best.iter().position(|c| c.row == *row));
-            for rank in ranks {
-                for (depth, oversample) in OVERSAMPLES.iter().enumerate() {
-                    found[step][depth] += usize::from(rank < candidates_at(*oversample));
-                }
-            }
-        }
+        ladder.add(query, &best_rows(&products, &norms, parameters.metric, wanted), None, &everything)?;
     }
-    let mut rungs = Vec::with_capacity(nprobes.len() * OVERSAMPLES.len());
-    for (step, nprobe) in nprobes.iter().enumerate() {
-        for (depth, oversample) in OVERSAMPLES.iter().enumerate() {
-            rungs.push(Rung {
-                nprobe: *nprobe,
-                oversample: *oversample,
-                recall: found[step][depth] as f32 / (queries * RECALL_AT) as f32,
-                codes_share: (scanned[step] as f64 / (queries as u64 * rows) as f64) as f32,
-            });
-        }
-    }
-    Ok(Calibration::new(rungs))
+    Ok(ladder.finish())
 }
 
-fn candidates_at(oversample: f32) -> usize {
-    (oversample * RECALL_AT as f32).ceil() as usize
-}
-
-/// The exact best [`RECALL_AT`] rows, from inner products with the query and squared norms.
-fn best_rows(products: &[f32], norms: &[f32], metric: Metric) -> Vec<u64> {
-    let mut top = super::top::Top::new(RECALL_AT);
+/// The exact best `wanted` rows, from inner products with the query and squared norms.
+fn best_rows(products: &[f32], norms: &[f32], metric: Metric, wanted: usize) -> Vec<u64> {
+    let mut top = super::top::Top::new(wanted);
     for (row, (product, norm)) in products.iter().zip(norms).enumerate() {
         let score = match metric {
             Metric::Cosine | Metric::Dot => *product,
@@ -228,6 +216,8 @@ fn best_rows(products: &[f32], norms: &[f32], metric: Metric) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use cluster_config::limits::{DIM_MAX, TRAINING_MEMORY_DEFAULT, TRAINING_MEMORY_MIN};
+
     use super::*;
 
     #[test]
@@ -238,15 +228,22 @@ mod tests {
         assert_eq!(choose_nlist(Some(100), 12_500, 12_500), 100);
         assert_eq!(choose_nlist(Some(65_536), 12_500, 12_500), 320);
         assert_eq!(choose_nlist(None, 0, 20), 1);
+        let spec = CollectionSpec::new("c", 384);
+        assert_eq!(lists_wanted(&spec, 12_500, TRAINING_ROWS_MAX), 223);
+        assert_eq!(lists_wanted(&spec, 1_000_000, TRAINING_ROWS_MAX), 1_677);
+        assert_eq!(lists_wanted(&spec, 0, TRAINING_ROWS_MAX), 1);
     }
 
     #[test]
     fn a_sample_is_bounded_in_rows_and_bytes() {
         assert_eq!(Generation::training_rows_max(384), TRAINING_ROWS_MAX);
         assert!(Generation::training_rows_max(4096) * 4096 * 4 <= TRAINING_BYTES_MAX);
+        assert_eq!(Generation::training_rows_within(384, ByteSize::mib(9)), 2048);
+        assert_eq!(Generation::training_rows_within(384, TRAINING_MEMORY_DEFAULT), TRAINING_ROWS_MAX);
+        assert!(Generation::training_rows_within(DIM_MAX as usize, TRAINING_MEMORY_MIN) >= 1000);
         let vectors: Vec<f32> = (0..20).map(|v| v as f32).collect();
-        assert_eq!(thin(&vectors, 2, 3), [0.0, 1.0, 6.0, 7.0, 12.0, 13.0]);
-        assert_eq!(thin(&vectors, 2, 10), vectors);
+        assert_eq!(*thin(&vectors, 2, 3), [0.0, 1.0, 6.0, 7.0, 12.0, 13.0]);
+        assert_eq!(*thin(&vectors, 2, 10), vectors);
     }
 
     #[test]

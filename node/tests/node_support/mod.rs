@@ -50,13 +50,19 @@ impl Running {
     }
 }
 
+/// Below the range from which the kernel gives ports to outgoing connections, so that nobody's connection takes the port before
+/// its node has it, or while its node is down.
+fn listen_below_ephemeral_ports() -> TcpListener {
+    let listen = || TcpListener::bind(("127.0.0.1", rand::random_range(12_000..32_000_u16))).ok();
+    std::iter::repeat_with(listen).take(10_000).flatten().next().expect("a port")
+}
+
 impl Cluster {
     /// Nodes 1 to `voters` that only vote, and `data` nodes after them that only hold shards.
     pub(crate) async fn start(voters: u64, data: u64) -> Self {
         let nodes = voters + data;
         // Bound together, so that they differ; a stranger could take one before the node does, and the start would say so.
-        let listeners: Vec<TcpListener> =
-            (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let listeners: Vec<TcpListener> = (0..nodes).map(|_| listen_below_ephemeral_ports()).collect();
         let address = |listener: &TcpListener| listener.local_addr().expect("bound").to_string();
         let addresses: BTreeMap<u64, String> = (1..).zip(listeners.iter().map(address)).collect();
         drop(listeners);

@@ -27,7 +27,7 @@ pub(crate) const TERM: PrimaryTerm = PrimaryTerm(1);
 pub(crate) struct Place {
     pub(crate) dir: TempDir,
     pub(crate) spec: CollectionSpec,
-    resources: Arc<StorageResources>,
+    pub(crate) resources: Arc<StorageResources>,
 }
 
 impl Place {
@@ -62,14 +62,16 @@ impl Place {
     }
 }
 
-/// A small spec with one field of each type.
+/// A small spec with one shard and one field of each type.
 pub(crate) fn spec(dim: u32) -> CollectionSpec {
     let mut spec = CollectionSpec::new("test", dim);
+    spec.shard_count = 1;
     let fields = [
         ("flag", FieldType::Bool),
         ("year", FieldType::Integer),
         ("price", FieldType::Float),
         ("tag", FieldType::Keyword),
+        ("when", FieldType::Datetime),
     ];
     spec.fields = fields.into_iter().map(|(name, field_type)| (name.to_owned(), field_type)).collect();
     spec

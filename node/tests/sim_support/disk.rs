@@ -1,6 +1,9 @@
 //! A copy's disk in memory. `persist` and `purge` are durable; applying is not, so a crash may take some of it back, though never what
 //! lost its redo.
 
+use std::ops::Range;
+
+use bytes::Bytes;
 use cluster_config::ids::{CopyId, Lineage, OperationId, ShardId};
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use node::replication::storage::{CopyStorage, EncodedEntry, LogWrite, StorageError, StoredState};
@@ -59,6 +62,8 @@ struct Content {
     applied: usize,
     floor: SeqNo,
     fails: Option<StorageError>,
+    /// What the disk gives back instead of the entry of this seqno, since a bit of it turned.
+    flipped: Option<EncodedEntry>,
 }
 
 impl Content {
@@ -66,6 +71,19 @@ impl Content {
         match count.checked_sub(1) {
             Some(last) => LogPosition { term: self.history[last].term, seqno: self.history[last].seqno },
             None => LogPosition::default(),
+        }
+    }
+
+    /// Entries as they are read, each against its CRC.
+    fn read_back(&self, range: Range<usize>) -> Result<Vec<EncodedEntry>, StorageError> {
+        let stored = |entry: &EncodedEntry| match &self.flipped {
+            Some(flipped) if flipped.seqno == entry.seqno => flipped.clone(),
+            _ => entry.clone(),
+        };
+        let entries: Vec<EncodedEntry> = self.history[range].iter().map(stored).collect();
+        match entries.iter().find(|entry| !entry.verify()) {
+            Some(rotten) => Err(StorageError::Corrupt(format!("entry {} fails its CRC", rotten.seqno))),
+            None => Ok(entries),
         }
     }
 }
@@ -117,6 +135,48 @@ impl SimDisk {
         content.floor = SeqNo::ZERO;
         content.term = content.term.max(snapshot.last().map_or(PrimaryTerm(0), |entry| entry.term));
         content.history = snapshot;
+        content.flipped = None;
+    }
+
+    pub(crate) fn is_failing(&self) -> bool {
+        self.content.lock().fails.is_some()
+    }
+
+    /// One bit of a stored entry turns: in its payload, or where that is empty in its checksum.
+    pub(crate) fn flip(&self, seqno: usize, bit: usize) {
+        let mut content = self.content.lock();
+        let mut entry = content.history[seqno - 1].clone();
+        let mut payload = entry.payload.to_vec();
+        if payload.is_empty() {
+            entry.crc32c ^= 1 << (bit % 32);
+        } else {
+            let at = bit / 8 % payload.len();
+            payload[at] ^= 1 << (bit % 8);
+            entry.payload = Bytes::from(payload);
+        }
+        content.flipped = Some(entry);
+    }
+
+    /// Whether a bit of the stored log is turned; a cut, a purge or a snapshot takes it away with its entry.
+    pub(crate) fn is_rotten(&self) -> bool {
+        let content = self.content.lock();
+        let log = content.purged + 1..=content.history.len();
+        content.flipped.as_ref().is_some_and(|flipped| log.contains(&(flipped.seqno.0 as usize)))
+    }
+
+    pub(crate) fn mend(&self) {
+        self.content.lock().flipped = None;
+    }
+
+    /// Reads a part of the log: entry `n` has seqno `n + 1`.
+    pub(crate) fn read_range(&self, range: Range<usize>) -> Result<Vec<EncodedEntry>, StorageError> {
+        self.content.lock().read_back(range)
+    }
+
+    /// Reads the whole log.
+    pub(crate) fn scrub(&self) -> Result<(), StorageError> {
+        let content = self.content.lock();
+        content.read_back(content.purged..content.history.len()).map(drop)
     }
 
     /// Every later `persist` fails so, until told otherwise.
@@ -154,6 +214,7 @@ impl CopyStorage for SimDisk {
         if let Some(cut) = write.truncate_from {
             assert!(cut.0 as usize > content.applied, "applied entries are never cut");
             content.history.truncate(cut.0 as usize - 1);
+            content.flipped = content.flipped.take().filter(|flipped| flipped.seqno < cut);
         }
         for entry in write.entries {
             assert_eq!(entry.seqno.0 as usize, content.history.len() + 1, "no gaps");
@@ -173,7 +234,9 @@ impl CopyStorage for SimDisk {
             bytes += entry.payload.len();
             bytes <= bytes_max || bytes == entry.payload.len()
         };
-        Ok(content.history.iter().skip(from.0 as usize - 1).take(entries_max).take_while(fits).cloned().collect())
+        let first = content.history.len().min(from.0 as usize - 1);
+        let count = content.history[first..].iter().take(entries_max).take_while(fits).count();
+        content.read_back(first..first + count)
     }
 
     fn term_at(&self, seqno: SeqNo) -> Result<Option<PrimaryTerm>, StorageError> {
@@ -199,6 +262,7 @@ impl CopyStorage for SimDisk {
         }
         Ok(())
     }
+
     fn purge(&self, up_to: SeqNo) -> Result<(), StorageError> {
         let mut content = self.content.lock();
         assert!(up_to.0 as usize <= content.applied, "only what is applied is purged");

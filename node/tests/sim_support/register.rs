@@ -56,6 +56,16 @@ impl Register {
         self.change(next);
     }
 
+    /// A new copy takes the place of one that is not in sync.
+    pub(crate) fn replace(&mut self, old: CopyId, new: CopyId) {
+        let mut next = self.group.clone();
+        let record = next.copies.remove(&old).expect("the copy exists");
+        next.copies.insert(new, CopyRecord { phase: CopyPhase::CatchingUp, ..record });
+        let incarnation = self.alive.remove(&old).expect("its process is known");
+        self.alive.insert(new, incarnation);
+        self.change(next);
+    }
+
     pub(crate) fn expire(&mut self, copy: CopyId) {
         let mut next = self.group.clone();
         if next.in_sync.len() > 1 && next.primary_copy() != Some(copy) {

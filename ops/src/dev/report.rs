@@ -41,7 +41,7 @@ struct ProcessReport {
 pub async fn run(global: &Global, place: &Place) -> Result<(), Error> {
     let layout = place.layout()?;
     let manifest = layout.existing_manifest()?;
-    let client = Client::new(&manifest.url(), PROBE_TIMEOUT)?;
+    let client = Client::new(&manifest.url(), PROBE_TIMEOUT, None)?;
     let members = manifest.members();
     let processes = futures::future::join_all(members.iter().map(|member| look_at(&layout, &client, member))).await;
     let not_ready: Vec<&str> =

@@ -203,7 +203,7 @@ async fn wait_ready(
     started: &mut [(String, Child)],
     wait: Duration,
 ) -> Result<(), Error> {
-    let client = Client::new(&manifest.url(), PROBE_TIMEOUT)?;
+    let client = Client::new(&manifest.url(), PROBE_TIMEOUT, None)?;
     let spinner = global.output().spinner();
     let deadline = Instant::now() + wait;
     loop {

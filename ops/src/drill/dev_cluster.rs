@@ -48,7 +48,7 @@ impl Patient for DevCluster {
     }
 
     fn can(&self, mode: Mode) -> anyhow::Result<()> {
-        ensure!(mode != Mode::Partition, "a development cluster has no proxies to cut; leave --dir out");
+        ensure!(mode.cut(1).is_none(), "a development cluster has no proxies to cut; leave --dir out");
         Ok(())
     }
 
@@ -56,7 +56,7 @@ impl Patient for DevCluster {
         match mode {
             Mode::Kill => self.signal(node, Signal::KILL),
             Mode::Stop => self.signal(node, Signal::STOP),
-            Mode::Partition => bail!("no proxies"),
+            Mode::Partition | Mode::Mute | Mode::Deaf | Mode::Bridge => bail!("no proxies"),
         }
     }
 
@@ -68,7 +68,7 @@ impl Patient for DevCluster {
                 Ok(())
             }
             Mode::Stop => self.signal(node, Signal::CONT),
-            Mode::Partition => bail!("no proxies"),
+            Mode::Partition | Mode::Mute | Mode::Deaf | Mode::Bridge => bail!("no proxies"),
         }
     }
 

@@ -59,6 +59,12 @@ pub enum ModeArgument {
     Stop,
     /// It hears nobody and nobody hears it.
     Partition,
+    /// Nobody hears it; it hears all.
+    Mute,
+    /// It hears nobody; all hear it.
+    Deaf,
+    /// The others hear it, and it them, but not each other.
+    Bridge,
 }
 
 impl From<ModeArgument> for Mode {
@@ -67,6 +73,9 @@ impl From<ModeArgument> for Mode {
             ModeArgument::Kill => Self::Kill,
             ModeArgument::Stop => Self::Stop,
             ModeArgument::Partition => Self::Partition,
+            ModeArgument::Mute => Self::Mute,
+            ModeArgument::Deaf => Self::Deaf,
+            ModeArgument::Bridge => Self::Bridge,
         }
     }
 }
@@ -147,7 +156,8 @@ pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
         }
         None => {
             output.note("starting a scratch cluster of three nodes");
-            let options = Options { is_proxied: common.mode == ModeArgument::Partition, ..Options::default() };
+            let is_proxied = Mode::from(common.mode).cut(1).is_some();
+            let options = Options { is_proxied, ..Options::default() };
             let mut cluster = Cluster::start(options).await.map_err(failed)?;
             let reports = repeat(&mut cluster, &common, &victim, shards, output).await?;
             cluster.shut_down().await.map_err(failed)?;

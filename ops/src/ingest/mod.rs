@@ -24,8 +24,8 @@ const REFUSED_KEPT_MAX: usize = 1000;
 
 /// Put documents (files, folders, JSON lines) or vectors (.npy) into a collection
 ///
-/// Taken are .txt, .md and .html files, one document each, and .jsonl files, one document per
-/// line as {"_id" or "id", "title"?, "text", "metadata"?}. Folders are walked; hidden and
+/// Taken are .txt, .md, .html, .pdf, .docx, .xlsx, .pptx, .epub, .csv and .tsv files, one
+/// document each, and .jsonl files, one document per line as {"_id" or "id", "title"?, "text", "metadata"?}. Folders are walked; hidden and
 /// other files are skipped. A file's id is its path from the folder given (docs/setup.md), a
 /// line's id is its own: ingesting again replaces instead of doubling.
 ///

@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::jsonl::{self, Record};
 
 /// Extensions of documents the cluster parses.
-const DOCUMENT_EXTENSIONS: [&str; 5] = ["txt", "md", "markdown", "html", "htm"];
+const DOCUMENT_EXTENSIONS: [&str; 12] =
+    ["txt", "md", "markdown", "html", "htm", "csv", "tsv", "pdf", "docx", "xlsx", "pptx", "epub"];
 /// Extension of files of JSON lines.
 const LINES_EXTENSION: &str = "jsonl";
 
@@ -225,14 +226,15 @@ mod tests {
             ("docs/b.md", "x"),
             ("docs/a.txt", "x"),
             ("docs/sub/c.HTML", "x"),
+            ("docs/d.pdf", "x"),
             ("docs/picture.png", "x"),
             ("docs/.hidden.md", "x"),
             ("docs/.git/d.md", "x"),
         ]);
         let plan = plan(&[dir.path().join("docs")]).expect("walks");
-        assert_eq!((plan.documents, plan.skipped_files), (3, 1));
+        assert_eq!((plan.documents, plan.skipped_files), (4, 1));
         let ids: Vec<String> = plan.items("v1/").map(|item| item.expect("taken").id).collect();
-        assert_eq!(ids, ["v1/docs/a.txt", "v1/docs/b.md", "v1/docs/sub/c.HTML"]);
+        assert_eq!(ids, ["v1/docs/a.txt", "v1/docs/b.md", "v1/docs/d.pdf", "v1/docs/sub/c.HTML"]);
     }
 
     #[test]
@@ -268,8 +270,8 @@ mod tests {
 
     #[test]
     fn a_file_given_by_name_is_refused_where_a_folder_would_skip_it() {
-        let dir = tree(&[("x.pdf", "%PDF"), ("ok.md", "x")]);
-        let plan = plan(&[dir.path().join("x.pdf"), dir.path().join("ok.md")]).expect("walks");
+        let dir = tree(&[("x.png", "PNG"), ("ok.md", "x")]);
+        let plan = plan(&[dir.path().join("x.png"), dir.path().join("ok.md")]).expect("walks");
         let (taken, refused): (Vec<_>, Vec<_>) = plan.items("").partition(Result::is_ok);
         assert_eq!((taken.len(), refused.len()), (1, 1));
     }

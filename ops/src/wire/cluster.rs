@@ -1,6 +1,7 @@
 //! The cluster as its operators see it: nodes, shards, copies, digests.
 
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
+use cluster_config::memory::{CopyMemory, NodeMemory};
 use serde::{Deserialize, Serialize};
 
 /// Answer of `GET /api/v1/cluster`.
@@ -86,6 +87,9 @@ pub struct NodeReport {
     /// Bytes of its copies in memory.
     #[serde(default)]
     pub memory_bytes: u64,
+    /// What the memory of its process goes to.
+    #[serde(default)]
+    pub memory: Option<NodeMemory>,
 }
 
 impl NodeReport {
@@ -169,6 +173,12 @@ pub struct CopyReport {
     pub disk_bytes: u64,
     /// In memory.
     pub memory_bytes: u64,
+    /// The same by part.
+    #[serde(default)]
+    pub memory: CopyMemory,
+    /// Recall of sampled live queries at the default effort; absent while they are too few.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall_at_10: Option<f32>,
 }
 
 /// Answer of `POST /api/v1/shards/{collection}/{index}:digest`.

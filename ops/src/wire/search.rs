@@ -28,6 +28,9 @@ pub struct SearchRequest {
     /// Candidates re-scored per result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oversample: Option<f32>,
+    /// Recall wanted of the index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_recall: Option<f32>,
     /// Compare with every row.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub exact: bool,
@@ -153,6 +156,9 @@ pub struct QueryResponse {
     /// What made it: `extractive`, or a backend.
     #[serde(default)]
     pub generator: String,
+    /// Why it is extractive although language models are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<String>,
     /// What the markers point to.
     #[serde(default)]
     pub citations: Vec<Citation>,

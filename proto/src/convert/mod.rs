@@ -6,6 +6,7 @@
 
 pub mod cluster_state;
 pub mod ids;
+pub mod memory;
 pub mod operation;
 pub mod search;
 pub mod status;

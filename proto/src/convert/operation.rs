@@ -5,6 +5,7 @@
 
 use cluster_config::ids::OperationId;
 use cluster_config::operation::{Chunk, LogEntry, Operation};
+use cluster_config::search::EffortRung;
 use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -46,6 +47,20 @@ impl TryFrom<v1::Chunk> for Chunk {
     }
 }
 
+impl From<EffortRung> for v1::EffortRung {
+    fn from(rung: EffortRung) -> Self {
+        let EffortRung { nprobe, oversample, recall, codes_share } = rung;
+        Self { nprobe, oversample, recall, codes_share }
+    }
+}
+
+impl From<v1::EffortRung> for EffortRung {
+    fn from(wire: v1::EffortRung) -> Self {
+        let v1::EffortRung { nprobe, oversample, recall, codes_share } = wire;
+        Self { nprobe, oversample, recall, codes_share }
+    }
+}
+
 impl From<Operation> for v1::Operation {
     fn from(operation: Operation) -> Self {
         use v1::operation::Kind;
@@ -59,6 +74,9 @@ impl From<Operation> for v1::Operation {
                 Kind::InstallGeneration(v1::InstallGeneration { generation, piece, piece_count, bytes })
             }
             Operation::IndexUpTo { generation, row_end } => Kind::IndexUpTo(v1::IndexUpTo { generation, row_end }),
+            Operation::SetEffortCurve { generation, row_end, rungs } => {
+                Kind::SetEffortCurve(v1::SetEffortCurve { generation, row_end, rungs: to_wire(rungs) })
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -84,6 +102,10 @@ impl TryFrom<v1::Operation> for Operation {
                 Ok(Self::InstallGeneration { generation, piece, piece_count, bytes })
             }
             Kind::IndexUpTo(v1::IndexUpTo { generation, row_end }) => Ok(Self::IndexUpTo { generation, row_end }),
+            Kind::SetEffortCurve(v1::SetEffortCurve { generation, row_end, rungs }) => {
+                let rungs = rungs.into_iter().map(EffortRung::from).collect();
+                Ok(Self::SetEffortCurve { generation, row_end, rungs })
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
 use cluster_config::ids::{CollectionId, CopyId, DocumentKey, Incarnation, Lineage, NodeId, OperationId, ShardId};
 use cluster_config::operation::{Chunk, LogEntry, Operation};
 use cluster_config::search::{
-    Consistency, CopyPosition, NodeSearch, SearchKnobs, ShardAnswer, ShardHit, ShardQuery, ShardTarget,
+    Consistency, CopyPosition, EffortRung, NodeSearch, SearchKnobs, ShardAnswer, ShardHit, ShardQuery, ShardTarget,
 };
 use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyRecord, CopyRole, CopyTarget, PrimaryGrant, ShardGroup};
@@ -80,7 +80,8 @@ pub(crate) fn shard_group() -> impl Strategy<Value = ShardGroup> {
 }
 
 fn field_type() -> impl Strategy<Value = FieldType> {
-    prop::sample::select(vec![FieldType::Keyword, FieldType::Integer, FieldType::Float, FieldType::Bool])
+    use FieldType::{Bool, Datetime, Float, Integer, Keyword};
+    prop::sample::select(vec![Keyword, Integer, Float, Bool, Datetime])
 }
 
 fn collection_spec() -> impl Strategy<Value = CollectionSpec> {
@@ -230,7 +231,18 @@ pub(crate) fn operation() -> impl Strategy<Value = Operation> {
             }
         ),
         (any::<u64>(), any::<u64>()).prop_map(|(generation, row_end)| Operation::IndexUpTo { generation, row_end }),
+        (any::<u64>(), any::<u64>(), prop::collection::vec(effort_rung(), 0..4))
+            .prop_map(|(generation, row_end, rungs)| Operation::SetEffortCurve { generation, row_end, rungs }),
     ]
+}
+
+fn effort_rung() -> impl Strategy<Value = EffortRung> {
+    (any::<u32>(), 1f32..100.0, 0f32..1.0, 0f32..1.0).prop_map(|(nprobe, oversample, recall, codes_share)| EffortRung {
+        nprobe,
+        oversample,
+        recall,
+        codes_share,
+    })
 }
 
 pub(crate) fn log_entry() -> impl Strategy<Value = LogEntry> {

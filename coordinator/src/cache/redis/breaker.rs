@@ -44,11 +44,6 @@ impl Breaker {
     pub(super) fn close(&mut self) {
         *self = Self { history: 0, is_open: false };
     }
-
-    /// The connection is gone.
-    pub(super) fn open(&mut self) {
-        self.is_open = true;
-    }
 }
 
 #[cfg(test)]

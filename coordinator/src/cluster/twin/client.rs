@@ -259,7 +259,7 @@ impl NodeClient for TwinClient {
             }
             let raft = RaftStatus { leader: 1, raft_term: 1, voters: vec![1], ..RaftStatus::default() };
             let contacts = inner.state.nodes.keys().map(|node| (*node, 10)).collect();
-            Ok(ClusterStatus { state: inner.state.clone(), raft, reports, contacts })
+            Ok(ClusterStatus { state: inner.state.clone(), raft, reports, contacts, memory: Vec::new() })
         })
     }
 

@@ -78,7 +78,10 @@ impl ShardData {
                 }));
             }
             Operation::DeleteDocument { key } => remove(&mut self.rows, key),
-            Operation::Barrier | Operation::InstallGeneration { .. } | Operation::IndexUpTo { .. } => {}
+            Operation::Barrier
+            | Operation::InstallGeneration { .. }
+            | Operation::IndexUpTo { .. }
+            | Operation::SetEffortCurve { .. } => {}
         }
     }
 }

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
+use super::super::backend::Backend;
 use super::super::{FinishReason, Usage};
 use super::*;
 
@@ -20,7 +21,7 @@ struct Scripted {
     model: String,
     acts: Mutex<Vec<Act>>,
     asked: AtomicUsize,
-    probe: Mutex<Result<(), BackendError>>,
+    probe: Mutex<Result<Report, BackendError>>,
 }
 
 impl Backend for Scripted {
@@ -44,7 +45,7 @@ impl Backend for Scripted {
         })
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
         let answer = self.probe.lock().clone();
         Box::pin(async move { answer })
     }
@@ -61,12 +62,35 @@ fn backend(name: &str, acts: Vec<Act>) -> Arc<Scripted> {
     })
 }
 
+fn members(backends: &[&Arc<Scripted>], concurrency_max: usize) -> Vec<Member> {
+    backends.iter().map(|backend| Member::new((*backend).clone() as Arc<dyn Backend>, concurrency_max)).collect()
+}
+
 fn pool(backends: &[&Arc<Scripted>], concurrency_max: usize, timeouts: Timeouts) -> Pool {
-    let members = backends
-        .iter()
-        .map(|backend| Member { backend: (*backend).clone() as Arc<dyn Backend>, weight: 1, concurrency_max })
-        .collect();
-    Pool::new(members, Balance::LeastConn, timeouts, GenerateOptions::default(), PoolMetrics::new())
+    let policy = Policy { timeouts, ..Policy::default() };
+    Pool::new(members(backends, concurrency_max), policy, PoolMetrics::new())
+}
+
+impl Pool {
+    fn in_flight(&self) -> Vec<usize> {
+        self.status().iter().map(|backend| backend.in_flight).collect()
+    }
+
+    fn states(&self) -> Vec<&'static str> {
+        self.status().iter().map(|backend| backend.state).collect()
+    }
+}
+
+/// Asks in the background as `tenant`.
+fn asked_by(pool: &Pool, tenant: &str) -> tokio::task::JoinHandle<Result<Generation, GenerateError>> {
+    let (pool, tenant) = (pool.clone(), tenant.to_owned());
+    tokio::spawn(async move { pool.generate(GenerateRequest { tenant, ..GenerateRequest::default() }, far()).await })
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn failed() -> BackendError {
@@ -182,9 +206,7 @@ async fn a_permit_is_held_until_the_end_or_the_drop_of_the_stream() {
         let pool = pool.clone();
         async move { text_of(ask(&pool).await.expect("begun")).await }
     });
-    while pool.shared.state.lock().waiting == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| pool.waiting() == 1).await;
     assert_eq!(one.asked.load(Ordering::SeqCst), 1);
     drop(first);
     assert!(sender.is_closed(), "dropping the stream drops the backend's end");
@@ -194,7 +216,7 @@ async fn a_permit_is_held_until_the_end_or_the_drop_of_the_stream() {
     // The last event frees the place, though the stream is still held.
     let mut third = ask(&pool).await.expect("begun");
     while !matches!(third.events.next().await, Some(Ok(GenerateEvent::Done { .. }))) {}
-    assert_eq!(pool.shared.state.lock().in_flight, [0]);
+    assert_eq!(pool.in_flight(), [0]);
     assert_eq!(pool.shared.metrics.tokens.with_label_values(&["one", "prompt"]).get(), 6);
 }
 
@@ -211,9 +233,7 @@ async fn a_full_pool_and_a_full_queue_are_overload() {
     );
     let near = Instant::now() + Duration::from_millis(5);
     assert_eq!(pool.generate(GenerateRequest::default(), near).await.err(), Some(GenerateError::DeadlineExceeded));
-    assert_eq!(pool.shared.state.lock().waiting, 0, "who gives up leaves the queue");
-    pool.shared.state.lock().waiting = limits::LLM_QUEUE_MAX;
-    assert!(matches!(ask(&pool).await, Err(GenerateError::Overloaded { .. })));
+    assert_eq!(pool.waiting(), 0, "who gives up leaves the queue");
 }
 
 #[tokio::test]
@@ -284,7 +304,7 @@ async fn the_requests_deadline_ends_the_answer() {
     drop(generation);
     let soon = Instant::now() + Duration::from_millis(20);
     assert_eq!(pool.generate(GenerateRequest::default(), soon).await.err(), Some(GenerateError::DeadlineExceeded));
-    assert!(!pool.shared.state.lock().health[0].is_ejected());
+    assert_eq!(pool.states(), ["up"]);
 }
 
 #[tokio::test]
@@ -298,43 +318,304 @@ async fn an_ejected_backend_is_probed_and_comes_back() {
     let Err(GenerateError::Unavailable { reason }) = ask(&pool).await else { panic!("ejected") };
     assert!(reason.contains("left out"), "{reason}");
 
-    *one.probe.lock() = Ok(());
-    let cancel = CancellationToken::new();
-    let watching = tokio::spawn({
-        let (pool, cancel) = (pool.clone(), cancel.clone());
-        async move { pool.watch(cancel).await }
-    });
-    while pool.shared.state.lock().health[0].is_ejected() {
-        tokio::task::yield_now().await;
-    }
+    *one.probe.lock() = Ok(Report::default());
+    pool.probe_all().await;
+    assert_eq!(pool.states(), ["up"]);
     assert_eq!(text_of(ask(&pool).await.expect("served")).await, "back");
-    cancel.cancel();
-    watching.await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_missed_probe_ejects_before_any_request_fails() {
+    let (dead, well) = (backend("dead", vec![]), backend("well", vec![answer("a"), answer("b"), answer("c")]));
+    *well.probe.lock() = Ok(Report::default());
+    let pool = pool(&[&dead, &well], 4, Timeouts::default());
+    pool.probe_all().await;
+    assert_eq!(pool.states(), ["ejected", "up"]);
+    for _ in 0..3 {
+        assert_eq!(ask(&pool).await.expect("served").backend, "well");
+    }
+    assert_eq!(dead.asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_ended() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    let writing = tokio::spawn(async move {
+        let piece = "x".repeat(limits::LLM_ANSWER_BYTES_MAX / 4);
+        while sender.send(delta(&piece)).await.is_ok() {}
+    });
+    let events: Vec<_> = ask(&pool).await.expect("begun").events.collect().await;
+    assert_eq!(events.len(), 5, "four quarters and the end");
+    assert!(matches!(events.last(), Some(Err(GenerateError::Broken { message, .. })) if message.contains("bytes")));
+    writing.await.expect("the backend was let go of");
+}
+
+#[tokio::test]
+async fn tenants_wait_in_turn_and_who_leaves_the_queue_was_never_asked_for() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act, answer("1"), answer("2"), answer("3")]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let held = ask(&pool).await.expect("begun");
+    let mut order = Vec::new();
+    for (position, tenant) in ["a", "a", "a", "b"].into_iter().enumerate() {
+        order.push(asked_by(&pool, tenant));
+        until(|| pool.waiting() == position + 1).await;
+    }
+    // The second of "a" goes away: its place is free, and the backend never hears of it.
+    order.remove(1).abort();
+    until(|| pool.waiting() == 3).await;
+    assert_eq!(one.asked.load(Ordering::SeqCst), 1);
+    drop(held);
+    let third_of_a = order.remove(1);
+    let (first, of_b) = (order.remove(0), order.remove(0));
+    assert_eq!(text_of(first.await.expect("no panic").expect("served")).await, "1");
+    assert_eq!(text_of(of_b.await.expect("no panic").expect("served")).await, "2");
+    assert_eq!(text_of(third_of_a.await.expect("no panic").expect("served")).await, "3");
+    assert_eq!((one.asked.load(Ordering::SeqCst), pool.waiting()), (4, 0));
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let _held = ask(&pool).await.expect("begun");
+    let waiting: Vec<_> = (0..limits::LLM_QUEUE_MAX).map(|_| asked_by(&pool, "a")).collect();
+    until(|| pool.waiting() == limits::LLM_QUEUE_MAX).await;
+    pool.shared.state.lock().held.observe(Duration::from_millis(100));
+    let Err(GenerateError::Overloaded { retry_after }) = ask(&pool).await else { panic!("refused") };
+    // 257 to be served at one place in 0.1 s each.
+    assert_eq!(retry_after, Duration::from_secs(26));
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    until(|| pool.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn retries_have_a_budget_but_turning_from_the_unreachable_is_free() {
+    let always = |error: &BackendError| (0..40).map(|_| Act::Refuse(error.clone())).collect::<Vec<_>>();
+    let (a, b) = (backend("a", always(&failed())), backend("b", always(&failed())));
+    let tight = Policy { retry_percent: 0, ..Policy::default() };
+    let none = Pool::new(members(&[&a, &b], 4), tight.clone(), PoolMetrics::new());
+    assert!(matches!(ask(&none).await, Err(GenerateError::Unavailable { .. })));
+    assert_eq!(a.asked.load(Ordering::SeqCst) + b.asked.load(Ordering::SeqCst), 1, "no second attempt is paid for");
+
+    let gone = BackendError::Connect("refused".into());
+    let (c, d) = (backend("c", always(&gone)), backend("d", (0..4).map(|_| answer("x")).collect()));
+    let free = Pool::new(members(&[&c, &d], 4), tight, PoolMetrics::new());
+    for _ in 0..4 {
+        assert_eq!(ask(&free).await.expect("served").backend, "d");
+    }
+    assert!(c.asked.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn a_late_first_token_gets_company_and_the_loser_is_dropped() {
+    let (sender, act) = live();
+    let (slow, quick) = (backend("slow", vec![act]), backend("quick", vec![answer("quick")]));
+    let mut both = members(&[&slow, &quick], 1);
+    both[0].weight = 2; // so that it is asked first
+    let pool = Pool::new(both, Policy::default(), PoolMetrics::new());
+    let now = Instant::now();
+    for _ in 0..20 {
+        pool.shared.state.lock().first_tokens.note(now, Duration::from_millis(5));
+    }
+    assert_eq!(text_of(ask(&pool).await.expect("served")).await, "quick");
+    assert_eq!((slow.asked.load(Ordering::SeqCst), pool.shared.metrics.hedges.get()), (1, 1));
+    assert!(sender.is_closed(), "the loser's connection is closed");
+    assert_eq!(pool.in_flight(), [0, 0]);
+}
+
+#[tokio::test]
+async fn the_fast_model_serves_what_would_have_to_wait_and_stand_ins_what_would_fail() {
+    let (sender, act) = live();
+    let (big, fast) = (backend("big", vec![act]), backend("fast", vec![answer("fast"), answer("fast again")]));
+    let policy = Policy {
+        fast_model: Some("model-of-fast".into()),
+        fallback_models: [("model-of-big".to_owned(), vec!["model-of-fast".to_owned()])].into(),
+        ..Policy::default()
+    };
+    let pool = Pool::new(members(&[&big, &fast], 1), policy, PoolMetrics::new());
+    sender.send(delta("x")).await.expect("open");
+    let held = ask(&pool).await.expect("begun");
+    assert_eq!(held.backend, "big", "the fast one keeps its place for later");
+    let quick = ask(&pool).await.expect("served");
+    assert_eq!((quick.backend.as_str(), quick.model.as_str()), ("fast", "model-of-fast"));
+    drop(quick);
+
+    // Named and full: it waits. Named and down: the stand-in serves.
+    let named = || GenerateRequest { model: Some("model-of-big".into()), ..GenerateRequest::default() };
+    let soon = Instant::now() + Duration::from_millis(20);
+    assert_eq!(pool.generate(named(), soon).await.err(), Some(GenerateError::DeadlineExceeded));
+    *fast.probe.lock() = Ok(Report::default());
+    pool.probe_all().await;
+    assert_eq!(pool.states(), ["ejected", "up"]);
+    let standing_in = pool.generate(named(), far()).await.expect("served");
+    assert_eq!(standing_in.model, "model-of-fast");
+}
+
+#[tokio::test]
+async fn backends_come_and_go_while_requests_wait() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let mut held = ask(&pool).await.expect("begun");
+    let waiting = asked_by(&pool, "a");
+    until(|| pool.waiting() == 1).await;
+    let two = backend("two", vec![answer("from two")]);
+    pool.add(members(&[&two], 1).remove(0)).expect("a free name");
+    assert_eq!(text_of(waiting.await.expect("no panic").expect("served")).await, "from two");
+    assert!(matches!(pool.add(members(&[&two], 1).remove(0)), Err(PoolError::NameTaken(_))));
+
+    assert!(pool.remove("one") && !pool.remove("one"));
+    sender.send(done()).await.expect("its answer goes on");
+    assert_eq!(held.events.next().await, Some(delta("x")));
+    assert_eq!(held.events.next().await, Some(done()));
+    assert!(pool.remove("two") && pool.is_empty());
+    assert!(matches!(ask(&pool).await, Err(GenerateError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn what_servers_tell_of_their_load_counts() {
+    let (crowded, idle) = (backend("crowded", vec![]), backend("idle", (0..4).map(|_| answer("x")).collect()));
+    *crowded.probe.lock() = Ok(Report { requests: Some(9), ..Report::default() });
+    *idle.probe.lock() = Ok(Report { requests: Some(0), ..Report::default() });
+    let pool = pool(&[&crowded, &idle], 8, Timeouts::default());
+    pool.probe_all().await;
+    for _ in 0..4 {
+        assert_eq!(ask(&pool).await.expect("served").backend, "idle");
+    }
+    assert_eq!(pool.status()[0].foreign, 9);
+}
+
+#[test]
+fn a_prompt_fits_the_narrowest_model_that_may_be_asked() {
+    let (small, wide) = (backend("small", vec![]), backend("wide", vec![]));
+    let mut members = members(&[&small, &wide], 1);
+    members[1].context_tokens = 32_768;
+    let pool = Pool::new(members, Policy::default(), PoolMetrics::new());
+    assert_eq!(pool.prompt_tokens_max(None, Some(256)), 4096 - 256 - 128);
+    assert_eq!(pool.prompt_tokens_max(Some("model-of-wide"), Some(256)), 32_768 - 256 - 128);
+    assert_eq!(pool.prompt_tokens_max(None, Some(4000)), 1024, "an answer never takes it all");
 }
 
 #[test]
 fn a_missing_key_is_named_and_metrics_register_once() {
-    use cluster_config::coordinator_config::LlmBackendConfig;
-    let backend = LlmBackendConfig {
+    use cluster_config::llm_config::{LlmConfig, LlmKind, WrittenLlmBackend};
+    let backend = WrittenLlmBackend {
         name: "gpt".into(),
         kind: LlmKind::Openai,
         url: "http://127.0.0.1:1/v1".into(),
         model: "m".into(),
         api_key_env: Some("KEY_OF_GPT".into()),
-        weight: 1,
-        concurrency_max: 2,
+        weight: None,
+        priority: None,
+        concurrency_max: None,
+        context_tokens: None,
     };
-    let mut config = LlmConfig { backends: vec![], max_tokens: 256, temperature: 0.1, top_k: 20 };
+    let routing = LlmRouting::default();
+    let mut config =
+        LlmConfig { backends: vec![], max_tokens: 256, temperature: 0.1, top_k: 20, gpu_layers: None, routing };
     let metrics = PoolMetrics::new();
-    assert!(Pool::from_config(&config, |_| None, metrics.clone()).expect("fine").is_none());
-    config.backends.push(backend);
+    assert!(Pool::from_config(&config, |_| None, metrics.clone()).expect("fine").is_empty());
+    config.backends.push(backend.validate("").expect("valid"));
     let error = Pool::from_config(&config, |_| None, metrics.clone()).err().expect("no key");
     assert!(error.to_string().contains("KEY_OF_GPT"), "{error}");
-    let pool = Pool::from_config(&config, |_| Some("secret".into()), metrics.clone()).expect("fine").expect("one");
+    let pool = Pool::from_config(&config, |_| Some("secret".into()), metrics.clone()).expect("fine");
     assert_eq!(pool.models(), [("gpt".to_owned(), "m".to_owned())]);
 
     let registry = prometheus::Registry::new();
     metrics.register(&registry).expect("free names");
     crate::embed::metrics::EmbedMetrics::new().register(&registry).expect("free names");
     assert!(metrics.register(&registry).is_err());
+}
+
+/// Answers each request after a few turns of the scheduler, and notes the most it had at once.
+struct Counting {
+    name: String,
+    now: Arc<AtomicUsize>,
+    most: AtomicUsize,
+}
+
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Backend for Counting {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn model(&self) -> &str {
+        "any"
+    }
+
+    fn generate(&self, _request: GenerateRequest) -> BoxFuture<'_, Result<EventStream, BackendError>> {
+        let at_once = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(at_once, Ordering::SeqCst);
+        let leave = Leave(Arc::clone(&self.now));
+        Box::pin(async move {
+            let events = async_stream::stream! {
+                let _leave = leave;
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                    yield delta("x");
+                }
+                yield done();
+            };
+            Ok(events.boxed())
+        })
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>> {
+        Box::pin(async { Ok(Report::default()) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_leaves_and_whenever_no_place_is_lost_and_none_is_given_twice() {
+    const PLACES: usize = 2;
+    let backends: Vec<Arc<Counting>> = (0..3)
+        .map(|number| Arc::new(Counting { name: format!("b{number}"), now: Arc::default(), most: AtomicUsize::new(0) }))
+        .collect();
+    let members = backends.iter().map(|backend| Member::new(backend.clone() as Arc<dyn Backend>, PLACES)).collect();
+    let pool = Pool::new(members, Policy { balance: Balance::P2c, ..Policy::default() }, PoolMetrics::new());
+    let mut tasks = Vec::new();
+    for number in 0..600_usize {
+        let asking = asked_by(&pool, &format!("tenant-{}", number % 5));
+        tasks.push(tokio::spawn(async move {
+            // A third goes away soon, in the queue or before its first token; a third after it; the rest stay.
+            if number % 3 == 0 {
+                for _ in 0..number % 7 {
+                    tokio::task::yield_now().await;
+                }
+                asking.abort();
+                return 0;
+            }
+            let Ok(Ok(mut generation)) = asking.await else { return 0 };
+            if number % 3 == 1 {
+                generation.events.next().await;
+                return 0;
+            }
+            text_of(generation).await.len()
+        }));
+    }
+    let mut whole = 0;
+    for task in tasks {
+        whole += usize::from(task.await.expect("no panic") == 3);
+    }
+    until(|| pool.waiting() == 0 && pool.in_flight() == [0, 0, 0]).await;
+    assert!(whole > 0, "some were served to the end");
+    for backend in &backends {
+        assert_eq!(backend.now.load(Ordering::SeqCst), 0, "{}", backend.name);
+        assert!((1..=PLACES).contains(&backend.most.load(Ordering::SeqCst)), "{}", backend.name);
+    }
 }

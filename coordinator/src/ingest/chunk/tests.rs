@@ -62,7 +62,7 @@ fn a_document_that_fits_is_one_chunk_and_is_embedded_as_it_is() {
 #[test]
 fn a_piece_from_the_middle_carries_title_and_headings_within_the_limit() {
     let source = format!("# Manual\n\n## Wings\n\n{}", sentences(900));
-    let parsed = parse::parse(source.as_bytes(), Some("text/markdown"), None).expect("parses");
+    let parsed = parse::parse(source.as_bytes(), "text/markdown", "").expect("parses");
     let chunks = cut(&parsed, 256);
     assert!(chunks.len() >= 4, "{}", chunks.len());
     let texts: Vec<String> = chunks.iter().map(|chunk| embedding_text(parsed.title.as_deref(), chunk)).collect();
@@ -84,7 +84,7 @@ fn the_title_is_put_before_a_body_that_does_not_begin_with_it() {
 fn short_sections_are_joined_under_their_common_heading_and_long_ones_kept_apart() {
     let long = sentences(100);
     let source = format!("# A\nx\n## B\ny\n## C\n{long}\n## D\n{long}\n# E\nz\n");
-    let parsed = parse::parse(source.as_bytes(), Some("text/markdown"), None).expect("parses");
+    let parsed = parse::parse(source.as_bytes(), "text/markdown", "").expect("parses");
     let chunks = cut(&parsed, 256);
     let heads: Vec<(String, &str)> =
         chunks.iter().map(|c| (c.heading_path.join(" > "), c.text.lines().next().expect("a line"))).collect();
@@ -114,7 +114,7 @@ proptest! {
         title in proptest::option::of("[a-z ,é]{0,300}"),
         tokens_max in TOKENS_MAX_LEAST..400_usize,
     ) {
-        if let Ok(mut parsed) = parse::parse(source.as_bytes(), Some("text/markdown"), None) {
+        if let Ok(mut parsed) = parse::parse(source.as_bytes(), "text/markdown", "") {
             if let Some(title) = title {
                 parsed.title = Some(title);
             }

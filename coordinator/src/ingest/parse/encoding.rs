@@ -4,7 +4,7 @@
 use super::ParseError;
 
 /// Errors: `UnsupportedMedia` for what is no text at all (NUL bytes) or a charset we do not know, `Encoding` for broken text.
-pub(super) fn decode(bytes: &[u8], media_type: Option<&str>) -> Result<String, ParseError> {
+pub(super) fn decode(bytes: &[u8], media_type: &str) -> Result<String, ParseError> {
     if let Some(rest) = bytes.strip_prefix(&[0xEF, 0xBB, 0xBF]) {
         return utf8(rest, 3);
     }
@@ -22,8 +22,8 @@ pub(super) fn decode(bytes: &[u8], media_type: Option<&str>) -> Result<String, P
     }
 }
 
-fn charset(media_type: Option<&str>) -> Option<String> {
-    media_type?.split(';').skip(1).find_map(|parameter| {
+fn charset(media_type: &str) -> Option<String> {
+    media_type.split(';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"').to_ascii_lowercase())
     })
@@ -34,13 +34,13 @@ fn utf8(bytes: &[u8], offset: usize) -> Result<String, ParseError> {
         Ok(text) => text_only(text.to_owned()),
         // Binary formats nearly always hold NUL bytes, broken text hardly ever.
         Err(_) if bytes.contains(&0) => Err(binary()),
-        Err(error) => Err(ParseError::Encoding { encoding: "UTF-8", offset: offset + error.valid_up_to() }),
+        Err(error) => Err(ParseError::Encoding { encoding: "UTF-8".into(), offset: offset + error.valid_up_to() }),
     }
 }
 
 fn utf16(bytes: &[u8], read: fn([u8; 2]) -> u16) -> Result<String, ParseError> {
     let (pairs, rest) = bytes.as_chunks::<2>();
-    let broken = |units: usize| ParseError::Encoding { encoding: "UTF-16", offset: 2 + 2 * units };
+    let broken = |units: usize| ParseError::Encoding { encoding: "UTF-16".into(), offset: 2 + 2 * units };
     let mut text = String::with_capacity(bytes.len());
     let mut units = 0;
     for decoded in char::decode_utf16(pairs.iter().map(|pair| read(*pair))) {

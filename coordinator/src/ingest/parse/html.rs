@@ -182,7 +182,7 @@ impl Extraction {
         self.starts.insert(0, (0, Vec::new()));
         let sections = sections_between(&self.text, self.starts);
         let title = self.title.map(|title| tidy(&title)).filter(|title| !title.is_empty()).or(self.first_h1);
-        Parsed { title, text: self.text, sections }
+        Parsed { title, text: self.text, sections, pages: Vec::new() }
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn parse(source: String) -> Parsed {
     let text = source[body_start..].to_owned();
     let starts = starts.into_iter().map(|(start, path)| (start.saturating_sub(body_start), path)).collect();
     let sections = sections_between(&text, starts);
-    Parsed { title: first_heading.or(front_title), text, sections }
+    Parsed { title: first_heading.or(front_title), text, sections, pages: Vec::new() }
 }
 
 /// A heading may stand in a list or quotation; its section begins with its line.

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
 use cluster_config::ids::{CollectionId, Lineage};
@@ -28,6 +29,9 @@ enum Conduct {
     Silent,
 }
 
+/// Changes the state when so much of a search has passed.
+type Change = (Duration, fn(&mut ClusterState));
+
 struct World {
     state: ClusterState,
     collection: CollectionId,
@@ -36,8 +40,7 @@ struct World {
     consistency: Consistency,
     session: Session,
     timeout: Duration,
-    /// Changes the state when so much of a search has passed.
-    change: Option<(Duration, fn(&mut ClusterState))>,
+    change: Option<Change>,
     asked: BTreeMap<NodeId, u64>,
     sent: u64,
 }
@@ -233,6 +236,30 @@ fn a_silent_node_is_left_after_200_ms_and_ejected_without_spending_hedges() {
     let asked = world.asked(2);
     world.searches(20, ms(10), frozen);
     assert_eq!(world.asked(2), asked, "not asked while ejected");
+}
+
+#[test]
+fn a_coordinator_that_slept_blames_nobody_for_its_silence() {
+    let world = World::new(3, 6, 2);
+    let began = world.now;
+    let options =
+        PlanOptions { consistency: Consistency::Eventual, prefer_copy: None, zone: None, random: 0, now: began };
+    let plan = |_: Instant| plan_read(&world.state, world.collection, &options, &world.stats.lock());
+    let session = Session::default();
+    let rules = Rules {
+        stats: &world.stats,
+        consistency: Consistency::Eventual,
+        session: &session,
+        queries: 1,
+        deadline: began + ms(5000),
+    };
+    let (mut gather, _) = Gather::start(rules, &plan, began);
+    let woken = began + 2 * SILENCE;
+    assert!(gather.on_time(woken).is_empty(), "the answers may be here already");
+    let excused_until = gather.next_wake();
+    assert!(excused_until > woken && excused_until < woken + SILENCE);
+    // Once only: whoever has not answered by now is silent, however late this process is again.
+    assert_eq!(gather.on_time(excused_until + 2 * SILENCE).values().map(Vec::len).sum::<usize>(), 6);
 }
 
 #[test]

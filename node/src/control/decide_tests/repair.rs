@@ -1,6 +1,7 @@
 //! Which copies come and go.
 
 use cluster_config::cluster_state::RetiredCopy;
+use cluster_config::memory::NodeMemory;
 
 use super::*;
 use crate::control::observe::INDEX_STATE_CORRUPT;
@@ -16,6 +17,22 @@ fn a_copy_lost_with_its_disk_is_built_anew() {
     scene.hear(3, 1, &[(2, 9)], 0);
     let copy = PlannedCopy { node: NodeId(2), role: CopyRole::Voter };
     assert_eq!(scene.decide(10), [Command::AddCopy { shard: shard(0), expect_version: 7, copy }]);
+}
+
+#[test]
+fn a_node_whose_memory_is_full_is_given_no_copy() {
+    let mut scene = Scene::new();
+    scene.shard(0, &[(1, 1)], &[1], Some((1, 1)));
+    let full = |heartbeat: &mut Heartbeat| {
+        heartbeat.memory = NodeMemory { resident_anonymous: 10, budget: 10, ..NodeMemory::default() };
+    };
+    scene.hear(1, 1, &[(1, 9)], 0);
+    scene.hear_with(2, 1, &[], 0, full);
+    scene.hear(3, 1, &[], 0);
+    let copy = PlannedCopy { node: NodeId(3), role: CopyRole::Voter };
+    assert_eq!(scene.decide(10), [Command::AddCopy { shard: shard(0), expect_version: 7, copy }]);
+    scene.hear_with(3, 1, &[], 20, full);
+    assert_eq!(scene.decide(20), [], "rather one copy too few than a node that dies");
 }
 
 #[test]

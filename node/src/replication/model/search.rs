@@ -1,12 +1,18 @@
-//! Breadth-first search through the model with `stateright`, from a group that has settled, within small bounds.
+//! Breadth-first search through the model with `stateright`, within small bounds: the rules as they are survive it, and the broken ones
+//! are found in it that walks meet too seldom.
+//!
+//! `STATES=n` lets a search go on for longer before it is cut off.
 
 use std::fmt;
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
+use super::number;
 use super::sights::SIGHTS;
+use super::starts::{deposed_before_the_answer, settled};
 use super::world::{Bounds, NOTHING, Setting, Step, World};
+use crate::replication::mutant::Mutant;
 
 const SOUND: &str = "nothing is broken";
 
@@ -14,16 +20,16 @@ const SOUND: &str = "nothing is broken";
 struct Question {
     setting: Setting,
     bounds: Bounds,
+    begin: fn(&mut World) -> Vec<Step>,
 }
 
 impl Model for Question {
     type State = World;
     type Action = Step;
 
-    /// A group whose first primary has opened its term everywhere.
     fn init_states(&self) -> Vec<World> {
         let mut world = World::new(self.setting, self.bounds);
-        world.settle();
+        (self.begin)(&mut world);
         vec![world]
     }
 
@@ -66,28 +72,60 @@ impl fmt::Debug for World {
     }
 }
 
-/// What a search of at most `states` states came to: the sights it met, and whether it saw all there is.
-fn search(what: &str, setting: Setting, bounds: Bounds, states: usize) -> (Vec<&'static str>, bool) {
-    let began = Instant::now();
-    let question = Question { setting, bounds };
-    let options = question.checker().finish_when(HasDiscoveries::AnyFailures).target_state_count(states);
-    let checker = options.spawn_bfs().join();
-    let (unique, depth, is_all) = (checker.unique_state_count(), checker.max_depth(), checker.state_count() < states);
-    let extent = if is_all { "all there are" } else { "cut off" };
-    println!("{what}: {unique} states to depth {depth}, {extent}, in {:.1} s", began.elapsed().as_secs_f32());
-    let mut discoveries = checker.discoveries();
-    if let Some(path) = discoveries.remove(SOUND) {
-        let last = path.last_state().clone();
-        let steps: Vec<String> = path.into_actions().iter().map(|step| format!("{step:?}")).collect();
-        panic!("{what}: {last:?}\nafter\n{}", steps.join("\n"));
-    }
-    for (sight, path) in &discoveries {
-        println!("  {sight}, after {} steps", path.clone().into_actions().len());
-    }
-    (discoveries.into_keys().collect(), is_all)
+/// What a search came to.
+struct Found {
+    /// How far it went, in words.
+    extent: String,
+    /// Whether it saw all there is.
+    is_all: bool,
+    /// The sights it met, and after how many steps.
+    met: Vec<(&'static str, usize)>,
+    /// Something is broken, and how it came to that.
+    broken: Option<(String, Vec<Step>)>,
 }
 
-const STATES_MAX: usize = 500_000;
+fn search(question: Question) -> Found {
+    let (began, states) = (Instant::now(), states_max());
+    let options = question.checker().finish_when(HasDiscoveries::AnyFailures).target_state_count(states);
+    let checker = options.spawn_bfs().join();
+    let mut discoveries = checker.discoveries();
+    let broken = discoveries.remove(SOUND).map(|path| {
+        let what = path.last_state().oracle.broken().unwrap_or_default().to_owned();
+        (what, path.into_actions())
+    });
+    let is_all = broken.is_none() && checker.state_count() < states;
+    let (unique, depth, seconds) = (checker.unique_state_count(), checker.max_depth(), began.elapsed().as_secs_f32());
+    let end = if is_all { "all there are" } else { "cut off" };
+    let extent = format!("{unique} states to depth {depth}, {end}, in {seconds:.1} s");
+    let met = discoveries.into_iter().map(|(sight, path)| (sight, path.into_actions().len())).collect();
+    Found { extent, is_all, met, broken }
+}
+
+/// The rules as they are, asked with small bounds. Returns the sights that were met, and whether all there is was seen.
+fn ask(what: &str, setting: Setting, bounds: Bounds) -> (Vec<&'static str>, bool) {
+    let found = search(Question { setting, bounds, begin: settled });
+    if let Some((broken, steps)) = found.broken {
+        let steps: Vec<String> = steps.iter().map(|step| format!("{step:?}")).collect();
+        panic!("{what}: {broken}\nafter\n{}", steps.join("\n"));
+    }
+    println!("{what}: {}", found.extent);
+    for (sight, steps) in &found.met {
+        println!("  {sight}, after {steps} steps");
+    }
+    (found.met.into_iter().map(|(sight, _)| sight).collect(), found.is_all)
+}
+
+/// A broken rule that needs few steps, but ones that walks seldom take in that order.
+fn find(mutant: Mutant, setting: Setting, bounds: Bounds, begin: fn(&mut World) -> Vec<Step>) {
+    let found = search(Question { setting: Setting { mutant: Some(mutant), ..setting }, bounds, begin });
+    let Some((broken, steps)) = found.broken else { panic!("{mutant:?} was not found: {}", found.extent) };
+    println!("{mutant:?}: {broken}, after {} steps; {}", steps.len(), found.extent);
+    steps.iter().for_each(|step| println!("  {step:?}"));
+}
+
+fn states_max() -> usize {
+    number("STATES").map_or(500_000, |states| states as usize)
+}
 
 fn setting(copies: u64, in_sync: u64) -> Setting {
     Setting { copies, in_sync, min_in_sync: 1, eager: true, purges: false, retries: false, mutant: None }
@@ -102,7 +140,7 @@ fn assert_met(met: &[&str], sights: &[&str]) {
 #[test]
 fn failovers_and_a_crash() {
     let bounds = Bounds { writes: 2, grants: 2, crashes: 1, ..NOTHING };
-    let (met, _) = search("two writes, two grants, one crash", setting(3, 3), bounds, STATES_MAX);
+    let (met, _) = ask("two writes, two grants, one crash", setting(3, 3), bounds);
     let lost = "a write is lost with the unsynced tail of a process that died";
     assert_met(&met, &["two copies believe to be primary", "a new primary keeps a tail that nobody committed", lost]);
 }
@@ -110,7 +148,7 @@ fn failovers_and_a_crash() {
 #[test]
 fn an_admission_and_a_failover() {
     let bounds = Bounds { writes: 1, grants: 1, losses: 1, ticks: 2, ..NOTHING };
-    let (met, _) = search("one copy catches up, one write, one grant, one loss", setting(3, 2), bounds, STATES_MAX);
+    let (met, _) = ask("one copy catches up, one write, one grant, one loss", setting(3, 2), bounds);
     let through = "a write of unknown outcome is committed through a later barrier";
     assert_met(&met, &["a copy is admitted", "an Add is under way whose primary is deposed", through]);
     assert_met(&met, &["a copy is removed by the consent of metadata"]);
@@ -120,21 +158,21 @@ fn an_admission_and_a_failover() {
 fn a_purge_and_a_snapshot() {
     let bounds = Bounds { writes: 1, grants: 1, ticks: 3, ..NOTHING };
     let setting = Setting { purges: true, ..setting(2, 1) };
-    let (met, _) = search("a copy catches up while the log is purged, one grant", setting, bounds, STATES_MAX);
+    let (met, _) = ask("a copy catches up while the log is purged, one grant", setting, bounds);
     assert_met(&met, &["the log of a copy is purged"]);
 }
 
 #[test]
 fn a_hand_off_and_a_strong_read() {
     let bounds = Bounds { writes: 1, hand_offs: 1, reads: 1, ticks: 1, ..NOTHING };
-    let (met, _) = search("one write, one hand-off, one strong read", setting(2, 2), bounds, STATES_MAX);
+    let (met, _) = ask("one write, one hand-off, one strong read", setting(2, 2), bounds);
     assert_met(&met, &["a strong read is served", "a hand-off is proposed"]);
 }
 
 #[test]
 fn two_copies_exhaustively() {
     let bounds = Bounds { writes: 1, grants: 1, ..NOTHING };
-    let (met, is_all) = search("two copies, one write, one grant", setting(2, 2), bounds, STATES_MAX);
+    let (met, is_all) = ask("two copies, one write, one grant", setting(2, 2), bounds);
     assert!(is_all, "the smallest group is searched to the end");
     assert_met(&met, &["a write of unknown outcome is committed through a later barrier"]);
     assert_met(&met, &["a write that some log held is in none any more, although no process died"]);
@@ -143,6 +181,24 @@ fn two_copies_exhaustively() {
 #[test]
 fn a_copy_and_its_crash_exhaustively() {
     let bounds = Bounds { writes: 1, grants: 1, crashes: 1, ..NOTHING };
-    let (_, is_all) = search("two copies, one write, one grant, one crash", setting(2, 2), bounds, STATES_MAX);
+    let (_, is_all) = ask("two copies, one write, one grant, one crash", setting(2, 2), bounds);
     assert!(is_all, "the smallest group is searched to the end");
+}
+
+#[test]
+fn m10_add_before_barrier() {
+    let bounds = Bounds { writes: 1, grants: 1, ticks: 1, ..NOTHING };
+    find(Mutant::AddBeforeBarrier, setting(3, 2), bounds, deposed_before_the_answer);
+}
+
+#[test]
+fn m11_read_unconfirmed() {
+    let bounds = Bounds { writes: 1, grants: 1, reads: 1, ..NOTHING };
+    find(Mutant::ReadUnconfirmed, setting(2, 2), bounds, settled);
+}
+
+#[test]
+fn m13_read_without_tracked() {
+    let bounds = Bounds { writes: 1, grants: 1, reads: 1, ticks: 1, ..NOTHING };
+    find(Mutant::ReadWithoutTracked, setting(2, 1), bounds, settled);
 }

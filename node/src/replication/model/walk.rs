@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::sights::SIGHTS;
-use super::world::{Bounds, Mail, NOTHING, Setting, Step, World};
+use super::starts::{STARTS, Start};
+use super::world::{Mail, Setting, Step, World};
 use crate::replication::mutant::Mutant;
 
 /// SplitMix64: a seed gives the same walk on every machine.
@@ -24,7 +25,7 @@ impl Rng {
     }
 
     /// In `0..bound`.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
 }
@@ -71,22 +72,21 @@ pub(super) struct Walk {
 /// One walk, decided by its seed alone.
 pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'static str, u64>) -> Walk {
     let mut rng = Rng::new(seed);
-    let profile = rng.below(6);
-    let (setting, bounds) = match profile {
-        0 => all_at_once(&mut rng),
-        1 => one_at_a_time(&mut rng),
-        2 => admission(&mut rng),
-        3 => taken_back(&mut rng),
-        4 => retries(&mut rng),
-        _ => strong_reads(&mut rng),
-    };
-    let setting = Setting { mutant, ..setting };
+    let start = STARTS[rng.below(STARTS.len() as u64) as usize];
+    walk_from(start, rng, mutant, counts)
+}
+
+/// One walk from a start of one kind.
+pub(super) fn walk_from(
+    start: fn(&mut Rng) -> Start,
+    mut rng: Rng,
+    mutant: Option<Mutant>,
+    counts: &mut BTreeMap<&'static str, u64>,
+) -> Walk {
+    let Start { setting, bounds, begin } = start(&mut rng);
     let weights: [u64; KINDS.len()] = std::array::from_fn(|_| [1, 4, 16][rng.below(3) as usize]);
-    let mut world = World::new(setting, bounds);
-    if profile > 1 {
-        world.settle();
-    }
-    let mut steps = Vec::new();
+    let mut world = World::new(Setting { mutant, ..setting }, bounds);
+    let mut steps = begin(&mut world);
     let mut possible = Vec::new();
     let mut sights = [false; SIGHTS.len()];
     while steps.len() < STEPS_MAX && world.oracle.broken().is_none() {
@@ -108,88 +108,6 @@ pub(super) fn walk(seed: u64, mutant: Option<Mutant>, counts: &mut BTreeMap<&'st
         terms: world.group().primary_term.0,
         sights,
     }
-}
-
-fn any_setting(rng: &mut Rng) -> Setting {
-    let copies = 3 + rng.below(2);
-    Setting {
-        copies,
-        in_sync: 1 + rng.below(copies),
-        min_in_sync: 1,
-        eager: rng.below(2) == 0,
-        purges: rng.below(3) == 0,
-        retries: rng.below(2) == 0,
-        mutant: None,
-    }
-}
-
-/// Any fault may come with any other.
-fn all_at_once(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = any_setting(rng);
-    let (writes, grants) = (2 + rng.below(6) as u8, 1 + rng.below(5) as u8);
-    let mut few = || [0, 2, 6][rng.below(3) as usize];
-    let bounds = Bounds {
-        writes,
-        grants,
-        expiries: few(),
-        crashes: few(),
-        disk_failures: few(),
-        losses: 4 * few(),
-        repeats: few(),
-        ticks: 24,
-        reads: few(),
-        hand_offs: few(),
-    };
-    (setting, bounds)
-}
-
-/// Few grants and one kind of fault: what needs no luck but a certain order is met far more often.
-fn one_at_a_time(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = any_setting(rng);
-    let only = rng.below(8);
-    let few = |kind| if kind == only { 2 } else { 0 };
-    let bounds = Bounds {
-        expiries: few(0),
-        crashes: few(1),
-        disk_failures: few(2),
-        losses: few(3),
-        repeats: few(4),
-        reads: few(5),
-        hand_offs: few(6),
-        writes: 1 + rng.below(3) as u8,
-        grants: 1 + rng.below(3) as u8,
-        ticks: 4 + rng.below(8) as u8,
-    };
-    (setting, bounds)
-}
-
-// The guided ones: rare orders of events in the smallest group that has them, from the moment when it has settled.
-
-/// A copy is admitted while a deposed primary still collects answers.
-fn admission(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = Setting { copies: 3, in_sync: 2, eager: true, retries: false, ..any_setting(rng) };
-    (setting, Bounds { writes: 1, grants: 1, ticks: 3 + rng.below(4) as u8, ..NOTHING })
-}
-
-/// The role passes and comes back, and a copy dies before it has made up its mind.
-fn taken_back(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = Setting { copies: 2, in_sync: 2, purges: false, ..any_setting(rng) };
-    let dies = rng.below(2) as u8;
-    let bounds = Bounds { writes: 2, grants: 2, crashes: dies, disk_failures: 1 - dies, ticks: 2, ..NOTHING };
-    (setting, bounds)
-}
-
-/// One operation is tried at one primary after the other.
-fn retries(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = Setting { copies: 2, in_sync: 2, eager: false, purges: false, retries: true, ..any_setting(rng) };
-    (setting, Bounds { writes: 3, grants: 2, ticks: 3, ..NOTHING })
-}
-
-/// Strong reads while the role passes and a copy is admitted.
-fn strong_reads(rng: &mut Rng) -> (Setting, Bounds) {
-    let setting = Setting { copies: 3, in_sync: 1 + rng.below(3), eager: true, retries: false, ..any_setting(rng) };
-    let bounds = Bounds { writes: 2, grants: 2, reads: 2, ticks: 2 + rng.below(5) as u8, ..NOTHING };
-    (setting, bounds)
 }
 
 fn choose(rng: &mut Rng, world: &World, weights: &[u64; KINDS.len()], possible: &[Step]) -> Option<Step> {

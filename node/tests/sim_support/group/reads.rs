@@ -7,7 +7,7 @@ use cluster_config::seqno::{PrimaryTerm, SeqNo};
 use node::replication::core::Core;
 use node::replication::messages::{Event, HandOffRefusal, RequestId, SendConfirm};
 
-use super::{Group, Mail};
+use super::{Group, Mail, node_of};
 
 /// Calls under way, and what was shown to somebody.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Group {
 
     pub(super) fn send_confirm(&mut self, node: usize, send: SendConfirm) {
         let life = self.nodes[node].life;
-        let to = send.to.0 as usize - 1;
+        let to = node_of(send.to);
         self.mail.push(Mail::Confirm { from: node, life, round: send.round, to });
     }
 

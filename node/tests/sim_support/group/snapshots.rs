@@ -4,7 +4,7 @@ use cluster_config::seqno::SeqNo;
 use node::replication::messages::Event;
 use node::replication::storage::{CopyStorage, EncodedEntry};
 
-use super::Group;
+use super::{Group, node_of};
 
 impl Group {
     /// One step of a copy that needs a snapshot: it takes one from any in-sync copy, and later replaces itself by it, in the same process.
@@ -18,15 +18,13 @@ impl Group {
             Some(snapshot) if self.rng.percent(50) => self.install(node, snapshot),
             Some(snapshot) => self.nodes[node].snapshot = Some(snapshot),
             None => {
-                let sources: Vec<usize> = self
-                    .register
-                    .group
-                    .in_sync
-                    .iter()
-                    .map(|copy| copy.0 as usize - 1)
-                    .filter(|at| *at != node)
-                    .collect();
+                let sources: Vec<usize> =
+                    self.register.group.in_sync.iter().map(|copy| node_of(*copy)).filter(|at| *at != node).collect();
                 let Some(source) = self.rng.pick(&sources).copied() else { return };
+                // The source reads all of it.
+                if let Err(error) = self.nodes[source].disk.scrub() {
+                    return self.storage_failed(source, error);
+                }
                 let snapshot = self.nodes[source].disk.snapshot();
                 let from = SeqNo(snapshot.len() as u64 + 1);
                 self.nodes[node].snapshot = Some(snapshot);

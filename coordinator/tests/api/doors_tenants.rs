@@ -1,0 +1,113 @@
+//! Tenants at the front doors: keys, isolation, and whose account an answer is on.
+
+use chaos_tests::llm::{End, Script, ScriptedLlm, Steps};
+use cluster_config::llm_config::LlmKind;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::llm::pool_of;
+use super::support::{Coordinator, Setup};
+use super::tenants::{OPERATOR, make_key, upload_as, with_keys};
+
+/// Stands in the tenant acme's document only.
+const SECRET: &str = "xylophone";
+
+/// A question to both doors.
+fn questions(model: &str) -> [(&'static str, Value); 2] {
+    let messages = json!([{"role": "user", "content": "What is planned for spring?"}]);
+    [
+        ("/v1/chat/completions", json!({"model": model, "messages": messages})),
+        ("/api/chat", json!({"model": model, "messages": messages, "stream": false})),
+    ]
+}
+
+async fn create_docs(c: &Coordinator) {
+    let spec = json!({"embedder": "fake-hash-16", "shards": 2, "copies": 1});
+    c.call_as(OPERATOR, Method::PUT, "/api/v1/collections/docs", Some(spec)).await.ok();
+}
+
+#[tokio::test]
+async fn the_doors_ask_for_keys_and_show_each_tenant_its_own() {
+    let c = Coordinator::start(with_keys()).await;
+    create_docs(&c).await;
+    let (_, acme) = make_key(&c, "acme", "write").await;
+    let (_, other) = make_key(&c, "other", "read").await;
+    let text = format!("The {SECRET} is planned for spring.");
+    upload_as(&c, &acme, json!({"id": "plans", "collection": "docs", "text": text})).await.ok();
+    for (path, body) in questions("rag/docs") {
+        let refused = c.post(path, body.clone()).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
+        let error = &refused.body["error"];
+        if path.starts_with("/v1") {
+            assert_eq!(error["code"], "invalid_api_key", "{error}");
+        } else {
+            assert!(error.is_string(), "{error}");
+        }
+        let own = c.call_as(&acme, Method::POST, path, Some(body.clone())).await.ok().to_string();
+        assert!(own.contains(SECRET), "{own}");
+        let foreign = c.call_as(&other, Method::POST, path, Some(body)).await.ok().to_string();
+        assert!(!foreign.contains(SECRET), "{foreign}");
+    }
+    for path in ["/v1/models", "/api/tags"] {
+        assert_eq!(c.get(path).await.status, StatusCode::UNAUTHORIZED, "{path}");
+        c.call_as(&other, Method::GET, path, None).await.ok();
+    }
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_is_on_its_tenants_account_even_if_nobody_reads_it_to_the_end() {
+    let steps = Steps::default();
+    let server = ScriptedLlm::start(Script { steps: Some(steps.clone()), ..Script::default() }).await.expect("starts");
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&[(&server, LlmKind::Openai)])), ..with_keys() }).await;
+    create_docs(&c).await;
+    let (_, acme) = make_key(&c, "acme", "write").await;
+    let [(path, body), _] = questions("small");
+    let usage = async || {
+        let reply = c.call_as(&acme, Method::GET, "/api/v1/tenants/acme/usage", None).await.ok();
+        let day = reply["days"][0].clone();
+        (day["requests"].as_u64().unwrap_or(0), day["completion_tokens"].as_u64().unwrap_or(0))
+    };
+
+    steps.allow(8);
+    c.call_as(&acme, Method::POST, path, Some(body.clone())).await.ok();
+    while usage().await != (1, 8) {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+
+    // Three tokens are "Lift is made ", which is estimated as five; then the client goes away.
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    steps.allow(3);
+    let response =
+        c.http.post(format!("{}{path}", c.base)).bearer_auth(&acme).json(&streamed).send().await.expect("answers");
+    server.until(|exchanges| exchanges.len() == 2 && exchanges[1].sent.len() == 3).await.expect("writes");
+    drop(response);
+    server.until(|exchanges| matches!(exchanges[1].end, Some((_, End::ClientGone)))).await.expect("is told");
+    loop {
+        let (requests, tokens) = usage().await;
+        if requests == 2 {
+            // What the coordinator had read of it by then.
+            assert!((9..=13).contains(&tokens), "{tokens}");
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+
+    // The account is overdrawn from now on: no model is asked for this tenant before the minute is over.
+    let limits = json!({"tokens_per_minute": 1});
+    c.call_as(OPERATOR, Method::PUT, "/api/v1/tenants/acme", Some(limits)).await.ok();
+    steps.allow(100);
+    let mut refused = None;
+    for _ in 0..3 {
+        let answer = c.call_as(&acme, Method::POST, path, Some(body.clone())).await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("a token a minute is soon used up");
+    assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded", "{}", refused.body);
+    assert!(refused.headers.contains_key("retry-after"));
+    c.stop().await;
+}

@@ -1,0 +1,69 @@
+//! A scratch database of either engine.
+
+use std::time::Duration;
+
+use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
+use coordinator::catalog::jobs::Finish;
+use coordinator::catalog::{Catalog, CatalogOptions};
+
+use crate::postgres_server::PostgresServer;
+
+/// A database that lives as long as this value.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    _server: Option<PostgresServer>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Database {
+    pub(crate) fn sqlite() -> Self {
+        let dir = tempfile::tempdir().expect("scratch directory");
+        let url = format!("sqlite://{}", dir.path().join("catalog.db").display());
+        Self { url, _server: None, _dir: Some(dir) }
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        let server = PostgresServer::start().await;
+        Self { url: server.url(), _server: Some(server), _dir: None }
+    }
+
+    pub(crate) fn is_postgres(&self) -> bool {
+        self._server.is_some()
+    }
+
+    pub(crate) fn options(&self) -> CatalogOptions {
+        CatalogOptions { url: self.url.clone(), pool_size: 8, max_overflow: 8, pool_timeout: Duration::from_secs(30) }
+    }
+
+    pub(crate) async fn open(&self) -> Catalog {
+        Catalog::open(&self.options()).await.expect("opens")
+    }
+
+    /// A second coordinator's catalog: another pool on Postgres, the same one on SQLite, which has one owner.
+    pub(crate) async fn open_beside(&self, first: &Catalog) -> Catalog {
+        if self.is_postgres() { self.open().await } else { first.clone() }
+    }
+}
+
+pub(crate) fn document(tenant: &str, id: &str) -> DocumentRef {
+    DocumentRef { collection_id: 1, tenant: tenant.into(), document_id: id.into() }
+}
+
+pub(crate) fn upload(tenant: &str, id: &str, content: &str) -> Upload {
+    Upload {
+        document: document(tenant, id),
+        title: format!("title of {id}"),
+        metadata_json: "{}".into(),
+        media_type: "text/plain".into(),
+        file_name: String::new(),
+        content_hash: [7; 32],
+        content: content.as_bytes().to_vec(),
+        priority: 0,
+        idempotency: None,
+    }
+}
+
+pub(crate) fn finish<'a>(title: &'a str, extracted: &'a str, chunk_count: u32, session: &'a str) -> Finish<'a> {
+    let indexed = Indexed { from: vec![1; 32], chunks: vec![2; 32] };
+    Finish { title, extracted: Some(extracted), chunk_count, session, indexed }
+}

@@ -1,0 +1,274 @@
+//! What a shard's search costs beside what it is made of: FAISS' scan alone, exact search over what a filter leaves, and itself
+//! without writers. Ratios within one run; CPU time of the searching thread, but for the part with writers, where waiting counts.
+//!
+//! `cargo bench -p node --bench shard`. Data: `../shared/data/wordnet-minilm`; as many seeded random vectors where it is absent, on
+//! which no index finds much.
+
+#[path = "../tests/shard_support/mod.rs"]
+mod shard_support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
+use cluster_config::ids::OperationId;
+use cluster_config::operation::Operation;
+use cluster_config::search::{SearchKnobs, ShardAnswer, ShardQuery};
+use node::shard::{Maintenance, Shard, StorageResources, decide_maintenance};
+use node::vector::{Cancel, Generation, IvfIndex};
+use shard_support::{LogWriter, Place, chunk, commit, key, query};
+
+const DIM: usize = 384;
+const QUERIES: usize = 1000;
+const ROUNDS: usize = 3;
+const K: u32 = 10;
+/// Rows given the tag, one in so many, and the share that is.
+const TAGS: [(&str, usize, &str); 4] =
+    [("a", 2, "50 %"), ("b", 20, "5 %"), ("c", 200, "0.5 %"), ("d", 10_000, "0.01 %")];
+
+fn main() {
+    let (rows, queries) = vectors();
+    for count in [12_500, 50_000] {
+        let mut place = Place::new(shard_support::spec(DIM as u32));
+        // As a node has it by default; the tests' small one makes names of hits come from the disk.
+        place.resources = Arc::new(StorageResources::new(256 << 20, 128 << 20));
+        let shard = place.open(1);
+        let log = load(&shard, &rows[..count]);
+        against_faiss(&shard, &rows[..count], &queries);
+        targets(&shard, &queries);
+        filters(&shard, &queries);
+        if count == 12_500 {
+            beside_writers(&shard, log, &rows[count..], &queries);
+        }
+    }
+}
+
+/// CPU nanoseconds of this thread.
+fn cpu_ns() -> u64 {
+    // The kernel brings the figure up to date when it schedules.
+    std::thread::yield_now();
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    stat.split(' ').next().and_then(|first| first.parse().ok()).expect("a number comes first")
+}
+
+/// Microseconds a query, the best of some rounds over all of them.
+fn cost_us(queries: &[Vec<f32>], mut ask: impl FnMut(&[f32])) -> f64 {
+    let round = |_| {
+        let started = cpu_ns();
+        queries.iter().for_each(|query| ask(query));
+        (cpu_ns() - started) as f64 / 1000.0 / queries.len() as f64
+    };
+    (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+}
+
+fn ask(shard: &Shard, vector: &[f32], knobs: &SearchKnobs, filter: &Filter) -> ShardAnswer {
+    let asked = ShardQuery { knobs: knobs.clone(), filter: filter.clone(), ..query(vector, K) };
+    shard.search(&asked, &Cancel::never()).expect("searches")
+}
+
+/// Recall against exact search, and the share of codes scanned.
+fn quality(shard: &Shard, queries: &[Vec<f32>], knobs: &SearchKnobs, filter: &Filter) -> (f64, f64) {
+    let exact = SearchKnobs { exact: true, ..SearchKnobs::default() };
+    let (mut found, mut wanted, mut share) = (0, 0, 0.0);
+    for vector in queries {
+        let (got, best) = (ask(shard, vector, knobs, filter), ask(shard, vector, &exact, filter));
+        found += best.hits.iter().filter(|hit| got.hits.iter().any(|other| other.row == hit.row)).count();
+        wanted += best.hits.len();
+        share += got.codes_scanned as f64 / got.codes_total.max(1) as f64;
+    }
+    (found as f64 / wanted as f64, share / queries.len() as f64)
+}
+
+/// The whole shard search beside FAISS' search of the same index with the same parameters.
+fn against_faiss(shard: &Shard, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
+    // The shard trains on the same sample, so this is its index again.
+    let flat: Vec<f32> = rows.concat();
+    let spec = shard.spec();
+    let generation = Generation::train(1, spec, &flat, rows.len() as u64, &Cancel::never()).expect("trains");
+    let generation = Arc::new(generation);
+    let mut reduced = Vec::new();
+    generation.reduce(&flat, &mut reduced);
+    let labels: Vec<u64> = (0..rows.len() as u64).collect();
+    let index = IvfIndex::empty(generation.clone()).expect("clones").with_rows(&labels, &reduced).expect("adds");
+    let parameters = generation.parameters();
+    let (nprobe, candidates) = (parameters.nprobe, (K as f32 * spec.index.oversample) as usize);
+    let knobs = SearchKnobs { nprobe: Some(nprobe), oversample: Some(spec.index.oversample), ..Default::default() };
+
+    let mut reduced_queries = Vec::new();
+    queries.iter().for_each(|query| {
+        let mut out = Vec::new();
+        generation.reduce(query, &mut out);
+        reduced_queries.push(out);
+    });
+    let faiss = cost_us(&reduced_queries, |query| {
+        index.scan_alone(query, candidates, nprobe).expect("scans");
+    });
+    let whole = cost_us(queries, |query| {
+        ask(shard, query, &knobs, &Filter::default());
+    });
+    let (recall, share) = quality(shard, queries, &knobs, &Filter::default());
+    let together = [2, 4, 8, 16, 64].map(|size| {
+        let portions: Vec<Vec<f32>> = reduced_queries.chunks_exact(size).map(<[Vec<f32>]>::concat).collect();
+        let cost = cost_us(&portions, |portion| {
+            index.scan_alone(portion, candidates, nprobe).expect("scans");
+        });
+        format!("{size}: {:.1} us", cost / size as f64)
+    });
+    println!("  faiss alone, queries a call: 1: {faiss:.1} us, {}", together.join(", "));
+    println!(
+        "{} rows, IVF{},PQ{}x{}fs behind PCA{}, nprobe {nprobe}, {candidates} candidates, {} bytes a row: recall@10 {recall:.4} \
+         at {:.1} % of the codes; faiss alone {faiss:.1} us, shard search {whole:.1} us, ratio {:.2} (bar 1.5)",
+        rows.len(),
+        parameters.nlist,
+        parameters.m,
+        parameters.nbits,
+        parameters.reduced_dim,
+        index_bytes(&index) / rows.len() as u64,
+        100.0 * share,
+        whole / faiss,
+    );
+}
+
+fn index_bytes(index: &IvfIndex) -> u64 {
+    use node::vector::VectorIndex;
+    index.memory_bytes()
+}
+
+fn targets(shard: &Shard, queries: &[Vec<f32>]) {
+    let (recall, share) = quality(shard, queries, &SearchKnobs::default(), &Filter::default());
+    println!("  default effort, as measured on the rows: recall@10 {recall:.4}, {:.1} % of the codes", 100.0 * share);
+    for target in [0.90, 0.95, 0.99] {
+        let knobs = SearchKnobs { target_recall: Some(target), ..SearchKnobs::default() };
+        let (recall, share) = quality(shard, queries, &knobs, &Filter::default());
+        let cost = cost_us(queries, |query| {
+            ask(shard, query, &knobs, &Filter::default());
+        });
+        println!("  target_recall {target}: recall@10 {recall:.4}, {:.1} % of the codes, {cost:.1} us", 100.0 * share);
+    }
+}
+
+fn filters(shard: &Shard, queries: &[Vec<f32>]) {
+    let exact = SearchKnobs { exact: true, ..SearchKnobs::default() };
+    for (tag, _, share) in TAGS {
+        let value = FieldValue::Keyword(tag.into());
+        let condition = Condition { field: "tag".into(), predicate: Predicate::Eq(value) };
+        let filter = Filter { must: vec![condition], ..Filter::default() };
+        let (recall, codes) = quality(shard, queries, &SearchKnobs::default(), &filter);
+        let cost = |knobs: &SearchKnobs| {
+            cost_us(queries, |query| {
+                ask(shard, query, knobs, &filter);
+            })
+        };
+        let (exactly, planned) = (cost(&exact), cost(&SearchKnobs::default()));
+        println!(
+            "  filter of {share}: recall@10 {recall:.4}, {:.1} % of the codes; exact {exactly:.1} us, planned {planned:.1} us, ratio \
+             {:.2} (bar 1.2)",
+            100.0 * codes,
+            planned / exactly
+        );
+    }
+}
+
+/// Latency while another thread writes as a primary would, in portions of 50 rows at 2,500 rows a second, beside latency without.
+fn beside_writers(shard: &Shard, mut log: LogWriter, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
+    const PORTION: usize = 50;
+    const PAUSE: Duration = Duration::from_millis(20);
+    let percentiles = || {
+        let mut micros: Vec<u128> = Vec::new();
+        for _ in 0..5 {
+            for vector in queries {
+                let started = Instant::now();
+                ask(shard, vector, &SearchKnobs::default(), &Filter::default());
+                micros.push(started.elapsed().as_micros());
+            }
+        }
+        micros.sort_unstable();
+        (micros[micros.len() / 2], micros[micros.len() * 99 / 100])
+    };
+    let idle = percentiles();
+    let done = AtomicBool::new(false);
+    let mut written = 0;
+    let beside = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            node::vector::init_thread();
+            while !done.load(Ordering::Relaxed) && written + PORTION <= rows.len() {
+                let portion = rows[written..written + PORTION].iter().enumerate();
+                let puts = portion.map(|(n, vector)| put(&format!("w{}", written + n), written + n, vector)).collect();
+                commit(shard, &[log.entry(puts)]);
+                written += PORTION;
+                while let Some(work) = decide_maintenance(&shard.maintenance_input(Duration::ZERO)) {
+                    maintain(shard, &mut log, work);
+                }
+                std::thread::sleep(PAUSE);
+            }
+        });
+        let beside = percentiles();
+        done.store(true, Ordering::Relaxed);
+        writer.join().expect("writes");
+        beside
+    });
+    println!(
+        "  {written} rows written meanwhile: p50 {} us became {} us, p99 {} us became {} us, ratio {:.2} (bar 2)",
+        idle.0,
+        beside.0,
+        idle.1,
+        beside.1,
+        beside.1 as f64 / idle.1 as f64
+    );
+}
+
+fn load(shard: &Shard, rows: &[Vec<f32>]) -> LogWriter {
+    let mut log = LogWriter::new();
+    for (portion, vectors) in rows.chunks(250).enumerate() {
+        let first = portion * 250;
+        let puts = vectors.iter().enumerate();
+        let puts = puts.map(|(n, vector)| put(&format!("d{}", first + n), first + n, vector)).collect();
+        commit(shard, &[log.entry(puts)]);
+    }
+    while let Some(work) = decide_maintenance(&shard.maintenance_input(Duration::from_secs(3600))) {
+        let started = Instant::now();
+        maintain(shard, &mut log, work);
+        println!("  {work:?} took {:.2} s", started.elapsed().as_secs_f64());
+    }
+    log
+}
+
+fn maintain(shard: &Shard, log: &mut LogWriter, work: Maintenance) {
+    let operations = match work {
+        Maintenance::Train => shard.train(&Cancel::never()).expect("trains"),
+        Maintenance::IndexUpTo { generation, row_end } => vec![Operation::IndexUpTo { generation, row_end }],
+        Maintenance::MeasureEffort => shard.measure_effort(&Cancel::never()).expect("measures").into_iter().collect(),
+    };
+    for operation in operations {
+        commit(shard, &[log.entry_of(OperationId(0), vec![operation])]);
+    }
+}
+
+fn put(id: &str, number: usize, vector: &[f32]) -> Operation {
+    let tags = TAGS.iter().filter(|(_, every, _)| number.is_multiple_of(*every)).map(|(tag, ..)| format!("{tag:?}"));
+    let metadata = format!(r#"{{"tag":[{}]}}"#, tags.collect::<Vec<_>>().join(","));
+    let chunks = vec![chunk(0, "a gloss of some sixty characters, as WordNet has", &metadata, vector)];
+    Operation::PutDocument { key: key(id), title: String::new(), chunks }
+}
+
+/// Rows and queries.
+fn vectors() -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/wordnet-minilm");
+    let read = |name: &str| {
+        let file = std::fs::read(dir.join(name)).ok()?;
+        let header_bytes = 10 + u16::from_le_bytes([file[8], file[9]]) as usize;
+        let floats =
+            |row: &[u8]| row.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        Some(file[header_bytes..].chunks_exact(2 * DIM).map(floats).collect::<Vec<Vec<f32>>>())
+    };
+    let random = |seed, count| {
+        let mut rng = shard_support::rng(seed);
+        (0..count).map(|_| shard_support::unit_vector(&mut rng, DIM)).collect()
+    };
+    let rows = read("base.npy").unwrap_or_else(|| random(1, 50_000));
+    let mut queries = read("queries.npy").unwrap_or_else(|| random(2, QUERIES));
+    queries.truncate(QUERIES);
+    (rows, queries)
+}

@@ -1,0 +1,215 @@
+//! The cluster that is measured, and the collection in it: a scratch cluster of its own, or the running one at `--url`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chaos_tests::cluster::{Cluster, Options};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::PatientArguments;
+use crate::cli::Global;
+use crate::client::Client;
+use crate::collection;
+use crate::error::Error;
+use crate::output::Output;
+use crate::status;
+use crate::wire::cluster::ShardReport;
+use crate::wire::collection::{CollectionInfo, CollectionRequest, IndexRequest};
+
+/// A result of the retrieval cache would be a measurement of the cache.
+const COORDINATOR_EXTRA: &str = "[cache]\nenabled = false\n";
+/// Longest wait for the index, generous: a million rows train and build for minutes on two cores.
+const INDEX_WAIT: Duration = Duration::from_secs(1800);
+/// Longest wait until the copies of a new collection are open and in sync.
+const IN_SYNC_WAIT: Duration = Duration::from_secs(60);
+/// Between two looks at the cluster.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Copies report about once a second; only a state that two looks at this distance agree on counts.
+const SETTLED_PAUSE: Duration = Duration::from_secs(2);
+
+/// A collection in a cluster.
+pub struct Patient {
+    cluster: Option<Cluster>,
+    /// Of the coordinator.
+    pub url: String,
+    /// Calls to it.
+    pub client: Client,
+    /// The collection.
+    pub collection: CollectionInfo,
+}
+
+/// Memory of the nodes, summed, bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Memory {
+    /// Anonymous pages (`RssAnon`): heap, RocksDB's caches and memtables, thread stacks.
+    pub anonymous: u64,
+    /// Resident pages of files (`RssFile`): the vectors that are read for re-scoring, and the program.
+    pub file: u64,
+    /// What the copies report as held for searching.
+    pub reported: u64,
+}
+
+impl Patient {
+    /// Starts or finds the cluster and creates the collection of `dim` dimensions.
+    pub async fn admit(global: &Global, arguments: &PatientArguments, dim: usize) -> Result<Self, Error> {
+        let output = global.output();
+        let (cluster, url) = if arguments.running {
+            (None, global.url.clone())
+        } else {
+            output.note(&format!("starting a scratch cluster of {} nodes", arguments.nodes));
+            let options = Options {
+                nodes: arguments.nodes.into(),
+                coordinator_extra: COORDINATOR_EXTRA.to_owned(),
+                ..Options::default()
+            };
+            let cluster = Cluster::start(options).await.map_err(failed)?;
+            let url = cluster.url();
+            (Some(cluster), url)
+        };
+        let client = Client::new(&url, global.timeout, global.api_key.as_deref())?;
+        let name = format!("bench-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let collection = collection::create(&client, &name, &request(arguments, dim)).await?;
+        Ok(Self { cluster, url, client, collection })
+    }
+
+    /// Waits until every copy is in sync: what is loaded from then on is durable on all of them when it is acknowledged, unless one
+    /// falls behind meanwhile.
+    pub async fn wait_in_sync(&self) -> Result<(), Error> {
+        let begun = Instant::now();
+        loop {
+            let report = status::fetch(&self.client).await?;
+            let mut shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
+            let Some(behind) = shards.find(|shard| shard.health != "green") else { return Ok(()) };
+            if begun.elapsed() > IN_SYNC_WAIT {
+                let (name, index, health) = (&behind.collection, behind.index, &behind.health);
+                return Err(Error::CheckFailed(format!(
+                    "{name}/{index} is {health} after {IN_SYNC_WAIT:?}, not green"
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until every copy has moved its rows into an index or is too small for one. Gives the time it took.
+    pub async fn wait_indexed(&self, output: Output, rows: u64) -> Result<Duration, Error> {
+        let begun = Instant::now();
+        let spinner = output.spinner();
+        let mut settled_at = None;
+        loop {
+            let mut report = status::fetch(&self.client).await?;
+            report.shards.retain(|shard| shard.collection == self.collection.name);
+            let mut waiting: Vec<String> = report.shards.iter().flat_map(collection::not_indexed).collect();
+            waiting.extend(report.shards.iter().filter(|shard| self.is_untrained(shard)).map(|shard| {
+                format!("{}/{}: large enough for an index, not yet trained", shard.collection, shard.index)
+            }));
+            let live: u64 = report
+                .shards
+                .iter()
+                .filter_map(|shard| {
+                    shard.copies.iter().filter_map(|copy| copy.report.as_ref()).map(|r| r.rows_live).min()
+                })
+                .sum();
+            match (waiting.is_empty() && live == rows, settled_at) {
+                (true, None) => settled_at = Some(begun.elapsed()),
+                (true, Some(settled)) if begun.elapsed() >= settled + SETTLED_PAUSE => {
+                    spinner.finish_and_clear();
+                    return Ok(settled);
+                }
+                (true, Some(_)) => {}
+                (false, _) => settled_at = None,
+            }
+            spinner.set_message(format!("indexing: {}", waiting.first().map_or("settling", String::as_str)));
+            if begun.elapsed() > INDEX_WAIT {
+                return Err(Error::CheckFailed(format!("not indexed after {INDEX_WAIT:?}: {}", waiting.join("; "))));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Whether a copy still searches exactly although it holds enough rows for an index: training begins a moment after the last write.
+    fn is_untrained(&self, shard: &ShardReport) -> bool {
+        let floor = u64::from(self.collection.index.training_floor);
+        let reports = shard.copies.iter().filter_map(|copy| copy.report.as_ref());
+        reports.filter(|report| report.index_state == "exact").any(|report| report.rows_live >= floor)
+    }
+
+    /// Index states over the copies, with their number: `{"indexed": 8}`.
+    pub async fn index_states(&self) -> Result<BTreeMap<String, u32>, Error> {
+        let report = status::fetch(&self.client).await?;
+        let mut states = BTreeMap::new();
+        let shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
+        for copy in shards.flat_map(|shard| &shard.copies).filter_map(|copy| copy.report.as_ref()) {
+            *states.entry(copy.index_state.clone()).or_default() += 1;
+        }
+        Ok(states)
+    }
+
+    /// Memory of the nodes; anonymous and file pages only for a scratch cluster, whose processes are ours to look into.
+    pub async fn memory(&mut self) -> Result<Memory, Error> {
+        let report = status::fetch(&self.client).await?;
+        let mut memory = Memory::default();
+        let shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
+        memory.reported = shards
+            .flat_map(|shard| &shard.copies)
+            .filter_map(|copy| copy.report.as_ref())
+            .map(|r| r.memory_bytes)
+            .sum();
+        let Some(cluster) = &mut self.cluster else { return Ok(memory) };
+        for node in 1..=cluster.node_count() {
+            let pid = cluster.node(node).map_err(failed)?.pid();
+            let path = format!("/proc/{pid}/status");
+            let text =
+                std::fs::read_to_string(&path).map_err(|error| Error::file(std::path::Path::new(&path), &error))?;
+            memory.anonymous += kibibytes(&text, "RssAnon:") * 1024;
+            memory.file += kibibytes(&text, "RssFile:") * 1024;
+        }
+        Ok(memory)
+    }
+
+    /// Deletes the collection and stops a scratch cluster.
+    pub async fn discharge(self) -> Result<(), Error> {
+        match self.cluster {
+            Some(cluster) => cluster.shut_down().await.map_err(failed),
+            None => {
+                let _: Value = self.client.delete(&["api", "v1", "collections", &self.collection.name]).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A line of `/proc/PID/status`; 0 where there is none.
+fn kibibytes(status: &str, key: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn request(arguments: &PatientArguments, dim: usize) -> CollectionRequest {
+    let index =
+        IndexRequest { nlist: arguments.nlist, m: arguments.m, nbits: arguments.nbits, ..IndexRequest::default() };
+    CollectionRequest {
+        dim: u32::try_from(dim).ok(),
+        shards: arguments.shards,
+        copies: arguments.copies,
+        pca_dim: arguments.pca_dim,
+        index: (index != IndexRequest::default()).then_some(index),
+        ..CollectionRequest::default()
+    }
+}
+
+fn failed(error: anyhow::Error) -> Error {
+    Error::local(format!("the scratch cluster: {error:#}"), "susui-node and susui-coordinator must be beside susui")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_lines_are_read() {
+        let status = "Name:\tsusui-node\nVmRSS:\t  2000 kB\nRssAnon:\t    1500 kB\nRssFile:\t     500 kB\n";
+        assert_eq!((kibibytes(status, "RssAnon:"), kibibytes(status, "RssShmem:")), (1500, 0));
+    }
+}
