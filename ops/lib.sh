@@ -10,8 +10,8 @@ export SUSUI_MODEL_DIR=${SUSUI_MODEL_DIR:-$HOME/.local/share/susui/models/all-Mi
 
 # Compiler and tools of the C++ dependencies (RocksDB, FAISS, aws-lc), protoc for the wire types, OpenBLAS and LAPACK for FAISS.
 readonly build_packages=(build-essential ca-certificates clang cmake curl liblapack-dev libclang-dev libopenblas-dev pkg-config protobuf-compiler)
-# What tests start for themselves: servers, as users without rights, and a reader of system calls.
-readonly test_packages=(postgresql strace)
+# What tests start for themselves: servers, as users without rights, a load generator, and a reader of system calls.
+readonly test_packages=(apache2-utils nginx-light postgresql redis-server strace)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -39,7 +39,8 @@ install_packages() {
     as_root=(sudo -n)
   fi
   "${as_root[@]}" apt-get update -q
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  # RUNLEVEL=1: Debian would start the servers among them as services.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -q -y --no-install-recommends "${missing[@]}"
 }
 
 # Everything a build needs: CPU, packages, cargo.

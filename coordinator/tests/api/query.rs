@@ -186,7 +186,7 @@ async fn a_whole_answer_from_a_model_has_its_citations_and_usage() {
     // Ten tokens are more than one a minute: the next answer has to wait, a search has not.
     c.put("/api/v1/tenants/default", json!({"tokens_per_minute": 1})).await.ok();
     script.permits.0.add_permits(1);
-    c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    c.post("/api/v1/query", json!({"query": "what else makes lift", "collection": "t"})).await.ok();
     let refused = c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await;
     assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (429, &json!("rate_limited")));
     let wait_s: u64 = refused.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
