@@ -69,7 +69,10 @@ fn into_body(parameters: SearchParameters) -> Result<SearchBody> {
     let filters =
         parameters.filters.map(|text| parse_json(text.as_bytes())).transpose().map_err(|error| match error {
             Error::Field(mut field) => {
-                field.key = format!("filters.{}", field.key);
+                field.key = match field.key.as_str() {
+                    "body" => "filters".to_owned(),
+                    inner => format!("filters.{inner}"),
+                };
                 Error::Field(field)
             }
             other => other,

@@ -120,7 +120,8 @@ impl CacheKey {
     /// The key of the text that the backends write for a request. The prompt holds the retrieved text itself, so that an
     /// answer made of text that has changed since cannot be found.
     pub fn of_answer(backends: &str, request: &GenerateRequest) -> Self {
-        let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } = &request.options;
+        let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } =
+            &request.options;
         Self::of(&AnswerIdentity {
             kind: "answer",
             format: FORMAT,
@@ -356,6 +357,9 @@ mod tests {
     fn golden() {
         let search = CacheKey::of_search(&collection(), &query(Filter::default()), &options());
         assert_eq!(search.to_string(), "76085e84ef4ea797e94e67c4579556dadf3615958133985af2624dd4d95185e9");
-        assert_eq!(CacheKey::of_embedding("m", "a \"b\"").to_string(), "2625d3d57bd73d4efbeaa9b7cec71b886d8d5c9be40a028d28eb840ca8a13050");
+        assert_eq!(
+            CacheKey::of_embedding("m", "a \"b\"").to_string(),
+            "2625d3d57bd73d4efbeaa9b7cec71b886d8d5c9be40a028d28eb840ca8a13050"
+        );
     }
 }

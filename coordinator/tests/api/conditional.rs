@@ -37,7 +37,7 @@ async fn a_bad_url_is_refused_by_field() {
     for (parameters, field) in [
         ("query=a&top_k=0", "top_k"),
         ("query=a&include=texts", "include"),
-        ("query=a&filters=%7B", "filters.body"),
+        ("query=a&filters=%7B", "filters:"),
         ("query=a&vector=1", "query string"),
         ("", "query"),
     ] {
