@@ -125,7 +125,7 @@ impl Parts {
             let begun = cpu_ns();
             let generation = Arc::new(Generation::train(1, spec, &own, rows, &Cancel::never())?);
             built.train_seconds += (cpu_ns() - begun) as f64 / 1e9;
-            let vectors = MappedVectors::open(&dir.join(format!("vectors-{shard}")), sample.dim, 1)?;
+            let vectors = MappedVectors::open(&dir.join(format!("vectors-{shard}")), sample.dim, 0, 1)?;
             vectors.append(&encode(&own))?;
             let begun = cpu_ns();
             let mut reduced = Vec::new();

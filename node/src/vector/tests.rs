@@ -346,7 +346,7 @@ impl Copy {
     fn new(metric: Metric) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let full = if metric == Metric::Cosine { unit(&vectors(1, ROWS)) } else { vectors(1, ROWS) };
-        let mapped = MappedVectors::open(&dir.path().join("v"), DIM, 1).unwrap();
+        let mapped = MappedVectors::open(&dir.path().join("v"), DIM, 0, 1).unwrap();
         mapped.append(&encode(&full)).unwrap();
         let generation = Generation::train(1, &spec(metric, 4), &full, ROWS as u64, &Cancel::never()).unwrap();
         let index = grown(&Arc::new(generation), &full[..1500 * DIM]);
