@@ -141,8 +141,8 @@ impl IvfIndex {
     }
 
     /// FAISS' own search and nothing of ours, for reduced queries `[n, reduced_dim]` in one call: the yardstick of the benches.
-    /// Gives how many candidates it found.
-    pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<usize, VectorError> {
+    /// Gives the rows found, `count` a query (but at least two), best first, -1 in places without one.
+    pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<Vec<i64>, VectorError> {
         self.index.search_together(reduced, count, nprobe as usize)
     }
 

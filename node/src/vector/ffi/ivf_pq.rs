@@ -239,13 +239,14 @@ impl IvfPq {
         })
     }
 
-    /// [`IvfPq::search`] of several queries `[n, dim]` in one call, without a selector. Gives how many results were found.
+    /// FAISS' own search of several queries `[n, dim]` in one call, without a selector. Gives the labels found, `count` a query (but at
+    /// least two), best first, -1 in places without a result.
     pub(in crate::vector) fn search_together(
         &self,
         queries: &[f32],
         count: usize,
         nprobe: usize,
-    ) -> Result<usize, VectorError> {
+    ) -> Result<Vec<i64>, VectorError> {
         init_thread();
         let queries_count = self.count_vectors(queries)?;
         let asked = count.max(2);
@@ -265,7 +266,7 @@ impl IvfPq {
                 labels.as_mut_ptr(),
             )
         })?;
-        Ok(labels.into_iter().filter(|label| *label >= 0).count())
+        Ok(labels)
     }
 
     /// The `nprobe` lists nearest to a query, nearest first, and their distances: the call that FAISS makes itself where it is not given
