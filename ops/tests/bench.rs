@@ -10,9 +10,13 @@ use serde_json::{Value, json};
 /// Enough rows for a trained index in the only shard.
 const ROWS: &str = "12000";
 
-/// Runs `susui --json bench` to its end and gives what it printed.
-fn bench(arguments: &[&str]) -> Value {
-    let run = Command::new(env!("CARGO_BIN_EXE_susui")).args(["--json"]).args(arguments).output().expect("susui runs");
+/// Runs `susui --json` with arguments that hold no spaces to its end, and gives what it printed.
+fn bench(arguments: &str) -> Value {
+    let run = Command::new(env!("CARGO_BIN_EXE_susui"))
+        .arg("--json")
+        .args(arguments.split(' '))
+        .output()
+        .expect("susui runs");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     serde_json::from_slice(&run.stdout).expect("prints JSON")
 }
@@ -21,35 +25,15 @@ fn bench(arguments: &[&str]) -> Value {
 fn a_sweep_finds_more_with_more_effort_and_everything_exactly() {
     let dir = tempfile::tempdir().expect("a directory");
     let svg = dir.path().join("recall.svg");
-    let report = bench(&[
-        "bench",
-        "vectors",
-        "--n",
-        ROWS,
-        "--dim",
-        "32",
-        "--query-count",
-        "50",
-        "--nodes",
-        "3",
-        "--shards",
-        "1",
-        "--copies",
-        "2",
-        "--nprobe",
-        "1,64",
-        "--oversample",
-        "20",
-        "--target-recall",
-        "0.9",
-        "--compare-faiss",
-        "--svg",
-        svg.to_str().expect("an ordinary path"),
-    ]);
-    assert_eq!(
-        (report["filled"]["vectors"].as_u64(), report["filled"]["copies_acked_min"].as_u64()),
-        (Some(12_000), Some(2))
-    );
+    let report = bench(&format!(
+        "bench vectors --n {ROWS} --dim 32 --query-count 50 --nodes 3 --shards 1 --copies 2 --nprobe 1,64 --oversample 20 \
+         --target-recall 0.9 --compare-faiss --svg {}",
+        svg.display()
+    ));
+    assert_eq!(report["filled"]["vectors"], 12_000, "{report}");
+    // On a machine that stalls, the second copy may leave the in-sync set for a while: reported, not an error.
+    let copies = report["filled"]["copies_acked_min"].as_u64().expect("a count");
+    assert!((1..=2).contains(&copies), "{report}");
     assert!(report["filled"]["searches_meanwhile"].as_u64() > Some(0), "{report}");
     assert_eq!(report["index_states"]["indexed"], 2, "{report}");
     let recall_of = |label: &str| {
@@ -79,28 +63,10 @@ fn a_sweep_finds_more_with_more_effort_and_everything_exactly() {
 #[test]
 fn the_http_path_is_measured_beside_an_echo_and_finds_everything() {
     // Below the training floor: exact search, so that every way of asking must find all.
-    let report = bench(&[
-        "bench",
-        "http",
-        "--n",
-        "1000",
-        "--dim",
-        "16",
-        "--query-count",
-        "50",
-        "--nodes",
-        "3",
-        "--shards",
-        "4",
-        "--copies",
-        "2",
-        "--connections",
-        "4",
-        "--requests",
-        "200",
-        "--batch-searches",
-        "10",
-    ]);
+    let report = bench(
+        "bench http --n 1000 --dim 16 --query-count 50 --nodes 3 --shards 4 --copies 2 --connections 4 --requests 200 \
+         --batch-searches 10",
+    );
     let number = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("no {key} in {report}"));
     assert_eq!(report["shards"], 4, "{report}");
     // Stored vectors are half floats: a tie at the tenth place may come out otherwise.
@@ -120,27 +86,17 @@ fn the_http_path_is_measured_beside_an_echo_and_finds_everything() {
 
 #[tokio::test]
 async fn the_stages_of_a_query_add_up_to_what_its_client_waits() {
+    let dir = tempfile::tempdir().expect("a directory");
     let cluster = Cluster::start(Options { fake_embedder: true, ..Options::default() }).await.expect("starts");
     let client = cluster.client();
     let spec = json!({ "embedder": "fake-hash-384", "shards": 2, "copies": 2 });
     client.create_collection("c", &spec).await.expect("creates");
     let everywhere = || async { client.search("c", &[1.0; 384], json!({})).await?.ok() };
     until("the first search", Duration::from_secs(60), everywhere).await.expect("searches");
-    let url = cluster.url();
-    let asked = tokio::task::spawn_blocking(move || {
-        bench(&[
-            "--url",
-            &url,
-            "bench",
-            "query",
-            "how do I stop a node?",
-            "what is a shard?",
-            "-c",
-            "c",
-            "--repeat",
-            "3",
-        ])
-    });
+    let texts = dir.path().join("texts");
+    std::fs::write(&texts, "how do I stop a node?\n\n what is a shard?\n").expect("writes");
+    let line = format!("--url {} bench query --texts {} -c c --repeat 3", cluster.url(), texts.display());
+    let asked = tokio::task::spawn_blocking(move || bench(&line));
     let report = asked.await.expect("joins");
     assert_eq!(report["queries"], 6);
     let stages = report["stages"].as_array().expect("a list");

@@ -8,6 +8,7 @@
 //! is unfair and burns time. Postgres orders writers by the rows they touch: every transaction takes documents before jobs before
 //! tenants, so that no two wait for each other.
 
+pub mod document_lock;
 pub mod documents;
 pub mod engine;
 pub mod jobs;
@@ -29,6 +30,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
+use self::document_lock::DocumentLocks;
 use self::engine::Engine;
 
 /// Why the catalog did not do it.
@@ -149,6 +151,7 @@ pub struct Catalog {
     engine: Engine,
     pool: AnyPool,
     gate: Arc<Mutex<()>>,
+    locks: Arc<DocumentLocks>,
     pool_timeout: Duration,
     connections_max: u32,
     timeouts: Arc<AtomicU64>,
@@ -186,6 +189,10 @@ impl Catalog {
     /// Opens or creates the database, applies migrations, and returns jobs that an earlier process left claimed to the queue.
     pub async fn open(options: &CatalogOptions) -> Result<Self, CatalogError> {
         let engine = Engine::of(&options.url)?;
+        if engine == Engine::Postgres && options.connections_max() < 2 {
+            let why = "Postgres needs two connections at least: raise catalog.pool_size or catalog.max_overflow";
+            return Err(CatalogError::Failed(why.into()));
+        }
         let lock = match engine {
             Engine::Sqlite => Some(Arc::new(engine::lock_file(&engine::sqlite_path(&options.url))?)),
             Engine::Postgres => None,
@@ -197,6 +204,7 @@ impl Catalog {
             engine,
             pool,
             gate: Arc::default(),
+            locks: DocumentLocks::new(options.connections_max()),
             pool_timeout: options.pool_timeout,
             connections_max: options.connections_max(),
             timeouts: Arc::default(),
@@ -247,13 +255,15 @@ impl Catalog {
     pub(crate) async fn write(&self) -> Result<WriteTransaction<'_>, CatalogError> {
         let turn = match self.engine {
             Engine::Postgres => None,
-            Engine::Sqlite => {
-                let turn = tokio::time::timeout(self.pool_timeout, self.gate.lock()).await;
-                Some(turn.map_err(|_| CatalogError::Busy { what: "turn to write", waited: self.pool_timeout })?)
-            }
+            Engine::Sqlite => Some(self.in_time("turn to write", self.gate.lock()).await?),
         };
         let begun = self.pool.begin_with(self.engine.begin()).await;
         Ok(WriteTransaction { transaction: begun.map_err(|error| self.refusal(error))?, _turn: turn })
+    }
+
+    async fn in_time<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T, CatalogError> {
+        let waited = self.pool_timeout;
+        tokio::time::timeout(waited, turn).await.map_err(|_| CatalogError::Busy { what, waited })
     }
 
     fn refusal(&self, error: sqlx::Error) -> CatalogError {

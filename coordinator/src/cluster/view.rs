@@ -21,6 +21,8 @@ use super::client::{NodeClient, Peer, WatchUpdate};
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// A new coordinator must not take long to notice a cluster that has just come up.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(1000);
+/// A node that has not shown a state by then is left for another one.
+const FIRST_UPDATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A requested refresh changes the peer at most this often.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -183,6 +185,7 @@ impl ClusterView {
         loop {
             let update = tokio::select! {
                 update = updates.next() => update,
+                () = tokio::time::sleep_until((began + FIRST_UPDATE_TIMEOUT).into()), if !received => return false,
                 () = self.refresh.notified(), if received => {
                     tokio::time::sleep_until((began + REFRESH_INTERVAL).into()).await;
                     return true;

@@ -15,7 +15,6 @@ pub mod worker;
 pub mod write;
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
 use cluster_config::operation::Operation;
-use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
@@ -44,8 +43,6 @@ const RENEW_INTERVAL: Duration = Duration::from_millis(LEASE_MS as u64 / 3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Metadata field of a chunk that says on which page or slide it begins, from 1.
 pub const PAGE_FIELD: &str = "page";
-/// Locks that documents share by hash: more than workers and deletions at one time.
-const DOCUMENT_LOCKS: usize = 256;
 
 /// What is configured of ingestion.
 #[derive(Clone, Debug)]
@@ -72,7 +69,6 @@ pub struct Ingest {
     queued: Notify,
     /// Moves at every change of a job.
     changed: watch::Sender<u64>,
-    document_locks: Vec<Mutex<()>>,
 }
 
 /// Why a job's run stopped.
@@ -101,9 +97,8 @@ impl Ingest {
         options: IngestOptions,
     ) -> Self {
         let IngestOptions { sandbox, priorities, .. } = options;
-        let document_locks = (0..DOCUMENT_LOCKS).map(|_| Mutex::new(())).collect();
         let (queued, changed) = (Notify::new(), watch::Sender::new(0));
-        Self { catalog, view, embedder, writer, retriever, sandbox, priorities, queued, changed, document_locks }
+        Self { catalog, view, embedder, writer, retriever, sandbox, priorities, queued, changed }
     }
 
     /// Stores an upload durably and wakes a worker.
@@ -130,7 +125,7 @@ impl Ingest {
         document: &DocumentRef,
         deadline: Instant,
     ) -> Result<(bool, Written)> {
-        let _lock = self.lock(document).await;
+        let _lock = self.catalog.lock_document(document).await?;
         let was_known = self.catalog.delete_document(document).await?;
         self.announce();
         let key = DocumentKey { tenant: document.tenant.clone(), document_id: document.document_id.clone() };
@@ -147,13 +142,6 @@ impl Ingest {
     /// Tells listeners that some job has changed.
     pub fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
-    }
-
-    /// One at a time per document: between the last check of a claim and its write, nobody deletes the document.
-    async fn lock(&self, document: &DocumentRef) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        document.hash(&mut hasher);
-        self.document_locks[hasher.finish() as usize % DOCUMENT_LOCKS].lock().await
     }
 
     /// One document, from its upload to searchable. The claim is renewed meanwhile, and the work dropped as soon as it does not
@@ -197,7 +185,7 @@ impl Ingest {
         let key =
             DocumentKey { tenant: claim.document.tenant.clone(), document_id: claim.document.document_id.clone() };
         let operation = Operation::PutDocument { key, title: title.clone(), chunks: embedded };
-        let lock = self.lock(&claim.document).await;
+        let lock = self.catalog.lock_document(&claim.document).await?;
         // A write that was begun is waited for: dropped, it could arrive behind a deletion that came later.
         is_writing.store(true, Ordering::Relaxed);
         if !self.catalog.holds(claim).await? {

@@ -33,6 +33,8 @@ use crate::telemetry::Metrics;
 const SHARDS_AT_ONCE: usize = 32;
 /// A primary silent for this long is asked again, by then perhaps another one; the operation id makes it safe.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A primary silent for this long makes one ask another node who the primary is, again and again.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// First pause before a retry, doubled up to [`RETRY_PAUSE_MAX`]; chance shortens it by up to a half, so that writers that were
 /// refused together do not come back together. A newer register of the shard ends it early.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -219,9 +221,20 @@ impl Writer {
         };
         let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
         let call = self.client.write(node, write, attempt_deadline);
-        let replaced = self.view.wait_for(attempt_deadline, |state| {
+        let is_replaced = |state: &ClusterState| {
             state.shards.get(&batch.shard).is_none_or(|group| group.primary_copy().is_some_and(|now| now != copy))
-        });
+        };
+        let replaced = async {
+            loop {
+                let look_again_at = attempt_deadline.min(Instant::now() + SILENT_AFTER);
+                let state = self.view.wait_for(look_again_at, is_replaced).await;
+                if state.is_some() || look_again_at == attempt_deadline {
+                    return state;
+                }
+                // Whoever tells the state may be cut off together with this primary.
+                self.view.request_refresh();
+            }
+        };
         tokio::select! {
             biased;
             outcome = call => {

@@ -68,6 +68,17 @@ async fn writes_follow_the_primary_without_waiting_for_the_watch() {
     c.stop().await;
 }
 
+/// A primary is cut off together with whoever told the coordinator of the state: nothing refuses, nothing is announced.
+#[tokio::test]
+async fn a_write_that_nobody_answers_looks_for_another_primary() {
+    let c = with_points().await;
+    c.twin.set_fault(1, Some(Fault::Silent));
+    c.twin.fail_over(1, false);
+    let written = c.put_circle("v", 30).await;
+    assert_eq!(written["acked"], 30);
+    c.stop().await;
+}
+
 #[tokio::test]
 async fn a_lost_acknowledgement_is_asked_for_again_and_applied_once() {
     let c = with_points().await;

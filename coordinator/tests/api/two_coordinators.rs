@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coordinator::cluster::twin::Fault;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use sqlx::Connection;
 
 use super::support::{Coordinator, Setup, ids};
 use crate::postgres_server::PostgresServer;
@@ -13,6 +15,21 @@ async fn start_two(server: &PostgresServer) -> (Coordinator, Coordinator) {
     let first = Setup { catalog_url: Some(server.url()), ..Setup::default() };
     let second = Setup { catalog_url: Some(server.url()), twin: Arc::clone(&first.twin), ..Setup::default() };
     (Coordinator::start(first).await, Coordinator::start(second).await)
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < end, "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Sessions that wait for an advisory lock.
+async fn locks_awaited(server: &PostgresServer) -> i64 {
+    let mut connection = sqlx::AnyConnection::connect(&server.url()).await.expect("connects");
+    let count = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    sqlx::query_scalar(count).fetch_one(&mut connection).await.expect("counts")
 }
 
 #[tokio::test]
@@ -52,6 +69,44 @@ async fn each_document_is_worked_on_once() {
     b.stop().await;
 }
 
+/// One coordinator is writing a document while the other is told to delete it: the deletion waits, and is the last word.
+#[tokio::test]
+async fn a_deletion_through_one_waits_for_the_write_of_the_other() {
+    let server = PostgresServer::start().await;
+    let first = Setup { catalog_url: Some(server.url()), ..Setup::default() };
+    let twin = Arc::clone(&first.twin);
+    // The other one takes no jobs, so that the write is the first one's.
+    let second = Setup { catalog_url: Some(server.url()), twin: Arc::clone(&twin), workers: 0, ..Setup::default() };
+    let (a, b) = (Coordinator::start(first).await, Coordinator::start(second).await);
+    a.create_texts("docs").await;
+    until("the other one hears of the collection", async || {
+        b.get("/api/v1/documents?collection=docs").await.status == StatusCode::OK
+    })
+    .await;
+    for node in 1..=3 {
+        twin.set_fault(node, Some(Fault::HandsOff));
+    }
+    a.post("/api/v1/documents", json!({"id": "d", "text": "words", "collection": "docs"})).await.ok();
+    until("the write is tried", async || twin.calls("write") > 0).await;
+
+    let path = "/api/v1/documents/d?collection=docs";
+    let deletion = b.delete(path);
+    let release = async {
+        until("the deletion waits", async || locks_awaited(&server).await == 1).await;
+        assert_eq!(b.get(path).await.ok()["status"], "processing", "nothing is deleted yet");
+        for node in 1..=3 {
+            twin.set_fault(node, None);
+        }
+    };
+    let (deleted, ()) = tokio::join!(deletion, release);
+    assert_eq!(deleted.ok()["acked"], 1);
+    assert_eq!(b.get(path).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(twin.applied_total(), 2, "written, then deleted");
+    assert!(twin.document_ids().is_empty(), "{:?}", twin.document_ids());
+    a.stop().await;
+    b.stop().await;
+}
+
 #[tokio::test]
 async fn an_alias_set_through_one_is_seen_through_the_other() {
     let server = PostgresServer::start().await;
@@ -65,15 +120,11 @@ async fn an_alias_set_through_one_is_seen_through_the_other() {
     for (collection, expected) in [("blue", "b"), ("green", "g")] {
         a.put("/api/v1/aliases/live", json!({"collection": collection})).await.ok();
         assert_eq!(ids(&a.post("/api/v1/search", search.clone()).await.ok()), [expected], "here at once");
-        let until = Instant::now() + Duration::from_secs(30);
-        loop {
+        until("there soon", async || {
             let there = b.post("/api/v1/search", search.clone()).await;
-            if there.status == StatusCode::OK && ids(&there.body) == [expected] {
-                break;
-            }
-            assert!(Instant::now() < until, "{}", there.body);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            there.status == StatusCode::OK && ids(&there.body) == [expected]
+        })
+        .await;
     }
     // Names are told apart, and a name means one thing.
     for (method, path, body, status) in [

@@ -1,6 +1,7 @@
 //! Documents and their jobs: the queue's promises, on either engine.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::CatalogError;
@@ -193,4 +194,21 @@ pub(crate) async fn uploads_and_ends_of_one_document_never_deadlock(database: &D
     let open: i64 =
         first.job_counts().await.expect("reads").iter().filter(|(state, _)| !state.is_final()).map(|(_, n)| n).sum();
     assert_eq!(open, 0);
+}
+
+pub(crate) async fn a_document_is_locked_by_one_at_a_time(database: &Database) {
+    let first = database.open().await;
+    let second = database.open_beside(&first).await;
+    let wanted = document("default", "d");
+    let held = first.lock_document(&wanted).await.expect("is free");
+    // Another document's lock is another lock.
+    drop(second.lock_document(&document("default", "other")).await.expect("is free"));
+    let mut waiting = std::pin::pin!(second.lock_document(&wanted));
+    let is_taken = tokio::select! {
+        taken = &mut waiting => { taken.expect("no error in the first moments"); true }
+        () = tokio::time::sleep(Duration::from_millis(300)) => false,
+    };
+    assert!(!is_taken, "two hold the lock");
+    drop(held);
+    drop(waiting.await.expect("is free again"));
 }

@@ -215,6 +215,9 @@ fn a_node_that_is_heard_but_hears_nothing_is_dead_after_two_timeouts() {
         told.extend(scene.decide(now_ms).into_iter().map(|command| (now_ms, command)));
     }
     assert_eq!(told, [(6000, dead(2))]);
+    let is_deaf =
+        |node, incarnation, now_ms| scene.observed.is_deaf(NodeId(node), Incarnation(incarnation), now_ms, 1000);
+    assert!(is_deaf(2, 1, 6000) && !is_deaf(3, 1, 6000) && !is_deaf(2, 2, 6000) && !is_deaf(9, 1, 6000));
     scene.leader_since_ms = 500;
     assert_eq!(scene.decide(6000), [], "it may have heard the leader before");
 }

@@ -97,6 +97,12 @@ impl Observed {
         self.nodes.get(&node).filter(|seen| seen.incarnation == incarnation)
     }
 
+    /// Whether the node, in exactly that life, has not heard an answer of this voter for longer than `after_ms`. What it calls silent
+    /// need not be so.
+    pub fn is_deaf(&self, node: NodeId, incarnation: Incarnation, now_ms: u64, after_ms: u64) -> bool {
+        self.node(node, incarnation).is_some_and(|seen| now_ms.saturating_sub(seen.answered_ms) > after_ms)
+    }
+
     /// Everything, by node.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeSeen)> {
         self.nodes.iter().map(|(node, seen)| (*node, seen))

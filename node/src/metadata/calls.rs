@@ -120,12 +120,30 @@ impl Metadata {
 
     async fn propose_here(&self, request: v1::ProposeRequest) -> Result<v1::ProposeReply, NotHere> {
         let proposal = proposal(request)?;
+        if self.is_of_the_deaf(&proposal) {
+            let register = self.shown().shards.get(&proposal.shard).cloned().map(Into::into);
+            let reason = "its node does not hear this voter either, so the copy need not be what is silent".into();
+            return Ok(v1::ProposeReply { accepted: false, reason, register });
+        }
         match self.submit_here(Command::Propose(proposal)).await? {
             Response::Register { accepted, reason, register } => {
                 Ok(v1::ProposeReply { accepted, reason, register: register.map(|register| (*register).into()) })
             }
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Whether the proposal drops a copy as silent for a primary that hears nobody: it would leave itself, whom nobody can ask, as the
+    /// last copy in sync, and no heir.
+    fn is_of_the_deaf(&self, proposal: &Proposal) -> bool {
+        let state = self.shown();
+        let by = state.shards.get(&proposal.shard).and_then(|group| group.node_of(proposal.by_copy));
+        let Some((watching, by)) = self.watching().zip(by.and_then(|node| state.nodes.get(&node))) else {
+            return false;
+        };
+        let after_ms = watching.deaf_after_ms;
+        matches!(proposal.change, ProposedChange::Remove(_))
+            && watching.with(|observed, now_ms| observed.is_deaf(by.id, by.incarnation, now_ms, after_ms))
     }
 
     async fn read_register_here(&self, request: v1::ReadRegisterRequest) -> Result<v1::ReadRegisterReply, NotHere> {

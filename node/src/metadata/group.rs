@@ -105,6 +105,8 @@ struct Voter {
 pub(crate) struct Watching {
     started: Instant,
     observed: Mutex<Observed>,
+    /// A node that has not heard this voter for longer is not believed when it calls others silent.
+    pub(crate) deaf_after_ms: u64,
 }
 
 impl Watching {
@@ -303,8 +305,19 @@ async fn open_voter(config: &NodeConfig, peers: &Peers, feed: &Feed) -> Result<V
     let raft = Raft::new(config.node_id, Arc::new(raft_config), network, storage.log, storage.machine)
         .await
         .map_err(|error| MetadataError::Raft(error.to_string()))?;
-    let watching = Arc::new(Watching { started: Instant::now(), observed: Mutex::default() });
+    let watching = Arc::new(Watching {
+        started: Instant::now(),
+        observed: Mutex::default(),
+        deaf_after_ms: deaf_after_ms(&config.timing),
+    });
     Ok(Voter { raft, watching })
+}
+
+/// A deaf primary misses acknowledgements from the moment on from which it misses answers to its heartbeats, so half of the ack timeout
+/// tells it; two heartbeats are the least by which a hearing one is known.
+fn deaf_after_ms(timing: &TimingConfig) -> u64 {
+    let after = (timing.ack_timeout / 2).max(timing.heartbeat * 2);
+    u64::try_from(after.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn raft_config(timing: &TimingConfig) -> Result<Config, openraft::ConfigError> {

@@ -146,7 +146,11 @@ impl Read {
             Consistency::Eventual => {
                 let staleness_ms = copy.handle.position().staleness_ms;
                 if staleness_ms > self.max_staleness_ms {
-                    let message = format!("copy {} heard from its primary {staleness_ms} ms ago", copy.id);
+                    let heard = match staleness_ms {
+                        u64::MAX => "has not heard from its primary yet".to_owned(),
+                        _ => format!("heard from its primary {staleness_ms} ms ago"),
+                    };
+                    let message = format!("copy {} {heard}", copy.id);
                     return Err(Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy"));
                 }
                 Ok(())

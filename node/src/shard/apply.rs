@@ -113,7 +113,7 @@ impl<'a> Group<'a> {
     fn finish(mut self) -> Result<(WriteBatch, View), StorageError> {
         self.bitmaps.write_into(self.parts.store, &mut self.batch)?;
         let meta = self.parts.store.family(Family::Meta);
-        self.batch.put_cf(meta, MetaKey::Applied.encode(), encode(&self.applied));
+        self.batch.put_cf(meta, MetaKey::Applied.encode(), self.applied.encode());
         let view = View::new(self.applied, self.tombstones, self.indexes, self.tenants);
         Ok((self.batch, view))
     }

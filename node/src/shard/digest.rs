@@ -37,7 +37,7 @@ impl Shard {
         let compute = || {
             let frozen = self.store.freeze()?;
             let applied: AppliedState = match frozen.get(Family::Meta, &MetaKey::Applied.encode())? {
-                Some(value) => decode("applied state", &value)?,
+                Some(value) => AppliedState::decode(&value)?,
                 None => AppliedState::default(),
             };
             let purged: LogPosition = match frozen.get(Family::Meta, &MetaKey::Purged.encode())? {

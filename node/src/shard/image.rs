@@ -7,7 +7,7 @@ use rocksdb::{BlockBasedOptions, ColumnFamilyDescriptor, DB, Options, ReadOption
 use super::keys::Family;
 use super::operation::EncodedEntry;
 use super::record_file;
-use super::records::{AppliedState, corrupt, decode, decode_u64};
+use super::records::{AppliedState, corrupt, decode_u64};
 use super::store::classify_at_opening;
 use super::{DATABASE_DIR, keys};
 use crate::replication::storage::StorageError;
@@ -44,7 +44,7 @@ impl Image {
     pub(crate) fn applied(&self) -> Result<AppliedState, StorageError> {
         let value = self.db.get_cf(self.family(Family::Meta)?, keys::MetaKey::Applied.encode());
         match value.map_err(classify_at_opening)? {
-            Some(value) => decode("applied state", &value),
+            Some(value) => AppliedState::decode(&value),
             None => Ok(AppliedState::default()),
         }
     }

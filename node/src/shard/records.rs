@@ -1,5 +1,5 @@
 //! Values of the small records, as stored: one format byte, then postcard. A changed record takes a new format byte and reads
-//! the old one.
+//! the old one ([`AppliedState::decode`] does): a node that is replaced by a newer build keeps its copies.
 
 use cluster_config::ids::OperationId;
 use cluster_config::search::EffortRung;
@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::replication::storage::StorageError;
 
-/// Format of every record of this build.
+/// Format of every record but [`AppliedState`].
 const FORMAT: u8 = 1;
+
+/// Format of [`AppliedState`]: 2 added `installed_row_end` and `renewal`.
+const APPLIED_FORMAT: u8 = 2;
 
 /// Everything `apply` counts. Written in the same batch as its effects, so it is never ahead of or behind them.
 ///
@@ -36,6 +39,17 @@ pub(crate) struct AppliedState {
     pub(crate) renewal: Option<Renewal>,
 }
 
+/// [`AppliedState`] in format 1.
+#[derive(Deserialize)]
+struct AppliedStateV1 {
+    position: LogPosition,
+    row_end: u64,
+    rows_live: u64,
+    document_count: u64,
+    generation: u64,
+    indexed_row_end: u64,
+}
+
 /// A generation that is installed, but not searched: its index grows beside the one that serves until it holds as much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Renewal {
@@ -50,6 +64,34 @@ impl AppliedState {
     /// The latest generation installed, whether it serves or not; 0: none.
     pub(crate) fn newest_generation(&self) -> u64 {
         self.renewal.map_or(self.generation, |renewal| renewal.generation)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        encode_as(APPLIED_FORMAT, self)
+    }
+
+    /// Reads this format, and format 1, whose builds neither renewed a generation nor remembered when they installed it: its rows
+    /// at the time are taken for as many as are indexed now, so that growth from here on is noticed.
+    pub(crate) fn decode(value: &[u8]) -> Result<Self, StorageError> {
+        const WHAT: &str = "applied state";
+        match value.split_first() {
+            Some((&APPLIED_FORMAT, rest)) => decode_body(WHAT, rest),
+            Some((&FORMAT, rest)) => {
+                let AppliedStateV1 { position, row_end, rows_live, document_count, generation, indexed_row_end } =
+                    decode_body(WHAT, rest)?;
+                Ok(Self {
+                    position,
+                    row_end,
+                    rows_live,
+                    document_count,
+                    generation,
+                    indexed_row_end,
+                    installed_row_end: indexed_row_end,
+                    renewal: None,
+                })
+            }
+            _ => Err(unknown_format(WHAT, value)),
+        }
     }
 
     /// Names the broken invariant.
@@ -137,17 +179,29 @@ pub(crate) struct IndexStamp {
 
 /// Encodes a record.
 pub(crate) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    encode_as(FORMAT, record)
+}
+
+fn encode_as<T: Serialize>(format: u8, record: &T) -> Vec<u8> {
     // Records are plain structs of numbers and strings: postcard has no way to fail on them when writing to a Vec.
-    postcard::to_extend(record, vec![FORMAT]).expect("plain records always encode")
+    postcard::to_extend(record, vec![format]).expect("plain records always encode")
 }
 
 /// Decodes a record. `what` names it in the error.
 pub(crate) fn decode<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T, StorageError> {
     match value.split_first() {
-        Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|error| corrupt(what, &error.to_string())),
-        Some((format, _)) => Err(corrupt(what, &format!("unknown format {format}"))),
-        None => Err(corrupt(what, "empty")),
+        Some((&FORMAT, rest)) => decode_body(what, rest),
+        _ => Err(unknown_format(what, value)),
     }
+}
+
+fn decode_body<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, StorageError> {
+    postcard::from_bytes(body).map_err(|error| corrupt(what, &error.to_string()))
+}
+
+fn unknown_format(what: &str, value: &[u8]) -> StorageError {
+    let problem = value.first().map_or_else(|| "empty".into(), |format| format!("unknown format {format}"));
+    corrupt(what, &problem)
 }
 
 /// Encodes a bare number.
@@ -191,7 +245,7 @@ mod tests {
 
     #[test]
     fn golden_records() {
-        assert_eq!(encode(&applied()), [1, 2, 172, 2, 10, 9, 4, 1, 8, 5, 1, 2, 3, 7]);
+        assert_eq!(applied().encode(), [2, 2, 172, 2, 10, 9, 4, 1, 8, 5, 1, 2, 3, 7]);
         let document = DocumentRecord { title: "t".into(), row_start: 3, chunk_count: 2, seqno: 7 };
         assert_eq!(encode(&document), [1, 1, b't', 3, 2, 7]);
         assert_eq!(document.rows(), 3..5);
@@ -207,13 +261,21 @@ mod tests {
         assert_eq!(encode(&pending), [1, 1, 2, 3]);
         let stamp = IndexStamp { slot: 1, generation: 2, indexed_row_end: 3, piece_count: 4 };
         assert_eq!(encode(&stamp), [1, 1, 2, 3, 4]);
-        assert_eq!(decode::<AppliedState>("applied", &encode(&applied())), Ok(applied()));
+        assert_eq!(AppliedState::decode(&applied().encode()), Ok(applied()));
+    }
+
+    #[test]
+    fn an_applied_state_of_format_1_is_read() {
+        let old = AppliedState { installed_row_end: 8, renewal: None, ..applied() };
+        assert_eq!(AppliedState::decode(&[1, 2, 172, 2, 10, 9, 4, 1, 8]), Ok(old));
+        assert_eq!(AppliedState::decode(&[1, 0, 0, 0, 0, 0, 0, 0]), Ok(AppliedState::default()));
     }
 
     #[test]
     fn damaged_records_are_corrupt_not_default() {
-        for value in [&[][..], &[2, 1][..], &[1][..]] {
-            assert!(matches!(decode::<AppliedState>("applied", value), Err(StorageError::Corrupt(_))), "{value:?}");
+        for value in [&[][..], &[3, 1][..], &[2, 1][..], &[1][..]] {
+            assert!(matches!(AppliedState::decode(value), Err(StorageError::Corrupt(_))), "{value:?}");
+            assert!(matches!(decode::<IndexStamp>("stamp", value), Err(StorageError::Corrupt(_))), "{value:?}");
         }
     }
 

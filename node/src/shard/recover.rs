@@ -41,7 +41,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered, StorageError> {
     let log = Log::open(store)?;
     let applied: AppliedState = match store.get(Family::Meta, &MetaKey::Applied.encode())? {
-        Some(value) => decode("applied state", &value)?,
+        Some(value) => AppliedState::decode(&value)?,
         None => AppliedState::default(),
     };
     let state = log.state();

@@ -13,7 +13,7 @@ use rocksdb::WriteBatch;
 use super::identity::Identity;
 use super::image::Image;
 use super::keys::{self, Family, MetaKey};
-use super::records::{AppliedState, corrupt, decode, decode_u64, encode, encode_u64};
+use super::records::{AppliedState, corrupt, decode_u64, encode, encode_u64};
 use super::store::{Durability, Opening, Store};
 use super::{DATABASE_DIR, Shard, ShardError, ShardOptions, index_blob};
 use crate::replication::storage::StorageError;
@@ -82,7 +82,7 @@ fn begin_log_after_applied(
     promised: PrimaryTerm,
 ) -> Result<LogPosition, StorageError> {
     let applied: AppliedState = match store.get(Family::Meta, &MetaKey::Applied.encode())? {
-        Some(value) => decode("applied state", &value)?,
+        Some(value) => AppliedState::decode(&value)?,
         None => return Err(corrupt("applied state", "missing")),
     };
     let followed = match store.get(Family::Meta, &MetaKey::CurrentTerm.encode())? {

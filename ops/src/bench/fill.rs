@@ -42,6 +42,7 @@ pub struct Filled {
 
 /// Puts every row of the base under its number. Errors: the first refusal, of a write or of a search meanwhile.
 pub async fn fill(patient: &Patient, data: &Dataset, batch: usize, output: Output) -> Result<Filled, Error> {
+    patient.wait_in_sync().await?;
     // The collection is new: until its copies are open, a search is refused for good reason. This one is repeated until it is served.
     let first = requests::search(patient, data.queries.row(0), Setting::default(), false);
     requests::check(&crate::search::search(&patient.client, &first).await?)?;

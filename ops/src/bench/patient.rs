@@ -6,6 +6,7 @@ use std::time::Duration;
 use chaos_tests::cluster::{Cluster, Options};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::PatientArguments;
 use crate::cli::Global;
@@ -21,6 +22,10 @@ use crate::wire::collection::{CollectionInfo, CollectionRequest, IndexRequest};
 const COORDINATOR_EXTRA: &str = "[cache]\nenabled = false\n";
 /// Longest wait for the index, generous: a million rows train and build for minutes on two cores.
 const INDEX_WAIT: Duration = Duration::from_secs(1800);
+/// Longest wait until the copies of a new collection are open and in sync.
+const IN_SYNC_WAIT: Duration = Duration::from_secs(60);
+/// Between two looks at the cluster.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// A collection in a cluster.
 pub struct Patient {
@@ -65,6 +70,24 @@ impl Patient {
         let name = format!("bench-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let collection = collection::create(&client, &name, &request(arguments, dim)).await?;
         Ok(Self { cluster, url, client, collection })
+    }
+
+    /// Waits until every copy is in sync: what is loaded from then on is durable on all of them when it is acknowledged, unless one
+    /// falls behind meanwhile.
+    pub async fn wait_in_sync(&self) -> Result<(), Error> {
+        let begun = Instant::now();
+        loop {
+            let report = status::fetch(&self.client).await?;
+            let mut shards = report.shards.iter().filter(|shard| shard.collection == self.collection.name);
+            let Some(behind) = shards.find(|shard| shard.health != "green") else { return Ok(()) };
+            if begun.elapsed() > IN_SYNC_WAIT {
+                let (name, index, health) = (&behind.collection, behind.index, &behind.health);
+                return Err(Error::CheckFailed(format!(
+                    "{name}/{index} is {health} after {IN_SYNC_WAIT:?}, not green"
+                )));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Waits until every copy has moved its rows into an index or is too small for one. Gives the time it took.
