@@ -20,4 +20,4 @@ pub mod tenants;
 
 /// A search makes some hundreds of small allocations on several threads; with glibc's allocator they were a tenth of its time.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -24,6 +24,8 @@ use shard_support::{LogWriter, Place, chunk, commit, key, query};
 const DIM: usize = 384;
 const QUERIES: usize = 1000;
 const ROUNDS: usize = 3;
+/// Turns of the comparison with FAISS.
+const RATIO_ROUNDS: usize = 5;
 /// Of the part that is there to be watched: some ten seconds.
 const SEARCH_ROUNDS: usize = 30;
 const K: u32 = 10;
@@ -122,12 +124,16 @@ fn against_faiss(shard: &Shard, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
         generation.reduce(query, &mut out);
         reduced_queries.push(out);
     });
-    let faiss = cost_us(&reduced_queries, |query| {
-        index.scan_alone(query, candidates, nprobe).expect("scans");
-    });
-    let whole = cost_us(queries, |query| {
-        ask(shard, query, &knobs, &Filter::default());
-    });
+    // By turns, so that what else the machine does meets both.
+    let (mut faiss, mut whole) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..RATIO_ROUNDS {
+        faiss = faiss.min(cost_us(&reduced_queries, |query| {
+            index.scan_alone(query, candidates, nprobe).expect("scans");
+        }));
+        whole = whole.min(cost_us(queries, |query| {
+            ask(shard, query, &knobs, &Filter::default());
+        }));
+    }
     let (recall, share) = quality(shard, queries, &knobs, &Filter::default());
     let together = [2, 4, 8, 16, 64].map(|size| {
         let portions: Vec<Vec<f32>> = reduced_queries.chunks_exact(size).map(<[Vec<f32>]>::concat).collect();

@@ -26,4 +26,4 @@ pub mod vector;
 /// glibc's arenas keep what training, loading and compactions free, several times what a copy holds; this one gives it back, and is
 /// faster. RocksDB and FAISS allocate through it, too.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
