@@ -78,7 +78,7 @@ impl Fixture {
         let bytes = wordnet().unwrap_or_else(random);
         let (rows, queries) = bytes.split_at(ROWS * DIM * 2);
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let vectors = MappedVectors::open(&dir.path().join("vectors"), DIM, 1).expect("opens");
+        let vectors = MappedVectors::open(&dir.path().join("vectors"), DIM, 0, 1).expect("opens");
         vectors.append(rows).expect("appends");
         let full = floats(rows);
         let queries = queries.chunks_exact(2 * DIM).take(200).map(floats).collect();

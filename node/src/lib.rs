@@ -22,3 +22,8 @@ pub mod startup;
 pub mod telemetry;
 pub mod transfer;
 pub mod vector;
+
+/// glibc's arenas keep what training, loading and compactions free, several times what a copy holds; this one gives it back, and is
+/// faster. RocksDB and FAISS allocate through it, too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

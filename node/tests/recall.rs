@@ -37,7 +37,7 @@ impl Shard {
     /// From half floats `[n][dim]`, little-endian.
     fn build(spec: &CollectionSpec, rows: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let vectors = MappedVectors::open(&dir.path().join("vectors"), spec.dim as usize, 1).unwrap();
+        let vectors = MappedVectors::open(&dir.path().join("vectors"), spec.dim as usize, 0, 1).unwrap();
         vectors.append(rows).unwrap();
         let full: Vec<f32> = (0..vectors.len()).flat_map(|row| vectors.get(row).iter().map(|x| x.to_f32())).collect();
         let started = Instant::now();

@@ -328,6 +328,37 @@ fn mapped_vectors_are_refilled_from_the_database() {
     }
 }
 
+#[test]
+fn hits_are_named_alike_from_the_mapped_file_and_from_the_database() {
+    let place = Place::new(spec(4));
+    let shard = place.open(1);
+    let mut log = LogWriter::new();
+    let mut random = rng(5);
+    // Ids that lie beside their vectors, and ids that are too long for that.
+    let ids: Vec<String> =
+        [1, 59, 60, 512].iter().map(|bytes| "é".repeat(bytes / 2) + &"x".repeat(bytes % 2)).collect();
+    let put = |id: &String, random: &mut _| {
+        let chunks = (0..2).map(|ordinal| chunk(ordinal, "text", "{}", &unit_vector(random, 4))).collect();
+        Operation::PutDocument { key: key(id), title: String::new(), chunks }
+    };
+    // The first life of each is replaced: dead rows lie between.
+    let puts: Vec<Operation> = ids.iter().chain(&ids).map(|id| put(id, &mut random)).collect();
+    commit(&shard, &[log.entry(puts)]);
+    let all = |shard: &node::shard::Shard| {
+        let found = shard.search(&query(&[1.0, 0.0, 0.0, 0.0], 100), &Cancel::never()).expect("searches").hits;
+        let mut names: Vec<_> = found.into_iter().map(|hit| (hit.row, hit.document_id, hit.ordinal)).collect();
+        names.sort_unstable();
+        names
+    };
+    let expected: Vec<_> = (8..16).map(|row| (row, ids[(row as usize - 8) / 2].clone(), row as u32 % 2)).collect();
+    assert_eq!(all(&shard), expected);
+    shard.close().expect("closes");
+    drop(shard);
+    assert_eq!(all(&place.open(1)), expected, "from the file as it was left");
+    fs::remove_file(place.options(1).dir.join("vectors.f16")).expect("removes");
+    assert_eq!(all(&place.open(1)), expected, "from a file made anew");
+}
+
 /// A file system of its own for a test; gone with the value.
 struct SmallDisk<'a>(&'a Path);
 

@@ -382,7 +382,8 @@ fn memory_that_grows_with_rows_is_counted() {
     let empty = shard.memory();
     primary.load("a", &clustered(12, 1200));
     let loaded = shard.stats();
-    assert_eq!(loaded.memory.rescoring, empty.rescoring + 1200 * DIM as u64 * 2);
+    let label_bytes = 64;
+    assert_eq!(loaded.memory.rescoring, empty.rescoring + 1200 * (2 * DIM as u64 + label_bytes));
     assert_eq!(loaded.memory.tail, loaded.memory.rescoring);
     primary.maintain();
     let indexed = shard.stats();

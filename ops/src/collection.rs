@@ -8,20 +8,16 @@ use cluster_config::collection::{FieldType, Metric};
 use cluster_config::limits;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::cli::Global;
 use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Output, row, table};
-use crate::status;
-use crate::wire::cluster::ShardReport;
+use crate::settled;
 use crate::wire::collection::{CollectionInfo, CollectionList, CollectionRequest, IndexRequest};
 
 /// The model that embeds texts unless another one, or none, is asked for.
 pub const EMBEDDER_DEFAULT: &str = "all-MiniLM-L6-v2";
-/// How often the shards are looked at while waiting for the index.
-const WAIT_POLL: Duration = Duration::from_millis(500);
 
 /// The verbs of `susui collection`.
 #[derive(Debug, Subcommand)]
@@ -219,44 +215,10 @@ async fn delete(client: &Client, output: Output, name: &str, yes: bool) -> Resul
 }
 
 async fn wait_indexed(client: &Client, output: Output, name: &str, wait: Duration) -> Result<(), Error> {
-    let spinner = output.spinner();
-    let deadline = Instant::now() + wait;
-    loop {
-        let mut report = status::fetch(client).await?;
-        report.shards.retain(|shard| shard.collection == name);
-        if report.shards.is_empty() {
-            return Err(Error::usage(format!("no collection {name}"), "`susui collection list` names them"));
-        }
-        let waiting: Vec<String> = report.shards.iter().flat_map(not_indexed).collect();
-        if waiting.is_empty() {
-            spinner.finish_and_clear();
-            output.result(&report.shards, || {
-                format!("all {} shards of {name} are indexed or exact", report.shards.len())
-            });
-            return Ok(());
-        }
-        spinner.set_message(waiting.join("; "));
-        if Instant::now() >= deadline {
-            spinner.finish_and_clear();
-            return Err(Error::CheckFailed(format!(
-                "not indexed after {}: {}",
-                humantime::format_duration(wait),
-                waiting.join("; ")
-            )));
-        }
-        tokio::time::sleep(WAIT_POLL).await;
-    }
-}
-
-/// What the copies of a shard still have to do before their index is settled.
-pub fn not_indexed(shard: &ShardReport) -> Vec<String> {
-    let unsettled = shard.copies.iter().filter(|copy| copy.role != "retiring").filter_map(|copy| {
-        let name = format!("{}/{} copy {}", shard.collection, shard.index, copy.copy);
-        let Some(report) = &copy.report else { return Some(format!("{name}: no report yet")) };
-        let settled = report.index_state == "exact" || (report.index_state == "indexed" && report.rows_tail == 0);
-        (!settled).then(|| format!("{name}: {}, tail {}", report.index_state, report.rows_tail))
-    });
-    unsettled.collect()
+    let collection = show(client, name).await?;
+    let (_, shards) = settled::wait(client, output, &collection, None, wait).await?;
+    output.result(&shards, || format!("all {} shards of {name} are indexed or exact", shards.len()));
+    Ok(())
 }
 
 impl CollectionInfo {
@@ -364,27 +326,6 @@ mod tests {
     fn wrong_words_are_refused_before_anything_is_sent() {
         for line in ["docs --metric hamming", "docs --field year", "docs --field year=date", "docs --field =bool"] {
             assert!(Harness::try_parse_from(["x"].into_iter().chain(line.split(' '))).is_err(), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_tail_or_a_silent_copy_keeps_us_waiting() {
-        let report = |state: &str, tail: u64| {
-            json!({"last_seqno": 9, "applied": 9, "global_checkpoint": 9, "generation": 1, "index_state": state, "rows_live": 9,
-                "rows_indexed": 9 - tail, "rows_tail": tail, "disk_bytes": 1, "memory_bytes": 1})
-        };
-        let cases = [
-            (report("exact", 9), 0),
-            (report("indexed", 0), 0),
-            (report("indexed", 1), 1),
-            (report("training", 0), 1),
-            (Value::Null, 1),
-        ];
-        for (report, waiting) in cases {
-            let shard = json!({"collection": "c", "index": 0, "primary_term": 1, "primary": 1, "in_sync": [1], "min_in_sync": 1,
-                "health": "green", "copies": [{"copy": 1, "node": 1, "role": "primary", "report": report}]});
-            let shard: ShardReport = serde_json::from_value(shard).expect("the API's shape");
-            assert_eq!(not_indexed(&shard).len(), waiting, "{report}");
         }
     }
 }

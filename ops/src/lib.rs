@@ -25,6 +25,7 @@ pub mod node;
 pub mod npy;
 pub mod output;
 pub mod search;
+pub mod settled;
 pub mod shard;
 pub mod sse;
 pub mod status;

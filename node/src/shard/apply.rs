@@ -20,6 +20,7 @@ use rocksdb::WriteBatch;
 use super::bitmaps::BitmapWriter;
 use super::fields::declared_fields;
 use super::keys::{self, BitmapKey, Family, MetaKey};
+use super::label::{self, LABEL_BYTES};
 use super::operation::EncodedEntry;
 use super::reclaim::{self, Reclaimer};
 use super::records::{
@@ -193,10 +194,13 @@ impl<'a> Group<'a> {
         }
         let chunk_count = chunks.len() as u32;
         let row_start = self.applied.row_end;
-        let mut vectors = Vec::with_capacity(chunks.len() * vector_bytes);
+        let mut vectors = Vec::with_capacity(chunks.len() * (vector_bytes + LABEL_BYTES));
         for (row, chunk) in (row_start..).zip(chunks) {
+            let head =
+                RowHead { tenant: key.tenant.clone(), document_id: key.document_id.clone(), ordinal: chunk.ordinal };
             vectors.extend_from_slice(&chunk.vector);
-            self.put_row(seqno, row, key, &title, chunk)?;
+            vectors.extend_from_slice(&label::encode(&head));
+            self.put_row(seqno, row, &head, &title, chunk)?;
         }
         let len = self.parts.vectors.append(&vectors).map_err(storage_error)?;
         self.applied.row_end += u64::from(chunk_count);
@@ -217,12 +221,12 @@ impl<'a> Group<'a> {
         &mut self,
         seqno: SeqNo,
         row: u64,
-        key: &DocumentKey,
+        head: &RowHead,
         title: &str,
         chunk: Chunk,
     ) -> Result<(), StorageError> {
         let store = self.parts.store;
-        self.bitmaps.insert(store, &BitmapKey::Tenant { tenant: &key.tenant }, row)?;
+        self.bitmaps.insert(store, &BitmapKey::Tenant { tenant: &head.tenant }, row)?;
         let fields = declared_fields(self.parts.spec, &chunk.metadata_json)
             .map_err(|problem| corrupt("log", &format!("entry {seqno} has invalid metadata: {}", problem.problem)))?;
         for (field, values) in fields {
@@ -233,7 +237,6 @@ impl<'a> Group<'a> {
                 self.bitmaps.insert(store, &BitmapKey::Value { field, value: &value }, row)?;
             }
         }
-        let head = RowHead { tenant: key.tenant.clone(), document_id: key.document_id.clone(), ordinal: chunk.ordinal };
         let body = RowBody {
             title: title.to_owned(),
             text: chunk.text,
@@ -241,7 +244,7 @@ impl<'a> Group<'a> {
             span_start: chunk.span.start,
             span_end: chunk.span.end,
         };
-        self.batch.put_cf(store.family(Family::Docs), keys::row_head(row), encode(&head));
+        self.batch.put_cf(store.family(Family::Docs), keys::row_head(row), encode(head));
         self.batch.put_cf(store.family(Family::Docs), keys::row_body(row), encode(&body));
         self.batch.put_cf(store.family(Family::Vectors), keys::row(row), &chunk.vector);
         Ok(())

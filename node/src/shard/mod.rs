@@ -21,6 +21,7 @@ mod image;
 mod index_blob;
 mod index_steps;
 mod keys;
+mod label;
 mod log;
 mod maintenance;
 pub mod operation;

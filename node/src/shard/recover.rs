@@ -1,15 +1,16 @@
 //! Opening a copy: RocksDB is the truth; everything in memory and in the mapped file is made to agree with it.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use cluster_config::collection::CollectionSpec;
-use half::f16;
 
 use super::filter::tenants_on_disk;
 use super::floor::Floor;
 use super::identity::Identity;
 use super::keys::{self, Family, MetaKey};
+use super::label::{self, LABEL_BYTES};
 use super::log::Log;
 use super::reclaim::{self, Reclaimer};
 use super::records::{AppliedState, EffortCurve, corrupt, decode, decode_u64};
@@ -19,7 +20,7 @@ use super::{index_blob, storage_error};
 use crate::replication::storage::StorageError;
 use crate::vector::{Calibration, Generation, IvfIndex, MappedVectors};
 
-/// Bytes of vectors handed to the mapped file at a time while it is refilled.
+/// Bytes handed to the mapped file at a time while it is refilled.
 const REFILL_BYTES: usize = 4 * 1024 * 1024;
 
 /// A copy as it was found.
@@ -91,55 +92,47 @@ fn recover_vectors(
     row_end: u64,
 ) -> Result<MappedVectors, StorageError> {
     let stamp = (u128::from(identity.copy.0) << 64) | u128::from(identity.lineage.0);
-    let mut vectors = MappedVectors::open(&dir.join("vectors.f16"), spec.dim as usize, stamp).map_err(storage_error)?;
+    let path = dir.join("vectors.f16");
+    let mut vectors = MappedVectors::open(&path, spec.dim as usize, LABEL_BYTES, stamp).map_err(storage_error)?;
     if vectors.len() > row_end {
         // Appended by a batch that was never written.
         vectors.truncate(row_end).map_err(storage_error)?;
     }
-    let mut next = vectors.len();
-    if next < row_end {
-        tracing::info!(rows = row_end - next, "refilling the mapped vectors from the database");
+    if vectors.len() < row_end {
+        tracing::info!(rows = row_end - vectors.len(), "refilling the mapped vectors from the database");
     }
-    let row_bytes = 2 * spec.dim as usize;
-    let mut buffer: Vec<u8> = Vec::with_capacity(REFILL_BYTES);
-    let flush_at = REFILL_BYTES.saturating_sub(row_bytes).max(row_bytes);
-    let start = next;
-    store.scan(Family::Vectors, &keys::row(start), Some(keys::row(row_end).to_vec()), |key, value| {
-        let row = decode_u64("vector key", key)?;
-        if value.len() != row_bytes {
-            return Err(corrupt("vector", &format!("row {row} has {} bytes, expected {row_bytes}", value.len())));
-        }
-        append_zeros(&vectors, &mut buffer, row - next, row_bytes)?;
-        buffer.extend_from_slice(value);
-        next = row + 1;
-        if buffer.len() >= flush_at {
-            vectors.append(&buffer).map_err(storage_error)?;
-            buffer.clear();
-        }
-        Ok(true)
-    })?;
-    append_zeros(&vectors, &mut buffer, row_end - next, row_bytes)?;
-    if !buffer.is_empty() {
-        vectors.append(&buffer).map_err(storage_error)?;
+    let rows_at_once = (REFILL_BYTES / vectors.row_bytes()).max(1) as u64;
+    while vectors.len() < row_end {
+        let from = vectors.len();
+        let bytes = read_rows(store, spec.dim as usize, from..row_end.min(from + rows_at_once))?;
+        vectors.append(&bytes).map_err(storage_error)?;
     }
     Ok(vectors)
 }
 
-/// Dead rows have no vector any more; their places are kept, and never read.
-fn append_zeros(
-    vectors: &MappedVectors,
-    buffer: &mut Vec<u8>,
-    rows: u64,
-    row_bytes: usize,
-) -> Result<(), StorageError> {
-    for _ in 0..rows {
-        buffer.resize(buffer.len() + row_bytes, 0);
-        if buffer.len() >= REFILL_BYTES {
-            vectors.append(buffer).map_err(storage_error)?;
-            buffer.clear();
+/// Vectors and labels as the mapped file has them. Dead rows have no vector any more; their places are kept, and never read.
+fn read_rows(store: &Store, dim: usize, rows: Range<u64>) -> Result<Vec<u8>, StorageError> {
+    let vector_bytes = 2 * dim;
+    let row_bytes = vector_bytes + LABEL_BYTES;
+    let mut bytes = vec![0; (rows.end - rows.start) as usize * row_bytes];
+    let mut found = Vec::new();
+    store.scan(Family::Vectors, &keys::row(rows.start), Some(keys::row(rows.end).to_vec()), |key, vector| {
+        let row = decode_u64("vector key", key)?;
+        if vector.len() != vector_bytes {
+            return Err(corrupt("vector", &format!("row {row} has {} bytes, expected {vector_bytes}", vector.len())));
         }
+        let place = (row - rows.start) as usize * row_bytes;
+        bytes[place..place + vector_bytes].copy_from_slice(vector);
+        found.push(row);
+        Ok(true)
+    })?;
+    let heads = store.get_many(Family::Docs, &found.iter().map(|row| keys::row_head(*row)).collect::<Vec<_>>())?;
+    for (row, head) in found.into_iter().zip(heads) {
+        let head = head.ok_or_else(|| corrupt("row head", &format!("row {row} has none")))?;
+        let place = (row - rows.start) as usize * row_bytes + vector_bytes;
+        bytes[place..place + LABEL_BYTES].copy_from_slice(&label::encode(&decode("row head", &head)?));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn read_generation(store: &Store, number: u64) -> Result<Generation, StorageError> {
@@ -151,5 +144,3 @@ fn read_generation(store: &Store, number: u64) -> Result<Generation, StorageErro
     })?;
     Generation::from_bytes(&bytes).map_err(storage_error)
 }
-
-const _: () = assert!(size_of::<f16>() == 2);

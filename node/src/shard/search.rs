@@ -6,9 +6,11 @@ use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery};
 
 use super::filter::{FilterReader, reads_documents};
 use super::keys::{self, Family};
+use super::label;
 use super::recall::{Sample, is_default_effort};
 use super::records::{RowHead, corrupt, decode};
 use super::{Shard, ShardError};
+use crate::replication::storage::StorageError;
 use crate::vector::{Cancel, SearchView, search_rows};
 
 impl Shard {
@@ -79,19 +81,34 @@ impl Shard {
 
     /// Puts the documents' names to scored rows.
     fn name_hits(&self, rows: &[(u64, f32)]) -> Result<Vec<ShardHit>, ShardError> {
-        let keys: Vec<Vec<u8>> = rows.iter().map(|(row, _)| keys::row_head(*row)).collect();
-        let heads = self.store.get_many(Family::Docs, &keys)?;
         let mut hits = Vec::with_capacity(rows.len());
-        for ((row, score), head) in rows.iter().zip(heads) {
-            let head = head.ok_or_else(|| corrupt("row head", &format!("row {row} has none")))?;
-            let RowHead { document_id, ordinal, .. } = decode("row head", &head)?;
-            hits.push(ShardHit { row: *row, score: *score, document_id, ordinal });
+        let mut unlabelled = Vec::new();
+        for (row, score) in rows {
+            match label::decode(self.vectors.label(*row)) {
+                Some((id, ordinal)) => {
+                    hits.push(ShardHit { row: *row, score: *score, document_id: id.to_owned(), ordinal });
+                }
+                None => unlabelled.push((*row, *score)),
+            }
+        }
+        if !unlabelled.is_empty() {
+            hits.extend(self.read_names(&unlabelled)?);
         }
         hits.sort_by(|a, b| {
             let by_score = b.score.total_cmp(&a.score);
             by_score.then_with(|| a.document_id.cmp(&b.document_id)).then(a.ordinal.cmp(&b.ordinal))
         });
         Ok(hits)
+    }
+
+    fn read_names(&self, rows: &[(u64, f32)]) -> Result<Vec<ShardHit>, StorageError> {
+        let keys: Vec<Vec<u8>> = rows.iter().map(|(row, _)| keys::row_head(*row)).collect();
+        let named = self.store.get_many(Family::Docs, &keys)?.into_iter().zip(rows).map(|(head, (row, score))| {
+            let head = head.ok_or_else(|| corrupt("row head", &format!("row {row} has none")))?;
+            let RowHead { document_id, ordinal, .. } = decode("row head", &head)?;
+            Ok(ShardHit { row: *row, score: *score, document_id, ordinal })
+        });
+        named.collect()
     }
 
     /// Where the copy stands now.

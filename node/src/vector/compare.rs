@@ -125,7 +125,7 @@ impl Parts {
             let begun = cpu_ns();
             let generation = Arc::new(Generation::train(1, spec, &own, rows, &Cancel::never())?);
             built.train_seconds += (cpu_ns() - begun) as f64 / 1e9;
-            let vectors = MappedVectors::open(&dir.join(format!("vectors-{shard}")), sample.dim, 1)?;
+            let vectors = MappedVectors::open(&dir.join(format!("vectors-{shard}")), sample.dim, 0, 1)?;
             vectors.append(&encode(&own))?;
             let begun = cpu_ns();
             let mut reduced = Vec::new();
@@ -173,7 +173,7 @@ impl Parts {
         let (faiss_us, faiss_recall) = sample.time(|query| {
             let mut top = Top::new(K);
             for (part, reduced) in self.parts.iter().zip(&reduced) {
-                for (label, distance) in part.plain.search(&reduced[query], candidates, nprobe as usize, None)? {
+                for (label, distance) in part.plain.search(&reduced[query], candidates, nprobe as usize, None)?.best {
                     top.offer(part.row_of(label as u64), -distance);
                 }
             }
@@ -282,7 +282,7 @@ pub fn guide(sample: &Sample<'_>, reduced_dim: usize) -> Result<GuideFigures, Ve
     index.add(&labels, &base)?;
     let (scan_us, recall) = sample.time(|query| {
         let found = index.search(&queries[query * reduced_dim..(query + 1) * reduced_dim], K, nprobe, None)?;
-        Ok(found.into_iter().map(|(label, _)| label as u64).collect())
+        Ok(found.best.into_iter().map(|(label, _)| label as u64).collect())
     })?;
     Ok(GuideFigures { index: format!("PCA{reduced_dim},IVF{nlist},PQ{m}"), train_seconds, scan_us, recall })
 }

@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn finds_the_best_allowed_rows_and_stops_when_cancelled() {
         let dir = tempfile::tempdir().unwrap();
-        let vectors = MappedVectors::open(&dir.path().join("v"), 2, 1).unwrap();
+        let vectors = MappedVectors::open(&dir.path().join("v"), 2, 0, 1).unwrap();
         for (x, y) in [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8), (1.0, 0.0), (-1.0, 0.0)] {
             vectors.append(&crate::vector::mapped::encode(&[x, y])).unwrap();
         }

@@ -141,8 +141,8 @@ impl IvfIndex {
     }
 
     /// FAISS' own search and nothing of ours, for reduced queries `[n, reduced_dim]` in one call: the yardstick of the benches.
-    /// Gives how many candidates it found.
-    pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<usize, VectorError> {
+    /// Gives the rows found, `count` a query (but at least two), best first, -1 in places without one.
+    pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<Vec<i64>, VectorError> {
         self.index.search_together(reduced, count, nprobe as usize)
     }
 
@@ -176,15 +176,15 @@ impl IvfIndex {
         nprobe: u32,
         selector: Option<&[u64]>,
     ) -> Result<Candidates, VectorError> {
-        let lists = self.index.probed_lists(reduced, nprobe as usize)?;
-        let codes_scanned = lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
         let count = count.min(usize::try_from(self.rows).unwrap_or(usize::MAX));
         if count == 0 {
             return Ok(Candidates::default());
         }
         let found = self.index.search(reduced, count, nprobe as usize, selector)?;
+        let codes_scanned = found.lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
         let smaller_is_better = self.generation.parameters.distance() == Distance::L2;
         let mut best: Vec<Candidate> = found
+            .best
             .into_iter()
             .map(|(label, value)| Candidate {
                 row: label as u64,

@@ -5,7 +5,8 @@
 //! that were written: they are compared with their checksums ([`super::sums`]) when the file is opened. It knows nothing of
 //! deletions.
 //!
-//! Layout: `[row][dim]` f16, little-endian. The writer writes through the file and never through the mapping, so a full disk is an
+//! Layout: a slot per row, `[dim]` f16 little-endian and the row's *label*, a few bytes of its owner's that whoever found the row
+//! reads next: they lie where the vector was just read from. The writer writes through the file and never through the mapping, so a full disk is an
 //! error, not a signal. The mapping grows in extents that double, so that old ones stay where they are while readers use them.
 
 #![allow(unsafe_code, reason = "reads mapped memory; each block says why it is sound")]
@@ -38,7 +39,7 @@ const EXTENTS_MAX: usize = 40;
 #[cfg(target_endian = "big")]
 compile_error!("half floats are read in place, which needs a little-endian machine");
 
-/// Vectors `[row][dim]` f16, rows dense from 0. One writer at a time; readers never wait.
+/// Vectors `[dim]` f16 with their labels, rows dense from 0. One writer at a time; readers never wait.
 ///
 /// Invariants: every row below `len` is written and mapped, and the sums are of just these; rows below `len` change only under
 /// `&mut self`.
@@ -46,6 +47,7 @@ pub struct MappedVectors {
     file: File,
     sums_path: PathBuf,
     dim: usize,
+    label_bytes: usize,
     stamp: u128,
     len: AtomicU64,
     extents: [OnceLock<Mmap>; EXTENTS_MAX],
@@ -54,25 +56,29 @@ pub struct MappedVectors {
 }
 
 impl MappedVectors {
-    /// Opens the file, creating it if absent, and keeps the rows that are as they were written. If it belongs to another stamp or
-    /// dimension, it begins anew, empty; its checksums lie beside it, in a file of the same name with the extension `sums`.
+    /// Opens the file, creating it if absent, and keeps the rows that are as they were written. If it belongs to another stamp,
+    /// dimension or size of labels, it begins anew, empty; its checksums lie beside it, in a file of the same name with the extension `sums`.
     ///
-    /// The stamp is the owner's: whatever must change when old rows no longer mean the same.
+    /// The stamp is the owner's: whatever must change when old rows no longer mean the same. `label_bytes`: even.
     /// The caller holds the directory exclusively; nobody else may shrink the file while it is mapped.
-    /// Cost: reads the file once. Errors: `InvalidArgument` (dim 0), `Io`.
-    pub fn open(path: &Path, dim: usize, stamp: u128) -> Result<Self, VectorError> {
+    /// Cost: reads the file once. Errors: `InvalidArgument` (dim 0, odd labels), `Io`.
+    pub fn open(path: &Path, dim: usize, label_bytes: usize, stamp: u128) -> Result<Self, VectorError> {
         if dim == 0 {
             return Err(VectorError::InvalidArgument("vectors have no dimensions".into()));
+        }
+        if !label_bytes.is_multiple_of(size_of::<f16>()) {
+            return Err(VectorError::InvalidArgument(format!("labels of {label_bytes} bytes, an odd number")));
         }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).during(WHAT)?;
         let mut vectors = Self {
             file,
             sums_path: path.with_extension("sums"),
             dim,
+            label_bytes,
             stamp,
             len: AtomicU64::new(0),
             extents: [const { OnceLock::new() }; EXTENTS_MAX],
-            sums: Mutex::new(Sums::new(2 * dim)),
+            sums: Mutex::new(Sums::new(2 * dim + label_bytes)),
         };
         match vectors.find_rows()? {
             Some(sums) => {
@@ -100,21 +106,26 @@ impl MappedVectors {
         self.dim
     }
 
-    /// Bytes of one row.
+    /// Bytes of one row: its vector and its label.
     pub fn row_bytes(&self) -> usize {
-        2 * self.dim
+        2 * self.dim + self.label_bytes
     }
 
     /// The vector `[dim]` of a row.
     ///
     /// Panics if `row >= len()`, as indexing a slice does: rows come from a `RowSet` or an index bounded by `len`.
     pub fn get(&self, row: u64) -> &[f16] {
-        let bytes = self.bytes(row);
+        let bytes = &self.bytes(row)[..2 * self.dim];
         // SAFETY: any two bytes are a valid f16; the slice is `2 * dim` bytes long and lives as long as `self`, which keeps
-        // the mapping. It is aligned: the mapping begins at a page and `offset` is even. The bytes do not change while
-        // borrowed: rows below `len` were written before `len` was released (acquired above), and only `truncate`, which
+        // the mapping. It is aligned: the mapping begins at a page and rows are an even number of bytes. The bytes do not change
+        // while borrowed: rows below `len` were written before `len` was released (acquired above), and only `truncate`, which
         // takes `&mut self`, lets them be written again.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<f16>(), self.dim) }
+    }
+
+    /// The label of a row, `[label_bytes]`. Panics as [`MappedVectors::get`] does.
+    pub fn label(&self, row: u64) -> &[u8] {
+        &self.bytes(row)[2 * self.dim..]
     }
 
     fn bytes(&self, row: u64) -> &[u8] {
@@ -155,7 +166,7 @@ impl MappedVectors {
         }
     }
 
-    /// Appends whole rows, `[n][dim]` f16 little-endian, and shows them to readers all at once. Gives the new length.
+    /// Appends whole rows, each a vector `[dim]` f16 little-endian and its label, and shows them to readers all at once. Gives the new length.
     ///
     /// Errors: `InvalidArgument` (not whole rows), `Io` (nothing is shown then, and appending may be tried again).
     pub fn append(&self, rows: &[u8]) -> Result<u64, VectorError> {
@@ -290,9 +301,13 @@ mod tests {
     use std::path::PathBuf;
 
     const DIM: usize = 3;
+    const LABEL_BYTES: usize = 4;
+    const ROW_BYTES: usize = 2 * DIM + LABEL_BYTES;
 
     fn row(number: u64) -> Vec<u8> {
-        encode(&[(number % 2000) as f32, (number / 2000) as f32, -1.0])
+        let mut row = encode(&[(number % 2000) as f32, (number / 2000) as f32, -1.0]);
+        row.extend_from_slice(&(number as u32).to_le_bytes());
+        row
     }
 
     fn fill(vectors: &MappedVectors, rows: std::ops::Range<u64>) {
@@ -302,8 +317,10 @@ mod tests {
 
     fn assert_rows(vectors: &MappedVectors, rows: std::ops::Range<u64>) {
         for number in rows {
-            let expected: Vec<f16> = row(number).chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
-            assert_eq!(vectors.get(number), expected, "row {number}");
+            let row = row(number);
+            let (vector, label) = row.split_at(2 * DIM);
+            let expected: Vec<f16> = vector.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+            assert_eq!((vectors.get(number), vectors.label(number)), (&expected[..], label), "row {number}");
         }
     }
 
@@ -316,7 +333,7 @@ mod tests {
     #[test]
     fn rows_keep_their_place_while_the_file_grows() {
         let (_dir, path) = scratch();
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         fill(&vectors, 0..10);
         let early = vectors.get(3);
         let early_at = early.as_ptr();
@@ -330,12 +347,12 @@ mod tests {
     #[test]
     fn reopening_shows_what_was_flushed_and_appending_goes_on_there() {
         let (_dir, path) = scratch();
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         fill(&vectors, 0..5000);
         vectors.flush().unwrap();
         fill(&vectors, 5000..6000);
         drop(vectors);
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         assert_eq!(vectors.len(), 5000);
         fill(&vectors, 5000..5001);
         assert_rows(&vectors, 0..5001);
@@ -345,27 +362,32 @@ mod tests {
     fn another_stamp_dimension_or_damage_begins_anew() {
         let (_dir, path) = scratch();
         let flushed = || {
-            let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+            let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
             fill(&vectors, vectors.len()..10);
             vectors.flush().unwrap();
         };
-        type Change = (&'static str, fn(&Path), usize, u128);
-        let cases: [Change; 7] = [
-            ("stamp", |_| (), DIM, 8),
-            ("dimension", |_| (), DIM + 1, 7),
-            ("bit of the sums' header", |path| flip(&path.with_extension("sums"), 33), DIM, 7),
-            ("bit of a sum", |path| flip(&path.with_extension("sums"), 41), DIM, 7),
-            ("bit of a row", |path| flip(path, 7), DIM, 7),
-            ("cut", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(59).unwrap(), DIM, 7),
-            ("emptied", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap(), DIM, 7),
+        type Change = (&'static str, fn(&Path), usize, usize, u128);
+        let cases: [Change; 8] = [
+            ("stamp", |_| (), DIM, LABEL_BYTES, 8),
+            ("dimension", |_| (), DIM + 1, LABEL_BYTES, 7),
+            ("size of labels", |_| (), DIM, LABEL_BYTES + 2, 7),
+            ("bit of the sums' header", |path| flip(&path.with_extension("sums"), 33), DIM, LABEL_BYTES, 7),
+            ("bit of a sum", |path| flip(&path.with_extension("sums"), 41), DIM, LABEL_BYTES, 7),
+            ("bit of a row", |path| flip(path, 7), DIM, LABEL_BYTES, 7),
+            ("cut", |path| set_len(path, 10 * ROW_BYTES as u64 - 1), DIM, LABEL_BYTES, 7),
+            ("emptied", |path| set_len(path, 0), DIM, LABEL_BYTES, 7),
         ];
-        for (what, change, dim, stamp) in cases {
+        for (what, change, dim, label_bytes, stamp) in cases {
             flushed();
             change(&path);
-            assert_eq!(MappedVectors::open(&path, dim, stamp).unwrap().len(), 0, "{what}");
+            assert_eq!(MappedVectors::open(&path, dim, label_bytes, stamp).unwrap().len(), 0, "{what}");
         }
         flushed();
-        assert_eq!(MappedVectors::open(&path, DIM, 7).unwrap().len(), 10, "nothing changed");
+        assert_eq!(MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap().len(), 10, "nothing changed");
+    }
+
+    fn set_len(path: &Path, bytes: u64) {
+        OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
     }
 
     fn flip(path: &Path, at: u64) {
@@ -378,29 +400,29 @@ mod tests {
     #[test]
     fn only_the_damaged_piece_and_what_follows_is_made_anew() {
         let (_dir, path) = scratch();
-        let piece_rows = Sums::new(2 * DIM).piece_rows();
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let piece_rows = Sums::new(ROW_BYTES).piece_rows();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         fill(&vectors, 0..3 * piece_rows + 10);
         vectors.flush().unwrap();
-        assert_eq!(vectors.verify_piece(2).unwrap(), Some(piece_rows * 2 * DIM as u64));
+        assert_eq!(vectors.verify_piece(2).unwrap(), Some(piece_rows * ROW_BYTES as u64));
         assert_eq!(vectors.verify_piece(3).unwrap(), None, "the last piece is not whole");
-        flip(&path, (piece_rows + 5) * 2 * DIM as u64);
+        flip(&path, (piece_rows + 5) * ROW_BYTES as u64);
         assert!(vectors.verify_piece(0).unwrap().is_some());
         assert_eq!(vectors.verify_piece(1).unwrap_err().kind(), cluster_config::error::ErrorKind::Corrupt);
         drop(vectors);
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         assert_eq!(vectors.len(), piece_rows);
         fill(&vectors, piece_rows..3 * piece_rows);
         assert_rows(&vectors, 0..3 * piece_rows);
         vectors.flush().unwrap();
         drop(vectors);
-        assert_eq!(MappedVectors::open(&path, DIM, 7).unwrap().len(), 3 * piece_rows);
+        assert_eq!(MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap().len(), 3 * piece_rows);
     }
 
     #[test]
     fn truncated_rows_are_gone_at_once_and_after_a_crash() {
         let (_dir, path) = scratch();
-        let mut vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let mut vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         fill(&vectors, 0..9000);
         vectors.flush().unwrap();
         vectors.truncate(9001).unwrap();
@@ -411,7 +433,7 @@ mod tests {
         assert!(std::panic::catch_unwind(beyond).is_err());
         fill(&vectors, 100..101);
         drop(vectors);
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         assert_eq!(vectors.len(), 100, "never more than the last flush or truncation counted");
         assert_rows(&vectors, 0..100);
     }
@@ -419,7 +441,7 @@ mod tests {
     #[test]
     fn readers_see_whole_rows_while_a_writer_appends() {
         let (_dir, path) = scratch();
-        let vectors = MappedVectors::open(&path, DIM, 7).unwrap();
+        let vectors = MappedVectors::open(&path, DIM, LABEL_BYTES, 7).unwrap();
         let rows_end = EXTENT_ROWS_FIRST * 5;
         std::thread::scope(|scope| {
             for _ in 0..2 {

@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"SUSUISUM";
-const VERSION: u32 = 1;
+/// 1: rows without labels.
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 8 + 4 + 4 + 16 + 8;
 /// Aimed at; a piece is whole rows, at least one.
 const PIECE_BYTES: usize = 1024 * 1024;

@@ -257,6 +257,26 @@ fn rows_come_in_order_once_and_finite() {
     assert_eq!(index.with_rows(&[], &[]).unwrap().len(), 1);
 }
 
+/// Lists are looked for first and then named to FAISS, which must find what it finds by itself.
+#[test]
+fn naming_the_lists_changes_nothing() {
+    for (metric, nbits) in [(Metric::Cosine, 4), (Metric::Dot, 4), (Metric::L2, 8), (Metric::Dot, 8)] {
+        let generation = trained(metric, nbits);
+        let index = grown(&generation, &vectors(1, ROWS));
+        for (query, nprobe) in vectors(2, 12).chunks(DIM).zip([1, 2, 3, 7].into_iter().cycle()) {
+            let params = ProbeParams { nprobe, found_min: 0 };
+            let ours = index.search(query, 30, &params, &RowSet::all(u64::MAX), &Cancel::never()).unwrap();
+            let mut ours: Vec<i64> = ours.best.iter().map(|candidate| candidate.row as i64).collect();
+            let mut faiss = index.scan_alone(&reduced(&generation, query), 30, nprobe).unwrap();
+            faiss.retain(|label| *label >= 0);
+            ours.sort_unstable();
+            faiss.sort_unstable();
+            assert!(!faiss.is_empty());
+            assert_eq!(ours, faiss, "{metric:?}, {nbits} bits, nprobe {nprobe}");
+        }
+    }
+}
+
 #[test]
 fn only_allowed_rows_are_found_and_scarce_ones_are_looked_for_further() {
     for nbits in [4, 8] {
@@ -346,7 +366,7 @@ impl Copy {
     fn new(metric: Metric) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let full = if metric == Metric::Cosine { unit(&vectors(1, ROWS)) } else { vectors(1, ROWS) };
-        let mapped = MappedVectors::open(&dir.path().join("v"), DIM, 1).unwrap();
+        let mapped = MappedVectors::open(&dir.path().join("v"), DIM, 0, 1).unwrap();
         mapped.append(&encode(&full)).unwrap();
         let generation = Generation::train(1, &spec(metric, 4), &full, ROWS as u64, &Cancel::never()).unwrap();
         let index = grown(&Arc::new(generation), &full[..1500 * DIM]);

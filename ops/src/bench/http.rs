@@ -20,11 +20,6 @@ use crate::eval::metrics::mean;
 use crate::output::Output;
 use crate::wire::search::{SearchRequest, SearchResponse};
 
-/// Requests of a throughput figure: some seconds of the product's, a fraction of one of the echo's.
-const REQUESTS: usize = 10_000;
-/// Batches of the batch figure.
-const BATCHES: usize = 200;
-
 /// Arguments of the verb.
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
@@ -40,6 +35,9 @@ pub struct Arguments {
     /// Connections of the throughput figures.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub connections: u16,
+    /// Searches of each throughput figure: some seconds of the product's, a fraction of one of the echo's.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub requests: u32,
     /// Searches in a batch.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub batch_searches: u16,
@@ -110,7 +108,12 @@ async fn measure(patient: &Patient, data: &Dataset, arguments: &Arguments, outpu
     let alone = ask_all(patient, data, arguments.setting, queries).await?;
     let (recall_at_10, _) = read_answers(&alone.answers, data)?;
     output.note(&format!("{connections} connections"));
-    let load = searches(patient, bodies(patient, data, arguments.setting, queries, false)?, connections, REQUESTS)?;
+    let load = searches(
+        patient,
+        bodies(patient, data, arguments.setting, queries, false)?,
+        connections,
+        arguments.requests as usize,
+    )?;
     let together = load.run().await?;
     let echo = Echo::start().await?;
     let echo_load = Load { address: echo.address.clone(), ..load.clone() };
@@ -166,7 +169,7 @@ async fn batches(patient: &Patient, data: &Dataset, arguments: &Arguments) -> Re
     let load = Load {
         path: "/api/v1/search:batch",
         connections: 2,
-        requests: BATCHES.max(whole_batches),
+        requests: (arguments.requests as usize / size).max(whole_batches),
         bodies: Arc::new(batches),
         keep_answers: true,
         ..searches(patient, Vec::new(), 1, 1)?

@@ -14,8 +14,8 @@ use crate::client::Client;
 use crate::collection;
 use crate::error::Error;
 use crate::output::Output;
+use crate::settled;
 use crate::status;
-use crate::wire::cluster::ShardReport;
 use crate::wire::collection::{CollectionInfo, CollectionRequest, IndexRequest};
 
 /// A result of the retrieval cache would be a measurement of the cache.
@@ -26,8 +26,6 @@ const INDEX_WAIT: Duration = Duration::from_secs(1800);
 const IN_SYNC_WAIT: Duration = Duration::from_secs(60);
 /// Between two looks at the cluster.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// Copies report about once a second; only a state that two looks at this distance agree on counts.
-const SETTLED_PAUSE: Duration = Duration::from_secs(2);
 
 /// A collection in a cluster.
 pub struct Patient {
@@ -94,45 +92,8 @@ impl Patient {
 
     /// Waits until every copy has moved its rows into an index or is too small for one. Gives the time it took.
     pub async fn wait_indexed(&self, output: Output, rows: u64) -> Result<Duration, Error> {
-        let begun = Instant::now();
-        let spinner = output.spinner();
-        let mut settled_at = None;
-        loop {
-            let mut report = status::fetch(&self.client).await?;
-            report.shards.retain(|shard| shard.collection == self.collection.name);
-            let mut waiting: Vec<String> = report.shards.iter().flat_map(collection::not_indexed).collect();
-            waiting.extend(report.shards.iter().filter(|shard| self.is_untrained(shard)).map(|shard| {
-                format!("{}/{}: large enough for an index, not yet trained", shard.collection, shard.index)
-            }));
-            let live: u64 = report
-                .shards
-                .iter()
-                .filter_map(|shard| {
-                    shard.copies.iter().filter_map(|copy| copy.report.as_ref()).map(|r| r.rows_live).min()
-                })
-                .sum();
-            match (waiting.is_empty() && live == rows, settled_at) {
-                (true, None) => settled_at = Some(begun.elapsed()),
-                (true, Some(settled)) if begun.elapsed() >= settled + SETTLED_PAUSE => {
-                    spinner.finish_and_clear();
-                    return Ok(settled);
-                }
-                (true, Some(_)) => {}
-                (false, _) => settled_at = None,
-            }
-            spinner.set_message(format!("indexing: {}", waiting.first().map_or("settling", String::as_str)));
-            if begun.elapsed() > INDEX_WAIT {
-                return Err(Error::CheckFailed(format!("not indexed after {INDEX_WAIT:?}: {}", waiting.join("; "))));
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    }
-
-    /// Whether a copy still searches exactly although it holds enough rows for an index: training begins a moment after the last write.
-    fn is_untrained(&self, shard: &ShardReport) -> bool {
-        let floor = u64::from(self.collection.index.training_floor);
-        let reports = shard.copies.iter().filter_map(|copy| copy.report.as_ref());
-        reports.filter(|report| report.index_state == "exact").any(|report| report.rows_live >= floor)
+        let waited = settled::wait(&self.client, output, &self.collection, Some(rows), INDEX_WAIT).await;
+        waited.map(|(took, _)| took)
     }
 
     /// Index states over the copies, with their number: `{"indexed": 8}`.

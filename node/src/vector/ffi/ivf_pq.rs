@@ -1,6 +1,6 @@
 //! The index itself: an owned handle to FAISS' inverted file, and the parameters of its calls.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CString, c_int, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
 
@@ -9,6 +9,59 @@ use faiss_sys as sys;
 use super::transfer::{Direction, Transfer, WriteFailure, read_piece, write_piece};
 use super::{check, init_thread};
 use crate::vector::VectorError;
+
+/// `search_preassigned` of FAISS' classes: a search of lists that are named. The C API's function of that name takes no parameters;
+/// without it a search would have to look for its lists twice to say which they were. Throws for arguments that [`IvfPq::search`] does
+/// not give it.
+type SearchPreassigned = unsafe extern "C-unwind" fn(
+    index: *const sys::FaissIndexIVF,
+    count: sys::idx_t,
+    queries: *const f32,
+    k: sys::idx_t,
+    lists: *const sys::idx_t,
+    list_distances: *const f32,
+    distances: *mut f32,
+    labels: *mut sys::idx_t,
+    store_pairs: bool,
+    params: *const sys::FaissSearchParametersIVF,
+    stats: *mut c_void,
+);
+
+unsafe extern "C-unwind" {
+    /// Of `faiss::IndexIVFFastScan`: 4-bit codes.
+    #[link_name = "_ZNK5faiss16IndexIVFFastScan18search_preassignedElPKflPKlS2_PfPlbPKNS_19SearchParametersIVFEPNS_13IndexIVFStatsE"]
+    fn search_preassigned_fast_scan(
+        index: *const sys::FaissIndexIVF,
+        count: sys::idx_t,
+        queries: *const f32,
+        k: sys::idx_t,
+        lists: *const sys::idx_t,
+        list_distances: *const f32,
+        distances: *mut f32,
+        labels: *mut sys::idx_t,
+        store_pairs: bool,
+        params: *const sys::FaissSearchParametersIVF,
+        stats: *mut c_void,
+    );
+    /// Of `faiss::IndexIVF`, from which that of 8-bit codes inherits it.
+    #[link_name = "_ZNK5faiss8IndexIVF18search_preassignedElPKflPKlS2_PfPlbPKNS_19SearchParametersIVFEPNS_13IndexIVFStatsE"]
+    fn search_preassigned_plain(
+        index: *const sys::FaissIndexIVF,
+        count: sys::idx_t,
+        queries: *const f32,
+        k: sys::idx_t,
+        lists: *const sys::idx_t,
+        list_distances: *const f32,
+        distances: *mut f32,
+        labels: *mut sys::idx_t,
+        store_pairs: bool,
+        params: *const sys::FaissSearchParametersIVF,
+        stats: *mut c_void,
+    );
+    /// The virtual table of `faiss::IndexIVFPQFastScan`: offset to the top, type information, functions.
+    #[link_name = "_ZTVN5faiss18IndexIVFPQFastScanE"]
+    static FAST_SCAN_TABLE: [usize; 2];
+}
 
 /// Whether smaller or larger values of the index are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +76,17 @@ pub(in crate::vector) enum Distance {
 pub(in crate::vector) struct IvfPq {
     index: NonNull<sys::FaissIndex>,
     ivf: NonNull<sys::FaissIndexIVF>,
+    search_preassigned: SearchPreassigned,
     dim: usize,
     nlist: usize,
+}
+
+/// What a search found.
+pub(in crate::vector) struct Found {
+    /// Labels and distances, best first.
+    pub(in crate::vector) best: Vec<(i64, f32)>,
+    /// The lists that were read.
+    pub(in crate::vector) lists: Vec<usize>,
 }
 
 // SAFETY: the object has no ties to the thread that made it.
@@ -68,7 +130,15 @@ impl IvfPq {
         };
         // SAFETY: getters on a live index.
         let (dim, nlist) = unsafe { (sys::faiss_Index_d(index.as_ptr()), sys::faiss_IndexIVF_nlist(ivf.as_ptr())) };
-        Ok(Self { index, ivf, dim: dim as usize, nlist })
+        // SAFETY: a C++ object of a class with virtual functions begins with a pointer to the functions in its class' table, which stand
+        // behind the table's first two words.
+        let is_fast_scan = unsafe {
+            let functions: *const usize = index.as_ptr().cast::<*const usize>().read();
+            functions == (&raw const FAST_SCAN_TABLE).cast::<usize>().add(2)
+        };
+        let search_preassigned: SearchPreassigned =
+            if is_fast_scan { search_preassigned_fast_scan } else { search_preassigned_plain };
+        Ok(Self { index, ivf, search_preassigned, dim: dim as usize, nlist })
     }
 
     pub(in crate::vector) fn dim(&self) -> usize {
@@ -126,7 +196,7 @@ impl IvfPq {
         Self::adopt(copy)
     }
 
-    /// The best `count` of the codes in the `nprobe` lists nearest to the query, best first: label and distance.
+    /// The best `count` of the codes in the `nprobe` lists nearest to the query.
     ///
     /// `selector`: bit `label % 64` of word `label / 64` set where the label may be returned; labels beyond it may not.
     pub(in crate::vector) fn search(
@@ -135,40 +205,48 @@ impl IvfPq {
         count: usize,
         nprobe: usize,
         selector: Option<&[u64]>,
-    ) -> Result<Vec<(i64, f32)>, VectorError> {
-        init_thread();
-        self.check_query(query)?;
+    ) -> Result<Found, VectorError> {
+        let (lists, list_distances) = self.nearest_lists(query, nprobe)?;
         // Never 1: FAISS' handler for a single result keeps its 16-bit distance in a signed integer.
         let asked = count.max(2);
         let selector = selector.map(Selector::new).transpose()?;
-        let params = Params::new(nprobe.clamp(1, self.nlist), selector.as_ref())?;
+        let params = Params::new(lists.len(), selector.as_ref())?;
         let mut distances = vec![0.0f32; asked];
         let mut labels = vec![-1i64; asked];
-        // SAFETY: one query of `dim` floats, `asked` places for results in both arrays, parameters (and the selector and
-        // bitmap in them) alive until after the call. The index is not changed: see `Sync`.
-        check(unsafe {
-            sys::faiss_Index_search_with_params(
-                self.index.as_ptr(),
+        // SAFETY: called on an object of its class; one query of `dim` floats, as many lists and distances as the parameters say, `asked`
+        // places for results in both arrays; all of it, and the selector and bitmap in the parameters, alive until after the call. The
+        // index is not changed: see `Sync`. No statistics of our own.
+        unsafe {
+            (self.search_preassigned)(
+                self.ivf.as_ptr(),
                 1,
                 query.as_ptr(),
                 asked as sys::idx_t,
-                params.0.as_ptr().cast(),
+                lists.as_ptr(),
+                list_distances.as_ptr(),
                 distances.as_mut_ptr(),
                 labels.as_mut_ptr(),
-            )
-        })?;
+                false,
+                params.0.as_ptr(),
+                ptr::null_mut(),
+            );
+        }
         // Places without a result have label -1.
         let found = labels.into_iter().zip(distances).take_while(|(label, _)| *label >= 0);
-        Ok(found.take(count).collect())
+        Ok(Found {
+            best: found.take(count).collect(),
+            lists: lists.into_iter().filter_map(|list| usize::try_from(list).ok()).collect(),
+        })
     }
 
-    /// [`IvfPq::search`] of several queries `[n, dim]` in one call, without a selector. Gives how many results were found.
+    /// FAISS' own search of several queries `[n, dim]` in one call, without a selector. Gives the labels found, `count` a query (but at
+    /// least two), best first, -1 in places without a result.
     pub(in crate::vector) fn search_together(
         &self,
         queries: &[f32],
         count: usize,
         nprobe: usize,
-    ) -> Result<usize, VectorError> {
+    ) -> Result<Vec<i64>, VectorError> {
         init_thread();
         let queries_count = self.count_vectors(queries)?;
         let asked = count.max(2);
@@ -188,11 +266,12 @@ impl IvfPq {
                 labels.as_mut_ptr(),
             )
         })?;
-        Ok(labels.into_iter().filter(|label| *label >= 0).count())
+        Ok(labels)
     }
 
-    /// The lists that a search with `nprobe` reads: the same call that FAISS makes inside it.
-    pub(in crate::vector) fn probed_lists(&self, query: &[f32], nprobe: usize) -> Result<Vec<usize>, VectorError> {
+    /// The `nprobe` lists nearest to a query, nearest first, and their distances: the call that FAISS makes itself where it is not given
+    /// them. -1 in place of a list that is not there.
+    fn nearest_lists(&self, query: &[f32], nprobe: usize) -> Result<(Vec<i64>, Vec<f32>), VectorError> {
         init_thread();
         self.check_query(query)?;
         let nprobe = nprobe.clamp(1, self.nlist);
@@ -210,7 +289,7 @@ impl IvfPq {
                 lists.as_mut_ptr(),
             )
         })?;
-        Ok(lists.into_iter().filter_map(|list| usize::try_from(list).ok()).collect())
+        Ok((lists, distances))
     }
 
     /// Codes in a list.
