@@ -40,6 +40,11 @@ impl Nginx {
         Ok(nginx)
     }
 
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
     /// A client of the coordinators behind it.
     pub fn client(&self) -> Client {
         Client::new(self.port)

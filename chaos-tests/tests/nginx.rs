@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
@@ -13,13 +13,15 @@ use chaos_tests::vectors::unit_vector;
 use chaos_tests::wait;
 use reqwest::Method;
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const DIM: usize = 384;
 const WITHIN: Duration = Duration::from_secs(60);
-/// Requests of one coordinator that show that nginx uses it.
-const REQUESTS: f64 = 100.0;
+/// Searches of one coordinator that show that nginx uses it.
+const SEARCHES: f64 = 100.0;
+const SEARCH: &str = "/api/v1/search";
+const QUERY: &str = "/api/v1/query";
 
 /// What the clients did.
 #[derive(Default)]
@@ -53,21 +55,43 @@ async fn client(client: Client, number: u64, counts: Arc<Counts>, stop: Cancella
     Ok(())
 }
 
-async fn requests(front: &Front) -> anyhow::Result<f64> {
-    let text = front.client().text("/metrics").await?;
-    let of_api = text.lines().filter(|line| line.starts_with("http_requests_total{") && line.contains("/api/v1/"));
-    of_api.map(|line| Ok(line.rsplit_once(' ').context("no value")?.1.parse::<f64>()?)).sum()
+async fn requests(front: &Front, route: &str) -> anyhow::Result<f64> {
+    let (text, label) = (front.client().text("/metrics").await?, format!("route=\"{route}\""));
+    let of_route = text.lines().filter(|line| line.starts_with("http_requests_total{") && line.contains(&label));
+    of_route.map(|line| Ok(line.rsplit_once(' ').context("no value")?.1.parse::<f64>()?)).sum()
 }
 
-/// nginx sends this one requests (again).
-async fn wait_used(front: &Front) -> anyhow::Result<()> {
-    let before = requests(front).await?;
+/// nginx sends this one that many requests (again).
+async fn wait_used(front: &Front, route: &str, count: f64) -> anyhow::Result<()> {
+    let before = requests(front, route).await?;
     wait::until("nginx to use the coordinator", WITHIN, || async {
-        let taken = requests(front).await? - before;
-        ensure!(taken >= REQUESTS, "{taken} requests");
+        let taken = requests(front, route).await? - before;
+        ensure!(taken >= count, "{taken} requests");
         Ok(())
     })
     .await
+}
+
+/// Restarts both, the second one when both upstreams of nginx use the first again: each counts by itself who refused.
+async fn restart_one_by_one(fronts: &mut [Front; 2], counts: &Counts) -> anyhow::Result<()> {
+    for front in &*fronts {
+        wait_used(front, SEARCH, SEARCHES).await?;
+    }
+    wait::until("answers", WITHIN, || async {
+        ensure!(counts.answers.load(Ordering::Relaxed) > 0, "none yet");
+        Ok(())
+    })
+    .await?;
+    for front in fronts {
+        // By address of the client: here all questions go to one of the two.
+        let is_asked = requests(front, QUERY).await? > 0.0;
+        front.restart().await?;
+        wait_used(front, SEARCH, SEARCHES).await?;
+        if is_asked {
+            wait_used(front, QUERY, 1.0).await?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,18 +113,20 @@ async fn coordinators_are_restarted_behind_nginx_and_no_request_fails() -> anyho
     }
 
     let (counts, stop) = (Arc::new(Counts::default()), CancellationToken::new());
-    let clients: Vec<JoinHandle<anyhow::Result<()>>> =
-        (0..8).map(|number| tokio::spawn(client(nginx.client(), number, Arc::clone(&counts), stop.clone()))).collect();
-    for front in &fronts {
-        wait_used(front).await?;
+    let mut clients = JoinSet::new();
+    for number in 0..8 {
+        clients.spawn(client(nginx.client(), number, Arc::clone(&counts), stop.clone()));
     }
-    for front in &mut fronts {
-        front.restart().await?;
-        wait_used(front).await?;
+    tokio::select! {
+        done = restart_one_by_one(&mut fronts, &counts) => done?,
+        Some(ended) = clients.join_next() => {
+            ended?.with_context(|| nginx.log_tail())?;
+            bail!("a client ended before it was told to");
+        }
     }
     stop.cancel();
-    for client in clients {
-        client.await??;
+    while let Some(ended) = clients.join_next().await {
+        ended??;
     }
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (searches, answers, writes) = (count(&counts.searches), count(&counts.answers), count(&counts.writes));
