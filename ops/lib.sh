@@ -11,7 +11,7 @@ export SUSUI_MODEL_DIR=${SUSUI_MODEL_DIR:-$HOME/.local/share/susui/models/all-Mi
 # Compiler and tools of the C++ dependencies (RocksDB, FAISS, aws-lc), protoc for the wire types, OpenBLAS and LAPACK for FAISS.
 readonly build_packages=(build-essential ca-certificates clang cmake curl liblapack-dev libclang-dev libopenblas-dev pkg-config protobuf-compiler)
 # What tests start for themselves: servers, as users without rights, and a reader of system calls.
-readonly test_packages=(postgresql strace)
+readonly test_packages=(apache2-utils nginx-light postgresql redis-server strace)
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -39,7 +39,25 @@ install_packages() {
     as_root=(sudo -n)
   fi
   "${as_root[@]}" apt-get update -q
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  without_starting "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# Runs a command, prefixed by how to be root, while Debian starts no server that it installs: tests start their own, on ports of their own.
+without_starting() {
+  local policy=/usr/sbin/policy-rc.d
+  if [ -e "$policy" ]; then
+    "$@"
+    return
+  fi
+  # In a subshell, so that an interrupted installation leaves no policy behind.
+  (
+    as_root=()
+    [ "$1" != sudo ] || as_root=(sudo -n)
+    trap '"${as_root[@]}" rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+    "${as_root[@]}" chmod 755 "$policy"
+    "$@"
+  )
 }
 
 # Everything a build needs: CPU, packages, cargo.

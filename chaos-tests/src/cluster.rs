@@ -77,6 +77,7 @@ pub struct Cluster {
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
     links: Links,
+    rpc: Vec<u16>,
     node_http: Vec<u16>,
     http: u16,
     path: PathBuf,
@@ -108,6 +109,7 @@ impl Cluster {
             nodes: (0..count).map(|_| None).collect(),
             coordinator: None,
             links,
+            rpc: rpc.to_vec(),
             node_http: node_http.to_vec(),
             http: *http,
             path,
@@ -115,7 +117,7 @@ impl Cluster {
             dir: Some(dir),
             options,
         };
-        cluster.write_configurations(rpc)?;
+        cluster.write_configurations()?;
         for node in 1..=count {
             cluster.start_node(node)?;
         }
@@ -124,8 +126,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn write_configurations(&self, rpc: &[u16]) -> anyhow::Result<()> {
-        let dir = self.path.display();
+    fn write_configurations(&self) -> anyhow::Result<()> {
+        let (dir, rpc) = (self.path.display(), &self.rpc);
         let mut voters = String::new();
         for node in self.options.voters() {
             write!(voters, "{{ node_id = {node}, address = \"127.0.0.1:{}\" }}, ", rpc[node - 1])?;
@@ -142,27 +144,36 @@ impl Cluster {
             );
             std::fs::write(self.path.join(format!("n{id}.toml")), text)?;
         }
+        std::fs::write(self.path.join("coordinator.toml"), self.coordinator_config("coordinator", self.http))?;
+        Ok(())
+    }
+
+    /// The configuration of a coordinator called `name` that listens on `http`.
+    pub(crate) fn coordinator_config(&self, name: &str, http: u16) -> String {
+        let dir = self.path.display();
         let seed = |(index, port): (usize, &u16)| {
             let port = self.links.port(End::Coordinator, index + 1).unwrap_or(*port);
             format!("\"127.0.0.1:{port}\"")
         };
-        let seeds: Vec<String> = rpc.iter().enumerate().map(seed).collect();
+        let seeds: Vec<String> = self.rpc.iter().enumerate().map(seed).collect();
         let embedder = match &self.options.model_dir {
             Some(model) => format!("model_dir = \"{}\"", model.display()),
             None if self.options.fake_embedder => "name = \"fake\"".to_owned(),
             None => "name = \"none\"".to_owned(),
         };
-        let text = format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{}\"\nnodes = [{}]\ndata_dir = \"{dir}/coordinator\"\n\
+        format!(
+            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\
              test_hooks = true\n\n\
              [embedder]\n{embedder}\n{}\n{}",
-            self.http,
             seeds.join(", "),
             self.options.coordinator_extra,
             self.overrides(End::Coordinator),
-        );
-        std::fs::write(self.path.join("coordinator.toml"), text)?;
-        Ok(())
+        )
+    }
+
+    /// The scratch directory.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
     }
 
     /// `[dial_overrides]` that lead one process over its links.

@@ -40,15 +40,21 @@ impl Process {
         if !path.exists() {
             bail!("{} is not built: run `ops/test`, or `cargo build --release -p node --bins` first", path.display());
         }
+        let mut command = Command::new(&path);
+        command.args(arguments).envs(variables.iter().copied());
+        Self::spawn(name, command, log).with_context(|| format!("cannot start {}", path.display()))
+    }
+
+    /// Starts a program of the system, as a server to test against.
+    pub fn start_program(name: &str, program: &str, arguments: &[&str], log: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        Self::spawn(name, command, log).with_context(|| format!("{program} is missing: `ops/test` installs it"))
+    }
+
+    fn spawn(name: &str, mut command: Command, log: &Path) -> anyhow::Result<Self> {
         let output = File::options().create(true).append(true).open(log)?;
-        let child = Command::new(&path)
-            .args(arguments)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("cannot start {}", path.display()))?;
+        let child = command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).spawn()?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 

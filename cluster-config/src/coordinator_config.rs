@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::auth_config::{AuthConfig, WrittenAuth};
+use crate::cache_config::{CacheConfig, WrittenCache};
 use crate::config_text as text;
 use crate::error::ConfigError;
 use crate::ids::NodeId;
@@ -16,7 +17,7 @@ use crate::ingest_config::{IngestConfig, WrittenIngest};
 use crate::limits;
 use crate::llm_config::{LlmConfig, WrittenLlm};
 use crate::node_config::TestHooks;
-use crate::units::{ByteSize, WrittenDuration};
+use crate::units::WrittenDuration;
 
 /// A validated coordinator configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,17 +87,6 @@ pub struct EmbedderConfig {
     pub cache_entries: u64,
 }
 
-/// The cache of results and answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheConfig {
-    /// Whether anything is cached.
-    pub enabled: bool,
-    /// Longest life of an entry.
-    pub ttl: Duration,
-    /// Bytes held in this process.
-    pub memory: ByteSize,
-}
-
 /// Defaults of retrieval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchConfig {
@@ -150,16 +140,6 @@ pub struct WrittenEmbedder {
     pub cache_entries: Option<u64>,
 }
 
-/// `[cache]` as written.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "as CacheConfig")]
-pub struct WrittenCache {
-    pub enabled: Option<bool>,
-    pub ttl: Option<WrittenDuration>,
-    pub memory: Option<ByteSize>,
-}
-
 /// `[search]` of a coordinator as written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -201,6 +181,7 @@ impl WrittenCoordinatorConfig {
                 continue;
             }
             match name.as_str() {
+                "REDIS_URL" => self.cache.redis_url = Some(value.to_owned()),
                 "ENABLE_CACHING" => self.cache.enabled = Some(read_bool(&name, value)?),
                 "CACHE_TTL_SECONDS" => self.cache.ttl = Some(read_seconds(&name, value)?),
                 "DATABASE_URL" => self.catalog.url = Some(value.to_owned()),
@@ -304,18 +285,6 @@ impl WrittenEmbedder {
             threads,
             batch_max: text::in_range("embedder.batch_max", self.batch_max.unwrap_or(32), 1, limits::EMBED_BATCH_MAX)?,
             cache_entries: text::in_range("embedder.cache_entries", cache_entries, 0, limits::EMBED_CACHE_ENTRIES_MAX)?,
-        })
-    }
-}
-
-impl WrittenCache {
-    fn validate(self) -> Result<CacheConfig, ConfigError> {
-        let ttl = self.ttl.unwrap_or(WrittenDuration(Duration::from_secs(3600)));
-        let memory = self.memory.unwrap_or(ByteSize::mib(64));
-        Ok(CacheConfig {
-            enabled: self.enabled.unwrap_or(true),
-            ttl: text::duration_in("cache.ttl", ttl, Duration::from_secs(1), limits::CACHE_TTL_MAX)?,
-            memory: text::size_at_least("cache.memory", memory, ByteSize::mib(1))?,
         })
     }
 }

@@ -6,10 +6,12 @@
 
 pub mod audit;
 pub mod auth_config;
+pub mod cache_config;
 pub mod cluster_state;
 pub mod collection;
 mod config_text;
 pub mod coordinator_config;
+pub mod cpu;
 pub mod datetime;
 pub mod error;
 pub mod filter;

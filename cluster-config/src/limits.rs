@@ -224,6 +224,18 @@ pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
 pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
 /// Longest a cached answer may live, whatever else would keep it.
 pub const CACHE_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Most servers named as the way into a Redis Cluster.
+pub const REDIS_URLS_MAX: usize = 16;
+/// Shortest wait for Redis that may be configured: timers tick in milliseconds.
+pub const REDIS_TIMEOUT_MIN: Duration = Duration::from_millis(1);
+/// Longest wait for Redis in the way of a request that may be configured: beyond it the cache costs more than it saves.
+pub const REDIS_TIMEOUT_MAX: Duration = Duration::from_millis(1000);
+/// Most bytes of one value in Redis; larger results are cached in memory only.
+pub const REDIS_VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Writes to Redis that wait; further ones are dropped, for a cache may forget.
+pub const REDIS_WRITES_MAX: usize = 1024;
+/// Most bytes of values that wait to be written to Redis.
+pub const REDIS_WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most connections of the catalog's pool, overflow included.
 pub const POOL_CONNECTIONS_MAX: u32 = 1000;
 /// Most LLM backends of a coordinator.
@@ -269,6 +281,7 @@ const _: () = {
     assert!(WRITE_BYTES_MAX < WRITE_QUEUE_BYTES_MAX);
     assert!(DOCUMENT_BYTES_MAX <= PACKAGE_BYTES_MAX);
     assert!(TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX);
+    assert!(REDIS_VALUE_BYTES_MAX < REDIS_WRITE_BYTES_MAX);
     assert!(GENERATION_PIECE_BYTES < ENTRY_BYTES_MAX);
     assert!(LOG_KEPT_BYTES_MIN < LOG_KEPT_BYTES_MAX);
     assert!(SNAPSHOT_PIECE_BYTES < GRPC_MESSAGE_BYTES_MAX / 2);

@@ -1,5 +1,7 @@
 //! The query's straight line: embed > plan > cache > scatter > merge > fetch, and, if text is asked for, > prompt > generate.
 
+mod cached;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -291,7 +293,7 @@ async fn generate(
     let tenant = caller.tenant.to_string();
     let request =
         GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity, tenant };
-    Ok((ask_model(services, caller, request, text.deadline).await?, prompt.sources))
+    Ok((cached::generate(services, caller, request, text.deadline).await?, prompt.sources))
 }
 
 /// Asks the pool for a caller, whose account is charged with what the answer took, however it ends.

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::aliases::Aliases;
 use crate::api::json::BodyBudget;
+use crate::cache::answers::AnswerCache;
 use crate::catalog::Catalog;
 use crate::cluster::client::NodeClient;
 use crate::cluster::stats::NodeStats;
@@ -48,6 +49,8 @@ pub struct Services {
     pub aliases: Arc<Aliases>,
     /// Who may do how much.
     pub tenants: Arc<Tenants>,
+    /// Texts that language models wrote; `None` where caching is switched off.
+    pub answers: Option<Arc<AnswerCache>>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Bound on requests answered at one time.

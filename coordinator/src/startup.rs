@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::serve::ListenerExt;
@@ -19,13 +19,16 @@ use tokio_util::task::TaskTracker;
 use crate::aliases::Aliases;
 use crate::api;
 use crate::cache::RetrievalCache;
+use crate::cache::answers::AnswerCache;
 use crate::cache::memory::MemoryTier;
+use crate::cache::redis::{SharedCache, SharedWorker};
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::cluster::client::NodeClient;
 use crate::cluster::remote::RemoteNodes;
 use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
+use crate::embed::cache::CachedEmbedder;
 use crate::embed::metrics::EmbedMetrics;
 use crate::generate::metrics::PoolMetrics;
 use crate::generate::pool::Pool;
@@ -39,6 +42,9 @@ use crate::tenants::{TenantOptions, Tenants};
 
 /// Requests under way at the stop signal get this long to end; then their connections are cut.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a starting coordinator keeps its port closed while it knows nothing of the cluster.
+const FIRST_STATE_WAIT: Duration = Duration::from_secs(5);
 
 /// Fewest bytes of the operator's key: its hash is not salted, so the key must be beyond guessing.
 const OPERATOR_KEY_BYTES_MIN: usize = 32;
@@ -61,6 +67,8 @@ pub struct Parts {
     pub tenants: TenantOptions,
     /// `None`: caching is off.
     pub cache: Option<CacheOptions>,
+    /// The tier that coordinators share, where there is one.
+    pub shared: Option<(SharedCache, SharedWorker)>,
     /// Deadline of requests that name none.
     pub default_timeout: Duration,
     /// Bound on the age of eventual reads.
@@ -71,14 +79,19 @@ pub struct Parts {
     pub ingest: IngestOptions,
 }
 
-/// Bounds of the retrieval cache.
-#[derive(Clone, Copy, Debug)]
+/// Bounds of the caches of results and answers.
+#[derive(Clone, Debug)]
 pub struct CacheOptions {
-    /// Bytes of all results.
+    /// Bytes of both.
     pub memory_bytes: u64,
-    /// Age of a result.
+    /// Age of an entry.
     pub ttl: Duration,
+    /// Names the configuration of the language models, so that answers of another one are not served.
+    pub backends: String,
 }
+
+/// The part of the cache's memory that is for answers; the rest is for results, which are larger and more.
+const ANSWERS_SHARE: u64 = 4;
 
 /// A coordinator whose background work runs; it serves once [`serve`](Running::serve) is called.
 pub struct Running {
@@ -109,10 +122,11 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
     let metrics = Arc::new(Metrics::new()?);
     let embed_metrics = EmbedMetrics::new();
     embed_metrics.register(metrics.registry())?;
-    metrics.follow_embedding_cache(embed_metrics.clone());
+    let shared = open_shared_cache(&config, &metrics);
     let embedder_config = config.embedder.clone();
     tracing::info!(model = embedder_config.name, "loading the embedding model");
     let embedder = tokio::task::spawn_blocking(move || crate::embed::open(&embedder_config, &embed_metrics)).await??;
+    let embedder = with_cache(embedder, &config, shared.as_ref().map(|(cache, _)| cache.clone()), &metrics);
 
     let pool_metrics = PoolMetrics::new();
     pool_metrics.register(metrics.registry())?;
@@ -131,10 +145,12 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             pool_timeout: config.catalog.pool_timeout,
         },
         tenants: tenant_options(&config.auth, |name| std::env::var(name).ok())?,
-        cache: config
-            .cache
-            .enabled
-            .then_some(CacheOptions { memory_bytes: config.cache.memory.0, ttl: config.cache.ttl }),
+        cache: config.cache.enabled.then(|| CacheOptions {
+            memory_bytes: config.cache.memory.0,
+            ttl: config.cache.ttl,
+            backends: format!("{:?}", config.llm),
+        }),
+        shared,
         default_timeout: config.search.default_timeout,
         max_staleness: config.search.max_staleness,
         zone: config.zone.clone(),
@@ -145,13 +161,35 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
         },
     };
     let running = Running::start(parts).await?;
+    running.wait_for_state().await;
     let listener = TcpListener::bind(config.http_listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.http_listen))?;
-    tracing::info!(address = %listener.local_addr()?, "serving HTTP");
+    let simd = cluster_config::cpu::simd_level();
+    tracing::info!(address = %listener.local_addr()?, simd, "serving HTTP");
     running.serve(listener, stop).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The tier in Redis, where one is configured and caching is on.
+fn open_shared_cache(config: &CoordinatorConfig, metrics: &Metrics) -> Option<(SharedCache, SharedWorker)> {
+    let redis = config.cache.redis.as_ref().filter(|_| config.cache.enabled)?;
+    Some(SharedCache::new(redis, &config.cluster_id, config.cache.ttl, metrics.cache.clone()))
+}
+
+/// The embedder behind its cache, unless that is switched off.
+fn with_cache(
+    embedder: Arc<dyn Embedder>,
+    config: &CoordinatorConfig,
+    shared: Option<SharedCache>,
+    metrics: &Metrics,
+) -> Arc<dyn Embedder> {
+    let entries = config.embedder.cache_entries;
+    if entries == 0 || !config.cache.enabled {
+        return embedder;
+    }
+    Arc::new(CachedEmbedder::new(embedder, entries, shared, metrics.cache.clone()))
 }
 
 /// Reads the operator's key, which stands in no file. Errors: it is too short to be a secret.
@@ -176,9 +214,20 @@ impl Running {
         let view = Arc::new(ClusterView::default());
         let stats = Arc::new(NodeStats::default());
         parts.metrics.follow_nodes(Arc::clone(&stats));
-        let cache = parts.cache.map(|options| {
-            Arc::new(RetrievalCache::new(vec![Box::new(MemoryTier::new(options.memory_bytes, options.ttl))]))
+        let (shared, shared_worker) = parts.shared.unzip();
+        let caches = parts.cache.map(|options| {
+            let CacheOptions { memory_bytes, ttl, backends } = options;
+            let answers_bytes = memory_bytes / ANSWERS_SHARE;
+            let metrics = &parts.metrics.cache;
+            let memory = MemoryTier::new(memory_bytes - answers_bytes, ttl);
+            let results = RetrievalCache::new(memory, shared.clone(), metrics.clone());
+            let answers = AnswerCache::new(answers_bytes, ttl, backends, shared, metrics.clone());
+            (Arc::new(results), Arc::new(answers))
         });
+        let (cache, answers) = caches.unzip();
+        if let Some(worker) = shared_worker {
+            tasks.spawn(worker.run(cancel.clone()));
+        }
         let retriever = Arc::new(Retriever::new(
             Arc::clone(&parts.client),
             Arc::clone(&view),
@@ -239,6 +288,7 @@ impl Running {
             ingest,
             embedder: parts.embedder,
             llm: parts.llm,
+            answers,
             aliases,
             tenants,
             metrics: parts.metrics,
@@ -249,6 +299,14 @@ impl Running {
             draining: AtomicBool::new(false),
         });
         Ok(Self { services, cancel, tasks })
+    }
+
+    /// Waits until the cluster is known, at most [`FIRST_STATE_WAIT`]: a balancer that finds the port open sends requests.
+    async fn wait_for_state(&self) {
+        let deadline = Instant::now() + FIRST_STATE_WAIT;
+        if self.services.view.wait_for(deadline, |state| state.version > 0).await.is_none() {
+            tracing::warn!("no node has told the cluster's state yet; /readyz says so until one does");
+        }
     }
 
     /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog.

@@ -4,7 +4,6 @@
 //! the router, never paths; outcomes, stages and tiers, never tenants or documents.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,9 +15,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::cache::metrics::CacheMetrics;
 use crate::catalog::PoolCounts;
 use crate::cluster::stats::NodeStats;
-use crate::embed::metrics::EmbedMetrics;
 use crate::retrieve::ShardCounts;
 
 /// From one millisecond (a cached search) to two minutes (the longest request).
@@ -37,13 +36,6 @@ pub fn init_logs(json: bool) -> Result<(), tracing_subscriber::util::TryInitErro
     }
 }
 
-/// Hits and lookups of one cache tier, for its rate.
-#[derive(Default)]
-struct Lookups {
-    hits: AtomicU64,
-    total: AtomicU64,
-}
-
 /// All series of this process. One per process life; tests make their own.
 pub struct Metrics {
     registry: Registry,
@@ -55,11 +47,8 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// Requests being answered.
     pub requests_in_flight: IntGauge,
-    cache_hit_rate: GaugeVec,
-    cache_lookups: IntCounterVec,
-    retrieval_lookups: Lookups,
-    /// The embedder counts its own cache.
-    embedding_cache: OnceLock<EmbedMetrics>,
+    /// All caches.
+    pub cache: CacheMetrics,
     /// The board counts and ranks by itself.
     node_stats: OnceLock<Arc<NodeStats>>,
     node_rank: GaugeVec,
@@ -118,11 +107,8 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let cache_hit_rate = GaugeVec::new(
-            Opts::new("cache_hit_rate", "share of lookups answered by the cache since start, 0 to 1"),
-            &["tier"],
-        )?;
-        registry.register(Box::new(cache_hit_rate.clone()))?;
+        let cache = CacheMetrics::new();
+        cache.register(&registry)?;
         let shard_coverage = Gauge::new("shard_coverage", "share of shards that answered the last search, 0 to 1")?;
         registry.register(Box::new(shard_coverage.clone()))?;
         let node_rank = GaugeVec::new(
@@ -147,10 +133,7 @@ impl Metrics {
             )?,
             requests: counters("http_requests_total", "requests answered", &["route", "method", "status"])?,
             requests_in_flight: gauge("http_requests_in_flight", "requests being answered")?,
-            cache_hit_rate,
-            cache_lookups: counters("cache_lookups_total", "lookups in a cache", &["tier", "result"])?,
-            retrieval_lookups: Lookups::default(),
-            embedding_cache: OnceLock::new(),
+            cache,
             node_stats: OnceLock::new(),
             node_rank,
             node_ejected: gauges("node_ejected", "1 while the node is asked last after failures", &["node"])?,
@@ -179,9 +162,6 @@ impl Metrics {
             registry,
         };
         // Present from the first scrape on, so that a rate has a beginning.
-        for tier in ["retrieval", "embedding"] {
-            metrics.cache_hit_rate.with_label_values(&[tier]).set(0.0);
-        }
         for outcome in ["ok", "failed", "timed_out"] {
             metrics.shard_answers.with_label_values(&[outcome]);
         }
@@ -195,11 +175,6 @@ impl Metrics {
     /// Where parts register series of their own.
     pub fn registry(&self) -> &Registry {
         &self.registry
-    }
-
-    /// Lets the rate of the embedding cache follow the embedder's own counts.
-    pub fn follow_embedding_cache(&self, counts: EmbedMetrics) {
-        let _ = self.embedding_cache.set(counts);
     }
 
     /// Lets the series about nodes follow the board.
@@ -244,14 +219,6 @@ impl Metrics {
         }
     }
 
-    /// Counts one lookup in the retrieval cache and moves its rate.
-    pub fn cache_lookup(&self, is_hit: bool) {
-        let total = self.retrieval_lookups.total.fetch_add(1, Ordering::Relaxed) + 1;
-        let hits = self.retrieval_lookups.hits.fetch_add(u64::from(is_hit), Ordering::Relaxed) + u64::from(is_hit);
-        self.cache_lookups.with_label_values(&["retrieval", if is_hit { "hit" } else { "miss" }]).inc();
-        self.cache_hit_rate.with_label_values(&["retrieval"]).set(hits as f64 / total as f64);
-    }
-
     /// Counts the shards of one scatter.
     pub fn shards_answered(&self, counts: &ShardCounts, retries: u64, laps: u64) {
         self.shard_answers.with_label_values(&["ok"]).inc_by(u64::from(counts.ok));
@@ -269,11 +236,6 @@ impl Metrics {
 
     /// Everything in Prometheus' text format, process series included.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        if let Some(counts) = self.embedding_cache.get() {
-            let (hits, misses) = (counts.cache_hits.get(), counts.cache_misses.get());
-            let rate = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
-            self.cache_hit_rate.with_label_values(&["embedding"]).set(rate);
-        }
         if let Some(stats) = self.node_stats.get() {
             self.update_nodes(stats);
         }
@@ -284,14 +246,14 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::metrics::{Kind, Tier};
 
     #[test]
     fn the_mission_s_names_are_there_and_the_rate_moves() {
         let metrics = Metrics::new().expect("registers");
-        metrics.cache_lookup(false);
-        metrics.cache_lookup(true);
+        metrics.cache.looked_up(Tier::Memory, Kind::Retrieval, 1, 1);
         let text = metrics.render().expect("renders");
-        assert!(text.contains("cache_hit_rate{tier=\"retrieval\"} 0.5"), "{text}");
+        assert!(text.contains("cache_hit_rate{kind=\"retrieval\",tier=\"memory\"} 0.5"), "{text}");
         assert!(text.contains("# TYPE query_duration_seconds histogram"), "{text}");
     }
 }

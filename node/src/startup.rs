@@ -129,7 +129,8 @@ pub async fn run_until(config: NodeConfig, stopping: impl Future<Output = ()>) -
     };
     let rpc_stop = CancellationToken::new();
     let rpc_server = tokio::spawn(server::serve(listener, services, rpc_stop.clone()));
-    tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, "node started");
+    let simd = cluster_config::cpu::simd_level();
+    tracing::info!(node = %config.node_id, rpc = %config.rpc_listen, http = http_port, simd, "node started");
 
     let on_disk = config.data_dir.join("copies");
     let list = Arc::new(move || copies_on_disk(&on_disk));

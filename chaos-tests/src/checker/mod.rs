@@ -3,6 +3,7 @@
 pub mod acknowledged;
 pub mod copies_agree;
 pub mod found;
+pub mod fresh;
 pub mod linearizable;
 pub mod lost;
 pub mod metadata;
@@ -68,6 +69,19 @@ impl<'a> Document<'a> {
     /// The put of that version.
     pub(crate) fn put_of(&self, version: Version) -> Option<&'a Operation> {
         self.writes.iter().find(|(written, _)| *written == Some(version)).map(|(_, operation)| *operation)
+    }
+
+    /// Whether `found` can be the state at or after the write `known`: some write that left it so did not certainly come before.
+    pub(crate) fn may_be_after(&self, found: Option<Version>, known: &Operation) -> bool {
+        self.writes.iter().any(|(version, write)| *version == found && !write.is_before(known))
+    }
+}
+
+/// A write, in words.
+fn told(write: &Operation) -> String {
+    match write.action {
+        Action::Write { version: Some(version), .. } => format!("version {version} of {} us", write.called_us),
+        _ => format!("a delete of {} us", write.called_us),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Document, Finding, by_document};
+use super::{Finding, by_document, told};
 use crate::history::{Action, Key, Level, Operation, Outcome, Version};
 
 /// Checks each session read against what its process wrote and read before, and the positions of the answers against the tokens sent.
@@ -20,7 +20,7 @@ pub fn check(history: &[Operation]) -> Finding {
                 finding.checked += 1;
                 let Some(document) = documents.get(key) else { continue };
                 let known = known.entry((operation.process, *key)).or_default();
-                if let Some(newer) = known.iter().find(|newer| !may_follow(document, *found, newer)) {
+                if let Some(newer) = known.iter().find(|newer| !document.may_be_after(*found, newer)) {
                     finding.breaches.push(format!(
                         "process {}, document {key}: read at {} us found {}, after {}",
                         operation.process,
@@ -50,20 +50,8 @@ pub fn check(history: &[Operation]) -> Finding {
     finding
 }
 
-/// Whether `found` can be the state at or after the write `known`: some write that left it so did not certainly come before.
-fn may_follow(document: &Document<'_>, found: Option<Version>, known: &Operation) -> bool {
-    document.writes.iter().any(|(version, write)| *version == found && !write.is_before(known))
-}
-
 fn shown(version: Option<Version>) -> String {
     version.map_or_else(|| "nothing".to_owned(), |version| format!("version {version}"))
-}
-
-fn told(write: &Operation) -> String {
-    match write.action {
-        Action::Write { version: Some(version), .. } => format!("version {version} of {} us", write.called_us),
-        _ => format!("a delete of {} us", write.called_us),
-    }
 }
 
 #[cfg(test)]

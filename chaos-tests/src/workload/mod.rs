@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod documents;
+pub mod fresh;
 pub mod ingest;
 pub mod mixed;
 pub mod search;

@@ -7,6 +7,8 @@ pub mod backends;
 pub mod catalog;
 pub mod cluster;
 pub mod collections;
+mod compression;
+mod conditional;
 pub mod documents;
 pub mod doors;
 pub mod error;
@@ -23,6 +25,7 @@ pub mod points;
 pub mod query;
 pub mod request_id;
 pub mod search;
+pub mod search_get;
 pub mod shards;
 pub mod tenants;
 
@@ -50,7 +53,7 @@ use crate::services::Services;
 /// The whole API.
 pub fn router(services: Arc<Services>) -> Router {
     let api = Router::new()
-        .route("/api/v1/search", post(search::post_search))
+        .route("/api/v1/search", post(search::post_search).get(search_get::get_search))
         .route("/api/v1/search:batch", post(search::post_search_batch))
         .route("/api/v1/query", post(query::post_query))
         .route("/api/v1/collections", get(collections::list_collections))
@@ -99,6 +102,7 @@ pub fn router(services: Arc<Services>) -> Router {
         .layer(CatchPanicLayer::custom(on_panic))
         .layer(from_fn_with_state(Arc::clone(&services), count))
         .layer(from_fn(request_id::assign))
+        .layer(compression::layer())
         .with_state(services)
 }
 

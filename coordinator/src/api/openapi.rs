@@ -1,10 +1,13 @@
 //! `/openapi.json`, generated from the handlers.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::conditional::{STATIC, has_current, not_modified, tagged};
 
 /// The description of the whole API.
 #[derive(OpenApi)]
@@ -18,6 +21,7 @@ use utoipa::OpenApi;
     paths(
         super::search::post_search,
         super::search::post_search_batch,
+        super::search_get::get_search,
         super::query::post_query,
         super::collections::put_collection,
         super::collections::get_collection,
@@ -63,9 +67,18 @@ use utoipa::OpenApi;
 )]
 pub struct ApiDescription;
 
-/// The description as JSON, made once.
-pub async fn get_openapi() -> Response {
-    static TEXT: OnceLock<String> = OnceLock::new();
-    let text = TEXT.get_or_init(|| ApiDescription::openapi().to_json().unwrap_or_default());
-    ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()
+/// The description as JSON, made once; it changes with the binary only.
+pub async fn get_openapi(headers: HeaderMap) -> Response {
+    static TEXT: LazyLock<(String, String)> = LazyLock::new(|| {
+        let text = ApiDescription::openapi().to_json().unwrap_or_default();
+        let etag = format!("W/\"{:016x}\"", xxh3_64(text.as_bytes()));
+        (text, etag)
+    });
+    let (text, etag) = &*TEXT;
+    let response = if has_current(&headers, etag) {
+        not_modified()
+    } else {
+        ([(header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
+    };
+    tagged(response, Some(etag.clone()), STATIC)
 }

@@ -14,14 +14,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::Caller;
+use super::conditional::{PRIVATE, tagged};
 use super::doors::ClientKey;
 use super::error::{ApiResult, ErrorBody, error_body};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
 use super::request_id::{current_request_id, with_request_id};
 use super::search::{
-    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, etag, explain_body, hit_body, in_range, private,
-    read_search, timings_body,
+    ExplainBody, HitBody, SearchBody, SpanBody, TimingsBody, etag, explain_body, hit_body, in_range, read_search,
+    timings_body,
 };
 use crate::answer::{self, Answer, AnswerEvent, TextOptions};
 use crate::error::{Error, Result};
@@ -191,7 +192,7 @@ pub async fn post_query(
         return Ok(super::unbuffered(stream_answer(answer, collection, began, explain)));
     }
     let etag = etag(&answer.ranked);
-    Ok(private(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag)))
+    Ok(tagged(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag), PRIVATE))
 }
 
 fn read_text_options(body: &QueryBody, client: ClientKey) -> Result<TextOptions> {

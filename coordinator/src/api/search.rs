@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::ids::NodeId;
 use cluster_config::limits;
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::auth::Caller;
+use super::conditional::{PRIVATE, tagged};
 use super::error::{ApiResult, ErrorBody};
 use super::filter::FilterBody;
 use super::json::{StrictJson, deadline, json};
@@ -208,7 +209,7 @@ pub async fn post_search(
     let ranked = answer::rank(&services, vec![question]).await?;
     let ranked = ranked.into_iter().next().ok_or_else(|| Error::internal("one search has one result"))?;
     let etag = etag(&ranked);
-    Ok(private(json(StatusCode::OK, &reply(ranked, began, explain)), Some(etag)))
+    Ok(tagged(json(StatusCode::OK, &reply(ranked, began, explain)), Some(etag), PRIVATE))
 }
 
 /// Several searches at once.
@@ -237,7 +238,7 @@ pub async fn post_search_batch(
     }
     let ranked = answer::rank(&services, questions).await?;
     let results = ranked.into_iter().zip(explains).map(|(ranked, explain)| reply(ranked, began, explain)).collect();
-    Ok(private(json(StatusCode::OK, &SearchBatchReply { results }), None))
+    Ok(tagged(json(StatusCode::OK, &SearchBatchReply { results }), None, PRIVATE))
 }
 
 /// Validates a body into a question. `prefix` is put before the names of faulty fields.
@@ -404,7 +405,8 @@ pub(super) fn explain_body(ranked: &Ranked) -> ExplainBody {
     ExplainBody { cached: ranked.retrieved.cached, work: ranked.retrieved.work, shards: shards.collect() }
 }
 
-fn reply(ranked: Ranked, began: Instant, explain: bool) -> SearchReply {
+/// The whole reply.
+pub(super) fn reply(ranked: Ranked, began: Instant, explain: bool) -> SearchReply {
     SearchReply {
         hits: ranked.retrieved.hits.iter().map(hit_body).collect(),
         shards: ranked.retrieved.shards,
@@ -426,14 +428,4 @@ pub(super) fn etag(ranked: &Ranked) -> String {
         hash.update(&hit.score.to_bits().to_be_bytes());
     }
     format!("W/\"{:032x}\"", hash.digest128())
-}
-
-/// Results are the caller's alone and may be outdated by the next write.
-pub(super) fn private(mut response: Response, etag: Option<String>) -> Response {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    if let Some(etag) = etag.and_then(|etag| HeaderValue::from_str(&etag).ok()) {
-        headers.insert(header::ETAG, etag);
-    }
-    response
 }

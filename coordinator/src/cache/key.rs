@@ -1,144 +1,194 @@
-//! The key of a retrieval: SHA-256 over everything that decides the result, except the shards' positions, which the entry names.
+//! Keys: SHA-256 over canonical JSON of everything that decides a result.
 //!
-//! One function writes it for reading and filling alike. Filters are order-free where their meaning is: clauses, and the
-//! values of an `in`, are sorted, so that the same question asked in another order finds the same entry. Every part is length-prefixed
-//! or of fixed width, so that no two different questions run together.
+//! One function per kind writes it for reading and filling alike, in every coordinator: the keys are shared. Canonical means: fields in
+//! the order of the struct, filters as sorted sets (clauses, and the values of an `in`), floats by their bits, so that the same
+//! question asked in another order finds the same entry and no two different ones run together. The shards' positions and model
+//! generations stand in the entry, not in the key: whoever looks does not know yet where the shards stand, and an entry that is
+//! outdated is to be replaced, not left beside its successor.
+
+use std::collections::BTreeSet;
+use std::fmt;
 
 use cluster_config::collection::Collection;
-use cluster_config::filter::{Condition, FieldValue, Filter, Predicate};
+use cluster_config::filter::{Condition, FieldValue, Predicate};
 use cluster_config::search::ShardQuery;
+use serde::Serialize;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::generate::{AnswerFormat, GenerateOptions, GenerateRequest};
 use crate::retrieve::RetrievalOptions;
 use crate::retrieve::plan::PreferCopy;
 
-/// Raised when the meaning of the bytes changes.
-const FORMAT: u8 = 1;
+/// Raised when the meaning of a key changes.
+const FORMAT: u32 = 2;
 
 /// A SHA-256 digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CacheKey([u8; 32]);
+pub struct CacheKey(pub [u8; 32]);
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A search over one collection.
+#[derive(Serialize)]
+struct SearchIdentity<'a> {
+    kind: &'static str,
+    format: u32,
+    collection: u64,
+    epoch: u64,
+    embedder: Option<&'a str>,
+    tenant: &'a str,
+    fetch_k: u32,
+    /// Digest of the components' bits.
+    vector: String,
+    nprobe: Option<u32>,
+    oversample: Option<u32>,
+    target_recall: Option<u32>,
+    exact: bool,
+    filter: [BTreeSet<String>; 3],
+    include: [bool; 3],
+    prefer_copy: Option<String>,
+}
+
+/// The embedding of a query's text.
+#[derive(Serialize)]
+struct EmbeddingIdentity<'a> {
+    kind: &'static str,
+    format: u32,
+    model: &'a str,
+    text: &'a str,
+}
+
+/// A generated answer.
+#[derive(Serialize)]
+struct AnswerIdentity<'a> {
+    kind: &'static str,
+    format: u32,
+    tenant: &'a str,
+    /// The configuration of the backends.
+    backends: &'a str,
+    model: Option<&'a str>,
+    /// The whole prompt, instructions and sources included: the text depends on nothing else of the index.
+    messages: Vec<(&'static str, &'a str)>,
+    max_tokens: Option<u32>,
+    temperature: Option<u32>,
+    top_k: Option<u32>,
+    top_p: Option<u32>,
+    seed: Option<i64>,
+    stop: &'a [String],
+    gpu_layers: Option<i32>,
+    answer_format: Option<String>,
+}
 
 impl CacheKey {
     /// The key of one search over one collection. The embedding model is part of it through the vector and the collection.
     pub fn of_search(collection: &Collection, query: &ShardQuery, options: &RetrievalOptions) -> Self {
-        let mut bytes = Vec::with_capacity(query.vector.len() * 4 + 256);
-        bytes.push(FORMAT);
-        put_u64(&mut bytes, collection.id.0);
-        put_u64(&mut bytes, collection.epoch);
-        put_text(&mut bytes, collection.spec.embedder.as_deref().unwrap_or(""));
-        put_text(&mut bytes, &query.tenant);
-        put_u64(&mut bytes, u64::from(query.fetch_k));
-        put_u64(&mut bytes, query.vector.len() as u64);
-        for component in &query.vector {
-            // -0.0 and 0.0 ask the same.
-            bytes.extend_from_slice(&(component + 0.0).to_bits().to_be_bytes());
-        }
         let knobs = &query.knobs;
-        put_optional(&mut bytes, knobs.nprobe.map(u64::from));
-        put_optional(&mut bytes, knobs.oversample.map(|value| u64::from(value.to_bits())));
-        put_optional(&mut bytes, knobs.target_recall.map(|value| u64::from(value.to_bits())));
-        bytes.push(u8::from(knobs.exact));
-        put_filter(&mut bytes, &query.filter);
-        let include = options.include;
-        bytes.extend([u8::from(include.text), u8::from(include.metadata), u8::from(include.vector)]);
-        match options.prefer_copy {
-            None => bytes.push(0),
-            Some(PreferCopy::Primary) => bytes.push(1),
-            Some(PreferCopy::Replica) => bytes.push(2),
-            Some(PreferCopy::Node(node)) => {
-                bytes.push(3);
-                put_u64(&mut bytes, node.0);
-            }
-        }
-        Self::of_bytes(&bytes)
+        let clauses = [&query.filter.must, &query.filter.should, &query.filter.must_not];
+        Self::of(&SearchIdentity {
+            kind: "search",
+            format: FORMAT,
+            collection: collection.id.0,
+            epoch: collection.epoch,
+            embedder: collection.spec.embedder.as_deref(),
+            tenant: &query.tenant,
+            fetch_k: query.fetch_k,
+            vector: digest_of(&query.vector).to_string(),
+            nprobe: knobs.nprobe,
+            oversample: knobs.oversample.map(bits),
+            target_recall: knobs.target_recall.map(bits),
+            exact: knobs.exact,
+            filter: clauses.map(|clause| clause.iter().map(condition_text).collect()),
+            include: [options.include.text, options.include.metadata, options.include.vector],
+            prefer_copy: options.prefer_copy.map(|copy| match copy {
+                PreferCopy::Primary => "primary".to_owned(),
+                PreferCopy::Replica => "replica".to_owned(),
+                PreferCopy::Node(node) => format!("node:{node}"),
+            }),
+        })
     }
 
-    /// The digest of canonical bytes.
-    pub fn of_bytes(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+    /// The key of a text's embedding by the model of that name.
+    pub fn of_embedding(model: &str, text: &str) -> Self {
+        Self::of(&EmbeddingIdentity { kind: "embedding", format: FORMAT, model, text })
+    }
+
+    /// The key of the text that the backends write for a request. The prompt holds the retrieved text itself, so that an
+    /// answer made of text that has changed since cannot be found.
+    pub fn of_answer(backends: &str, request: &GenerateRequest) -> Self {
+        let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } =
+            &request.options;
+        Self::of(&AnswerIdentity {
+            kind: "answer",
+            format: FORMAT,
+            tenant: &request.tenant,
+            backends,
+            model: request.model.as_deref(),
+            messages: request.messages.iter().map(|turn| (turn.role.as_str(), turn.content.as_str())).collect(),
+            max_tokens: *max_tokens,
+            temperature: temperature.map(bits),
+            top_k: *top_k,
+            top_p: top_p.map(bits),
+            seed: *seed,
+            stop,
+            gpu_layers: *gpu_layers,
+            answer_format: format.as_ref().map(|format| match format {
+                AnswerFormat::Json => "json".to_owned(),
+                AnswerFormat::Schema(schema) => format!("schema:{schema}"),
+            }),
+        })
+    }
+
+    fn of(identity: &impl Serialize) -> Self {
+        // Structs of texts, numbers and lists always become JSON; a key of nothing would be shared by all that do not.
+        let canonical = serde_json::to_vec(identity).expect("plain data becomes JSON");
+        Self(Sha256::digest(canonical).into())
     }
 }
 
-fn put_u64(bytes: &mut Vec<u8>, value: u64) {
-    bytes.extend_from_slice(&value.to_be_bytes());
+/// -0.0 and 0.0 ask the same.
+fn bits(value: f32) -> u32 {
+    (value + 0.0).to_bits()
 }
 
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    put_u64(bytes, text.len() as u64);
-    bytes.extend_from_slice(text.as_bytes());
-}
-
-fn put_optional(bytes: &mut Vec<u8>, value: Option<u64>) {
-    bytes.push(u8::from(value.is_some()));
-    put_u64(bytes, value.unwrap_or(0));
-}
-
-/// Clauses in a fixed order, conditions within a clause sorted by their bytes.
-fn put_filter(bytes: &mut Vec<u8>, filter: &Filter) {
-    for clause in [&filter.must, &filter.should, &filter.must_not] {
-        let mut conditions: Vec<Vec<u8>> = clause.iter().map(condition_bytes).collect();
-        conditions.sort();
-        conditions.dedup();
-        put_u64(bytes, conditions.len() as u64);
-        for condition in conditions {
-            put_u64(bytes, condition.len() as u64);
-            bytes.extend_from_slice(&condition);
-        }
+fn digest_of(vector: &[f32]) -> CacheKey {
+    let mut hash = Sha256::new();
+    for component in vector {
+        hash.update(bits(*component).to_be_bytes());
     }
+    CacheKey(hash.finalize().into())
 }
 
-fn condition_bytes(condition: &Condition) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    put_text(&mut bytes, &condition.field);
-    match &condition.predicate {
-        Predicate::Eq(value) => {
-            bytes.push(1);
-            bytes.extend(value_bytes(value));
-        }
+fn condition_text(condition: &Condition) -> String {
+    let predicate = match &condition.predicate {
+        Predicate::Eq(value) => json!(["eq", value_json(value)]),
         Predicate::In(values) => {
-            bytes.push(2);
-            let mut values: Vec<Vec<u8>> = values.iter().map(value_bytes).collect();
-            values.sort();
-            values.dedup();
-            put_u64(&mut bytes, values.len() as u64);
-            bytes.extend(values.into_iter().flatten());
+            let values: BTreeSet<String> = values.iter().map(|value| value_json(value).to_string()).collect();
+            json!(["in", values])
         }
         Predicate::Range { lower, upper } => {
-            bytes.push(3);
-            for bound in [lower, upper] {
-                match bound {
-                    None => bytes.push(0),
-                    Some((value, inclusive)) => {
-                        bytes.push(1 + u8::from(*inclusive));
-                        bytes.extend(value_bytes(value));
-                    }
-                }
-            }
+            let bound = |bound: &Option<(FieldValue, bool)>| {
+                bound.as_ref().map(|(value, is_inclusive)| json!([value_json(value), is_inclusive]))
+            };
+            json!(["range", bound(lower), bound(upper)])
         }
-        Predicate::Exists(present) => bytes.extend([4, u8::from(*present)]),
-    }
-    bytes
+        Predicate::Exists(present) => json!(["exists", present]),
+    };
+    json!([condition.field, predicate]).to_string()
 }
 
-fn value_bytes(value: &FieldValue) -> Vec<u8> {
-    let mut bytes = Vec::new();
+/// The type is part of it: 1 and 1.0 are different questions to a field.
+fn value_json(value: &FieldValue) -> Value {
     match value {
-        FieldValue::Bool(value) => bytes.extend([1, u8::from(*value)]),
-        FieldValue::Integer(value) => {
-            bytes.push(2);
-            bytes.extend_from_slice(&value.to_be_bytes());
-        }
-        FieldValue::Float(value) => {
-            bytes.push(3);
-            bytes.extend_from_slice(&(value + 0.0).to_bits().to_be_bytes());
-        }
-        FieldValue::Keyword(value) => {
-            bytes.push(4);
-            put_text(&mut bytes, value);
-        }
+        FieldValue::Bool(value) => json!(["bool", value]),
+        FieldValue::Integer(value) => json!(["integer", value]),
+        FieldValue::Float(value) => json!(["float", (value + 0.0).to_bits()]),
+        FieldValue::Keyword(value) => json!(["keyword", value]),
     }
-    bytes
 }
 
 #[cfg(test)]
@@ -146,6 +196,7 @@ mod tests {
     use std::time::Instant;
 
     use cluster_config::collection::CollectionSpec;
+    use cluster_config::filter::Filter;
     use cluster_config::ids::CollectionId;
     use cluster_config::search::{Consistency, SearchKnobs};
     use proptest::prelude::*;
@@ -263,5 +314,52 @@ mod tests {
             assert_ne!(with(&change), base, "{what}");
         }
         assert_eq!(with(&|_, q, _| q.vector[1] = -0.0), base);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_texts_or_models_share_a_key(a in ("[a\"{}\\\\]{0,3}", "[a\"{}\\\\]{0,3}"), b in ("[a\"{}\\\\]{0,3}", "[a\"{}\\\\]{0,3}")) {
+            prop_assert_eq!(CacheKey::of_embedding(&a.0, &a.1) == CacheKey::of_embedding(&b.0, &b.1), a == b);
+        }
+    }
+
+    #[test]
+    fn every_part_of_an_answer_counts() {
+        use crate::generate::{Affinity, Message, Role};
+        let request = |content: &str| GenerateRequest {
+            messages: vec![Message { role: Role::User, content: content.into() }],
+            ..GenerateRequest::default()
+        };
+        let key = |request: GenerateRequest| CacheKey::of_answer("b", &request);
+        let base = key(request("q"));
+        let with = |options: GenerateOptions| key(GenerateRequest { options, ..request("q") });
+        let other = [
+            ("tenant", key(GenerateRequest { tenant: "u".into(), ..request("q") })),
+            ("backends", CacheKey::of_answer("c", &request("q"))),
+            ("prompt", key(request("r"))),
+            ("model", key(GenerateRequest { model: Some("m".into()), ..request("q") })),
+            ("tokens", with(GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() })),
+            ("temperature", with(GenerateOptions { temperature: Some(0.5), ..GenerateOptions::default() })),
+            ("seed", with(GenerateOptions { seed: Some(1), ..GenerateOptions::default() })),
+            ("format", with(GenerateOptions { format: Some(AnswerFormat::Json), ..GenerateOptions::default() })),
+            ("stop", with(GenerateOptions { stop: vec!["x".into()], ..GenerateOptions::default() })),
+        ];
+        for (what, key) in other {
+            assert_ne!(key, base, "{what}");
+        }
+        let affinity = Affinity { client: Some(7), prefix: Some(8) };
+        assert_eq!(key(GenerateRequest { affinity, ..request("q") }), base, "who is asked first changes nothing");
+    }
+
+    /// Coordinators of one version share their keys, so these change only with FORMAT. The values are Python's `hashlib` over the JSON
+    /// that the module describes.
+    #[test]
+    fn golden() {
+        let search = CacheKey::of_search(&collection(), &query(Filter::default()), &options());
+        assert_eq!(search.to_string(), "76085e84ef4ea797e94e67c4579556dadf3615958133985af2624dd4d95185e9");
+        assert_eq!(
+            CacheKey::of_embedding("m", "a \"b\"").to_string(),
+            "2625d3d57bd73d4efbeaa9b7cec71b886d8d5c9be40a028d28eb840ca8a13050"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Looks a result up and decides whether it may be served.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cluster_config::ids::{CollectionId, ShardId};
@@ -8,7 +9,10 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::key::CacheKey;
+use super::metrics::Kind;
 use super::positions::Verdict;
+use super::redis::{Lease, Leased};
+use super::single_flight::Flight;
 use super::{CachedResult, RetrievalCache};
 use crate::cluster::client::{CopyTarget, NodeClient};
 use crate::cluster::view::ClusterView;
@@ -18,8 +22,35 @@ use crate::retrieve::{RetrievalOptions, Retrieved};
 /// A position that takes longer to learn than this is not worth the wait: the search itself is asked instead.
 const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long another coordinator's search is waited for: a lookup after each of these pauses. Together they bound what a dead owner of
+/// a lease costs; a search that takes longer is better asked twice than waited for.
+const LEASE_PAUSES_MS: [u64; 5] = [4, 6, 10, 15, 25];
+
+/// What a lookup led to.
+pub enum Looked {
+    /// The stored result.
+    Found(Retrieved),
+    /// To be computed; equal searches wait for the caller until it drops the turn.
+    Missing(Turn),
+}
+
+/// The caller's turn to compute, in this process and among coordinators. Empty where it does not matter who computes.
+#[derive(Default)]
+pub struct Turn {
+    _flight: Option<Flight>,
+    _lease: Option<Lease>,
+}
+
+/// What one tier had.
+enum FromTier {
+    Fresh(Retrieved),
+    Nothing,
+    /// Something that nobody could confirm.
+    Unconfirmed,
+}
+
 impl RetrievalCache {
-    /// The stored result, if the shards still stand where it was computed.
+    /// The stored result, if the shards still stand where it was computed, from the nearest tier that has one.
     ///
     /// Eventual reads accept a word of the primary that is at most `max_staleness` old; session reads ask now, and the session's own
     /// positions must have been reached. Strong reads never come here: a primary's word alone does not confirm that it still is one.
@@ -32,65 +63,109 @@ impl RetrievalCache {
         key: &CacheKey,
         options: &RetrievalOptions,
     ) -> Option<Retrieved> {
-        let (nearest, result) = self.find(key).await?;
-        let now = Instant::now();
-        let since = match options.consistency {
-            Consistency::Eventual => now.checked_sub(options.max_staleness).unwrap_or(now),
-            Consistency::Session | Consistency::Strong => now,
-        };
-        if !self.covers(view, collection, &result) || !reaches(&result, options) {
-            self.forget(key).await;
-            return None;
-        }
-        let unknown = match self.judge(&result, since) {
-            Ok(unknown) => unknown,
-            Err(Outdated) => {
-                self.forget(key).await;
-                return None;
-            }
-        };
-        if !unknown.is_empty() {
-            self.ask_primaries(client, view, &unknown, options.deadline).await;
-            match self.judge(&result, since) {
-                Ok(still_unknown) if still_unknown.is_empty() => {}
-                Ok(_) => return None,
-                Err(Outdated) => {
-                    self.forget(key).await;
-                    return None;
-                }
-            }
-        }
-        for tier in &self.tiers[..nearest] {
-            tier.put(key, std::sync::Arc::clone(&result)).await;
-        }
-        Some(CachedResult::clone(&result).into_retrieved())
-    }
-
-    /// The first tier that has it, by position.
-    async fn find(&self, key: &CacheKey) -> Option<(usize, std::sync::Arc<CachedResult>)> {
-        for (position, tier) in self.tiers.iter().enumerate() {
-            if let Some(result) = tier.get(key).await {
-                return Some((position, result));
+        let asked = Asked { client, view, collection, key, options };
+        for position in 0..self.tiers.len() {
+            let found = self.from_tier(position, &asked).await;
+            let is_hit = matches!(found, FromTier::Fresh(_));
+            let tier = self.tiers[position].tier();
+            self.metrics.looked_up(tier, Kind::Retrieval, u64::from(is_hit), u64::from(!is_hit));
+            match found {
+                FromTier::Fresh(retrieved) => return Some(retrieved),
+                FromTier::Nothing => {}
+                FromTier::Unconfirmed => return None,
             }
         }
         None
     }
 
-    async fn forget(&self, key: &CacheKey) {
-        for tier in &self.tiers {
-            tier.remove(key).await;
+    /// As [`look_up`](Self::look_up), and where nothing is found the turn to compute: after waiting for an equal search of this
+    /// process, and briefly for one of another coordinator.
+    ///
+    /// Waiting never hands over a result: only a lookup, which checks positions, does.
+    /// Cancel: dropping it gives every turn back.
+    pub async fn look_up_or_begin(
+        &self,
+        client: &dyn NodeClient,
+        view: &ClusterView,
+        collection: CollectionId,
+        key: &CacheKey,
+        options: &RetrievalOptions,
+    ) -> Looked {
+        if let Some(found) = self.look_up(client, view, collection, key, options).await {
+            return Looked::Found(found);
+        }
+        let Some(flight) = self.flights.begin(key, options.deadline).await else {
+            let found = self.look_up(client, view, collection, key, options).await;
+            return found.map_or_else(|| Looked::Missing(Turn::default()), Looked::Found);
+        };
+        let asked = Asked { client, view, collection, key, options };
+        match self.lease(&asked).await {
+            Ok(lease) => Looked::Missing(Turn { _flight: Some(flight), _lease: lease }),
+            Err(found) => Looked::Found(found),
         }
     }
 
-    /// Whether the result rests on exactly the shards that the collection has now, in their present lineage.
-    fn covers(&self, view: &ClusterView, collection: CollectionId, result: &CachedResult) -> bool {
-        let state = view.state();
-        let mut shards = 0;
-        let all_known = state.shards_of(collection).all(|group| {
-            shards += 1;
-            result.positions.get(&group.shard).is_some_and(|position| position.lineage == group.lineage)
-        });
-        all_known && shards == result.positions.len()
+    /// The lease among coordinators (none where Redis does not say, or its owner is slow or dead), or what its owner computed meanwhile.
+    async fn lease(&self, asked: &Asked<'_>) -> Result<Option<Lease>, Retrieved> {
+        let Some(shared) = &self.shared else { return Ok(None) };
+        match shared.lease(asked.key).await {
+            Leased::Mine(lease) => return Ok(Some(lease)),
+            Leased::Unknown => return Ok(None),
+            Leased::Theirs => {}
+        }
+        let last = self.tiers.len() - 1;
+        for pause_ms in LEASE_PAUSES_MS {
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+            if let FromTier::Fresh(found) = self.from_tier(last, asked).await {
+                self.metrics.looked_up(self.tiers[last].tier(), Kind::Retrieval, 1, 0);
+                self.metrics.waited(true);
+                return Err(found);
+            }
+        }
+        self.metrics.waited(false);
+        Ok(None)
+    }
+
+    /// What the tier has, if it may be served; then the nearer tiers have it, too. What is outdated is dropped.
+    async fn from_tier(&self, position: usize, asked: &Asked<'_>) -> FromTier {
+        let tier = &self.tiers[position];
+        let Some(result) = tier.get(asked.key).await else { return FromTier::Nothing };
+        match self.check(&result, asked).await {
+            Verdict::Holds => {}
+            Verdict::Unknown => return FromTier::Unconfirmed,
+            Verdict::Outdated => {
+                tier.remove(asked.key).await;
+                return FromTier::Nothing;
+            }
+        }
+        for nearer in &self.tiers[..position] {
+            nearer.put(asked.key, Arc::clone(&result)).await;
+        }
+        FromTier::Fresh(CachedResult::clone(&result).into_retrieved())
+    }
+
+    /// Whether the result may be served, the primaries asked where that is not known.
+    async fn check(&self, result: &CachedResult, asked: &Asked<'_>) -> Verdict {
+        let options = asked.options;
+        let now = Instant::now();
+        let since = match options.consistency {
+            Consistency::Eventual => now.checked_sub(options.max_staleness).unwrap_or(now),
+            Consistency::Session | Consistency::Strong => now,
+        };
+        if !covers(asked.view, asked.collection, result) || !reaches(result, options) {
+            return Verdict::Outdated;
+        }
+        let unknown = match self.judge(result, since) {
+            Ok(unknown) if unknown.is_empty() => return Verdict::Holds,
+            Ok(unknown) => unknown,
+            Err(Outdated) => return Verdict::Outdated,
+        };
+        self.ask_primaries(asked.client, asked.view, &unknown, options.deadline).await;
+        match self.judge(result, since) {
+            Ok(unknown) if unknown.is_empty() => Verdict::Holds,
+            Ok(_) => Verdict::Unknown,
+            Err(Outdated) => Verdict::Outdated,
+        }
     }
 
     /// Shards whose position must be asked for.
@@ -136,8 +211,28 @@ impl RetrievalCache {
     }
 }
 
+/// One question to the tiers.
+struct Asked<'a> {
+    client: &'a dyn NodeClient,
+    view: &'a ClusterView,
+    collection: CollectionId,
+    key: &'a CacheKey,
+    options: &'a RetrievalOptions,
+}
+
 /// The shards have moved on.
 struct Outdated;
+
+/// Whether the result rests on exactly the shards that the collection has now, in their present lineage.
+fn covers(view: &ClusterView, collection: CollectionId, result: &CachedResult) -> bool {
+    let state = view.state();
+    let mut shards = 0;
+    let all_known = state.shards_of(collection).all(|group| {
+        shards += 1;
+        result.positions.get(&group.shard).is_some_and(|position| position.lineage == group.lineage)
+    });
+    all_known && shards == result.positions.len()
+}
 
 /// Whether the result contains what the session has seen.
 fn reaches(result: &CachedResult, options: &RetrievalOptions) -> bool {

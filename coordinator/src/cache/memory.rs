@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use moka::future::Cache;
 
 use super::key::CacheKey;
+use super::metrics::Tier;
 use super::{CacheTier, CachedResult};
 
 /// Least-frequently-used results within a byte budget.
@@ -30,8 +31,8 @@ impl MemoryTier {
 }
 
 impl CacheTier for MemoryTier {
-    fn name(&self) -> &'static str {
-        "memory"
+    fn tier(&self) -> Tier {
+        Tier::Memory
     }
 
     fn get<'a>(&'a self, key: &'a CacheKey) -> BoxFuture<'a, Option<Arc<CachedResult>>> {

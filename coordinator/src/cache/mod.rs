@@ -4,12 +4,17 @@
 //! primary, or was within the staleness bound that the read allows ([`positions`], [`lookup`]). So an entry never needs to be
 //! invalidated, and a write, an index step or a recovery anywhere makes it unusable by itself.
 //!
-//! The tiers behind [`CacheTier`] only store: memory today, Redis later.
+//! The tiers behind [`CacheTier`] only store: memory, and Redis where coordinators share one ([`redis`]). Embeddings and answers are
+//! functions of their keys alone and need no check of positions ([`answers`], `embed::cache`).
 
+pub mod answers;
 pub mod key;
 pub mod lookup;
 pub mod memory;
+pub mod metrics;
 pub mod positions;
+pub mod redis;
+pub mod shared_results;
 pub mod single_flight;
 
 use std::collections::BTreeMap;
@@ -20,7 +25,11 @@ use cluster_config::search::CopyPosition;
 use futures::future::BoxFuture;
 
 use self::key::CacheKey;
+use self::memory::MemoryTier;
+use self::metrics::{CacheMetrics, Tier};
 use self::positions::PositionBoard;
+use self::redis::SharedCache;
+use self::shared_results::SharedResults;
 use self::single_flight::SingleFlight;
 use crate::retrieve::{Hit, Retrieved, ShardCounts, Work};
 
@@ -68,8 +77,8 @@ impl CachedResult {
 
 /// A place where results are kept. It may forget at any time and never decides about validity.
 pub trait CacheTier: Send + Sync {
-    /// Label of its metrics.
-    fn name(&self) -> &'static str;
+    /// Which one it is.
+    fn tier(&self) -> Tier;
     /// What is stored under the key.
     fn get<'a>(&'a self, key: &'a CacheKey) -> BoxFuture<'a, Option<Arc<CachedResult>>>;
     /// Stores, replacing.
@@ -80,17 +89,25 @@ pub trait CacheTier: Send + Sync {
 
 /// Tiers, known positions and flights together.
 pub struct RetrievalCache {
+    /// Nearest first.
     tiers: Vec<Box<dyn CacheTier>>,
+    /// Where leases are taken.
+    shared: Option<SharedCache>,
+    metrics: CacheMetrics,
     /// Where shards are known to stand; fed by searches and writes too.
     pub positions: PositionBoard,
-    /// Equal searches under way.
-    pub flights: SingleFlight,
+    /// Equal searches under way in this process.
+    flights: SingleFlight,
 }
 
 impl RetrievalCache {
-    /// Tiers are asked in order.
-    pub fn new(tiers: Vec<Box<dyn CacheTier>>) -> Self {
-        Self { tiers, positions: PositionBoard::default(), flights: SingleFlight::default() }
+    /// Memory first, then Redis where there is one.
+    pub fn new(memory: MemoryTier, shared: Option<SharedCache>, metrics: CacheMetrics) -> Self {
+        let mut tiers: Vec<Box<dyn CacheTier>> = vec![Box::new(memory)];
+        if let Some(shared) = &shared {
+            tiers.push(Box::new(SharedResults(shared.clone())));
+        }
+        Self { tiers, shared, metrics, positions: PositionBoard::default(), flights: SingleFlight::default() }
     }
 
     /// Stores in every tier.

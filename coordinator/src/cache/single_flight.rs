@@ -62,7 +62,7 @@ mod tests {
     #[tokio::test]
     async fn the_second_waits_until_the_first_is_gone_even_if_it_was_cancelled() {
         let flights = Arc::new(SingleFlight::default());
-        let key = CacheKey::of_bytes(b"q");
+        let key = CacheKey::of_embedding("m", "q");
         let deadline = Instant::now() + Duration::from_secs(60);
         let first = flights.begin(&key, deadline).await.expect("first");
         let waiting = {

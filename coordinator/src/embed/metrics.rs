@@ -2,7 +2,7 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
-/// Counters of the model's pool and of the cache before it.
+/// Counters of the model's pool. The cache before it is counted with the other caches.
 #[derive(Clone, Debug)]
 pub struct EmbedMetrics {
     /// Texts the model embedded.
@@ -19,10 +19,6 @@ pub struct EmbedMetrics {
     pub overloaded: IntCounter,
     /// Texts dropped unembedded: nobody waited for them any more.
     pub abandoned: IntCounter,
-    /// Texts found in the cache.
-    pub cache_hits: IntCounter,
-    /// Texts looked for in the cache in vain.
-    pub cache_misses: IntCounter,
 }
 
 impl Default for EmbedMetrics {
@@ -55,8 +51,6 @@ impl EmbedMetrics {
             queued: IntGauge::new("embed_queued_texts", "Texts waiting for the model").expect("a valid literal name"),
             overloaded: counter("embed_overloaded_total", "Texts refused because the queue was full"),
             abandoned: counter("embed_abandoned_total", "Texts dropped because nobody waited for them"),
-            cache_hits: counter("embed_cache_hits_total", "Query embeddings found in the cache"),
-            cache_misses: counter("embed_cache_misses_total", "Query embeddings not found in the cache"),
         }
     }
 
@@ -68,8 +62,6 @@ impl EmbedMetrics {
         registry.register(Box::new(self.forward_seconds.clone()))?;
         registry.register(Box::new(self.queued.clone()))?;
         registry.register(Box::new(self.overloaded.clone()))?;
-        registry.register(Box::new(self.abandoned.clone()))?;
-        registry.register(Box::new(self.cache_hits.clone()))?;
-        registry.register(Box::new(self.cache_misses.clone()))
+        registry.register(Box::new(self.abandoned.clone()))
     }
 }

@@ -101,7 +101,7 @@ impl EmbedError {
     }
 }
 
-/// The configured embedder, behind its cache. Name `fake` gives the stand-in without a model, `none` gives none.
+/// The configured embedder. Name `fake` gives the stand-in without a model, `none` gives none.
 ///
 /// Blocking (reads the model's files). Errors: as [`ModelError`] says.
 pub fn open(config: &EmbedderConfig, metrics: &EmbedMetrics) -> Result<Arc<dyn Embedder>, ModelError> {
@@ -109,17 +109,14 @@ pub fn open(config: &EmbedderConfig, metrics: &EmbedMetrics) -> Result<Arc<dyn E
         return Ok(Arc::new(absent::AbsentEmbedder));
     }
     let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let embedder: Arc<dyn Embedder> = match config.name.as_str() {
+    match config.name.as_str() {
         model::ALL_MINILM_L6_V2 => {
-            Arc::new(minilm::MiniLm::open(&config.model_dir, threads, config.batch_max, metrics.clone())?)
+            let model = minilm::MiniLm::open(&config.model_dir, threads, config.batch_max, metrics.clone())?;
+            Ok(Arc::new(model))
         }
-        "fake" => Arc::new(fake::FakeEmbedder::new(FAKE_DIM)),
-        name => return Err(ModelError::UnknownName { name: name.to_owned() }),
-    };
-    if config.cache_entries == 0 {
-        return Ok(embedder);
+        "fake" => Ok(Arc::new(fake::FakeEmbedder::new(FAKE_DIM))),
+        name => Err(ModelError::UnknownName { name: name.to_owned() }),
     }
-    Ok(Arc::new(cache::CachedEmbedder::new(embedder, config.cache_entries, metrics.clone())))
 }
 
 /// Scales to unit length. A zero vector (no token left) stays zero instead of becoming NaN.

@@ -20,6 +20,8 @@ use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{ShardId, chunk_id};
 use cluster_config::search::{Consistency, CopyPosition, ShardAnswer, ShardQuery};
+use futures::FutureExt;
+use futures::future::join_all;
 use half::f16;
 use serde::Serialize;
 
@@ -29,12 +31,17 @@ use self::plan::{PlanOptions, PreferCopy, ShardPlan, drift_unchosen, plan_read};
 use self::scatter::Scatter;
 use self::session::Session;
 use crate::cache::key::CacheKey;
+use crate::cache::lookup::{Looked, Turn};
 use crate::cache::{CachedResult, RetrievalCache};
 use crate::cluster::client::NodeClient;
 use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::error::{Error, Result};
 use crate::telemetry::Metrics;
+
+/// Lookups of one batch under way at a time: Redis answers them together, and what the first learns of the shards' positions
+/// serves those after it.
+const LOOKUPS_AT_ONCE: usize = 16;
 
 /// How many shards a result rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -211,7 +218,7 @@ impl Retriever {
         let keys: Vec<CacheKey> = queries.iter().map(|query| CacheKey::of_search(collection, query, options)).collect();
 
         let began = Instant::now();
-        let (mut results, _flights) = self.look_up(collection, &keys, options).await;
+        let (mut results, _turn) = self.look_up(collection, &keys, options).await;
         timings.cache_ms = millis(began.elapsed());
         let missing: Vec<usize> = (0..queries.len()).filter(|position| results[*position].is_none()).collect();
 
@@ -235,33 +242,33 @@ impl Retriever {
         Ok(RetrievedAll { results, session, timings })
     }
 
-    /// Results that the cache holds and that are still valid. The flights, while held, let equal queries wait for this one.
+    /// Results that the cache holds and that are still valid. The turns, while held, let equal queries wait for this one.
     async fn look_up(
         &self,
         collection: &Collection,
         keys: &[CacheKey],
         options: &RetrievalOptions,
-    ) -> (Vec<Option<Retrieved>>, Vec<crate::cache::single_flight::Flight>) {
-        let mut results = vec![None; keys.len()];
-        let mut flights = Vec::new();
+    ) -> (Vec<Option<Retrieved>>, Option<Turn>) {
         // A strong read is confirmed by the copies each time.
         let cache = self.cache.as_ref().filter(|_| options.consistency != Consistency::Strong);
-        let Some(cache) = cache else { return (results, flights) };
+        let Some(cache) = cache else { return (vec![None; keys.len()], None) };
+        let (client, view) = (self.client.as_ref(), self.view.as_ref());
         // A batch is not made to wait for others: two batches in opposite order would wait for each other.
-        let may_wait = keys.len() == 1;
-        for (result, key) in results.iter_mut().zip(keys) {
-            *result = cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options).await;
-            if result.is_none() && may_wait {
-                match cache.flights.begin(key, options.deadline).await {
-                    Some(flight) => flights.push(flight),
-                    None => {
-                        *result = cache.look_up(self.client.as_ref(), &self.view, collection.id, key, options).await;
-                    }
-                }
-            }
-            self.metrics.cache_lookup(result.is_some());
+        if let [key] = keys {
+            return match cache.look_up_or_begin(client, view, collection.id, key, options).await {
+                Looked::Found(found) => (vec![Some(found)], None),
+                Looked::Missing(turn) => (vec![None], Some(turn)),
+            };
         }
-        (results, flights)
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKUPS_AT_ONCE) {
+            let mut lookups = Vec::with_capacity(keys.len());
+            for key in keys {
+                lookups.push(cache.look_up(client, view, collection.id, key, options).boxed());
+            }
+            found.extend(join_all(lookups).await);
+        }
+        (found, None)
     }
 
     async fn compute(

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coordinator::cluster::twin::Twin;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
+use super::redis_server::RedisServer;
 use super::support::{Coordinator, Setup};
 
 /// Asks the primaries, whose word counts for the staleness bound: which copy answers is left to chance otherwise.
@@ -98,20 +100,30 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
-/// Any sequence of writes by one coordinator and searches by another with `max_staleness` 0: with the cache on, each search
-/// answers exactly as one without a cache.
-#[test]
-fn with_no_staleness_allowed_the_cache_is_invisible() {
+/// Any sequence of writes by one coordinator and searches by others with `max_staleness` 0: with the cache on, each search
+/// answers exactly as one without a cache. `cached_count` coordinators take turns at searching with a cache.
+fn the_cache_is_invisible(cached_count: usize, redis: Option<&RedisServer>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let mut runner = TestRunner::new(Config { cases: 12, ..Config::default() });
     let outcome = runner.run(&steps(), |steps| {
         runtime.block_on(async {
-            let cached = Setup { max_staleness: Duration::ZERO, ..Setup::default() };
-            let twin = Arc::clone(&cached.twin);
-            let cached = Coordinator::start(cached).await;
+            let twin = Twin::new(3);
+            // Each case is a cluster of its own under the same name; what the last one left would be taken for this one's.
+            if let Some(redis) = redis {
+                assert_eq!(redis.command(&["FLUSHALL"]), "OK");
+            }
+            let mut cached = Vec::new();
+            for _ in 0..cached_count {
+                let (twin, redis) = (Arc::clone(&twin), redis.map(RedisServer::url));
+                let setup = Setup { max_staleness: Duration::ZERO, twin, redis, ..Setup::default() };
+                cached.push(Coordinator::start(setup).await);
+            }
             let plain = Coordinator::start(Setup { twin: Arc::clone(&twin), caching: false, ..Setup::default() }).await;
             plain.create_vectors("v", 2).await;
-            while cached.get("/api/v1/collections/v").await.status != 200 {}
+            for c in &cached {
+                while c.get("/api/v1/collections/v").await.status != 200 {}
+            }
+            let mut turns = (0..cached_count).cycle();
             for step in &steps {
                 match step {
                     Step::Put(id, angle) => {
@@ -126,15 +138,32 @@ fn with_no_staleness_allowed_the_cache_is_invisible() {
                     Step::FailOver(node) => twin.fail_over(u64::from(*node), true),
                     Step::Search(direction) => {
                         let vector = if *direction == 0 { [1.0, 0.0, 0.0] } else { [0.0, 1.0, 0.0] };
-                        let (with, without) = (search(&cached, vector, None).await, search(&plain, vector, None).await);
+                        let turn = &cached[turns.next().expect("endless")];
+                        let (with, without) = (search(turn, vector, None).await, search(&plain, vector, None).await);
                         prop_assert_eq!(&with["hits"], &without["hits"]);
                     }
                 }
             }
-            cached.stop().await;
+            for c in cached {
+                c.stop().await;
+            }
             plain.stop().await;
             Ok(())
         })
     });
     outcome.expect("holds");
+}
+
+#[test]
+fn with_no_staleness_allowed_the_cache_is_invisible() {
+    the_cache_is_invisible(1, None);
+}
+
+#[test]
+fn with_no_staleness_allowed_the_shared_cache_is_invisible() {
+    let server = RedisServer::start();
+    the_cache_is_invisible(2, Some(&server));
+    let stats = server.command(&["INFO", "stats"]);
+    let hits = stats.lines().find_map(|line| line.strip_prefix("keyspace_hits:")).expect("counted");
+    assert_ne!(hits.trim(), "0", "nothing was ever found in Redis");
 }

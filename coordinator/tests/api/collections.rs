@@ -89,7 +89,7 @@ async fn metrics_parse_and_the_hit_rate_moves() {
     let before = series(&c.text("/metrics").await.1);
     c.post("/api/v1/search", search).await.ok();
     let after = series(&c.text("/metrics").await.1);
-    let rate = "cache_hit_rate{tier=\"retrieval\"}";
+    let rate = "cache_hit_rate{kind=\"retrieval\",tier=\"memory\"}";
     assert_eq!((before[rate], after[rate]), (0.0, 0.5));
     for name in [
         "query_duration_seconds_count{outcome=\"ok\",route=\"/api/v1/search\"}",

@@ -46,7 +46,7 @@ pub(crate) fn balanced(balance: Balance) -> LlmRouting {
 
 /// A coordinator with one document, `aero`, in the collection `t`.
 pub(crate) async fn with_text(pool: Pool) -> Coordinator {
-    let c = Coordinator::start(Setup { llm: Some(pool), ..Setup::default() }).await;
+    let c = Coordinator::start(Setup { llm: Some(pool), caching: false, ..Setup::default() }).await;
     c.create_texts("t").await;
     assert_eq!(c.upload("t", "aero", "Aerodynamics", TEXT).await["status"], "done");
     c

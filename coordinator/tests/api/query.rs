@@ -186,11 +186,69 @@ async fn a_whole_answer_from_a_model_has_its_citations_and_usage() {
     // Ten tokens are more than one a minute: the next answer has to wait, a search has not.
     c.put("/api/v1/tenants/default", json!({"tokens_per_minute": 1})).await.ok();
     script.permits.0.add_permits(1);
-    c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    c.post("/api/v1/query", json!({"query": "what else makes lift", "collection": "t"})).await.ok();
     let refused = c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await;
     assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (429, &json!("rate_limited")));
     let wait_s: u64 = refused.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
     assert!((500..=600).contains(&wait_s), "ten tokens at one a minute: {wait_s}");
     c.post("/api/v1/search", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_prompt_is_generated_once_and_another_text_or_option_anew() {
+    let script = Arc::new(Script { pieces: vec!["Lift ", "[1]."], ..Script::default() });
+    script.permits.0.add_permits(1000);
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&script)), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    c.upload("t", "wings", "Wings", TEXT).await;
+    let question = json!({"query": "what makes lift", "collection": "t"});
+    let asked = || script.asked.lock().take().is_some();
+
+    let first = c.post("/api/v1/query", question.clone()).await.ok();
+    assert!(asked());
+    let again = c.post("/api/v1/query", question.clone()).await.ok();
+    assert!(!asked(), "found in the cache");
+    for part in ["answer", "generator", "model", "citations", "finish_reason"] {
+        assert_eq!(again[part], first[part], "{part}");
+    }
+    assert_eq!((&first["usage"]["completion_tokens"], again.get("usage")), (&json!(3), None), "it cost no tokens");
+    let mut streamed = question.clone();
+    streamed["stream"] = json!(true);
+    let streamed = c.http.post(format!("{}/api/v1/query", c.base)).json(&streamed).send().await.expect("answers");
+    let streamed = events(&streamed.text().await.expect("text"));
+    assert!(!asked());
+    let delta = streamed.iter().find(|(_, name, _)| name == "delta").expect("text");
+    assert_eq!(delta.2["text"], first["answer"]);
+
+    for (option, value) in [("temperature", json!(0.9)), ("max_tokens", json!(9)), ("model", json!("other"))] {
+        let mut other = question.clone();
+        other[option] = value;
+        c.post("/api/v1/query", other).await.ok();
+        assert!(asked(), "{option}");
+    }
+    c.upload("t", "wings", "Wings", "Lift is made by something else.").await;
+    c.post("/api/v1/query", question).await.ok();
+    assert!(asked(), "the sources read differently");
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_read_to_its_end_is_not_kept() {
+    let script = Arc::new(Script { pieces: vec!["a", "b"], ..Script::default() });
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&script)), ..Setup::default() }).await;
+    c.create_texts("t").await;
+    c.upload("t", "wings", "Wings", TEXT).await;
+    let question = json!({"query": "what makes lift", "collection": "t", "stream": true});
+    script.permits.0.add_permits(1);
+    let left = c.http.post(format!("{}/api/v1/query", c.base)).json(&question).send().await.expect("answers");
+    drop(left);
+    while !script.was_dropped.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    script.asked.lock().take();
+    script.permits.0.add_permits(1000);
+    c.post("/api/v1/query", json!({"query": "what makes lift", "collection": "t"})).await.ok();
+    assert!(script.asked.lock().is_some());
     c.stop().await;
 }

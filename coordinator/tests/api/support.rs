@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster_config::cache_config::RedisConfig;
+use coordinator::cache::redis::SharedCache;
 use coordinator::catalog::CatalogOptions;
 use coordinator::cluster::twin::{Twin, TwinClient};
 use coordinator::embed::Embedder;
@@ -27,6 +29,8 @@ pub(crate) const DIM: usize = 16;
 pub(crate) struct Setup {
     pub(crate) twin: Arc<Twin>,
     pub(crate) caching: bool,
+    /// URL of the tier that coordinators share.
+    pub(crate) redis: Option<String>,
     pub(crate) max_staleness: Duration,
     pub(crate) llm: Option<Pool>,
     pub(crate) workers: usize,
@@ -43,6 +47,7 @@ impl Default for Setup {
         Self {
             twin: Twin::new(3),
             caching: true,
+            redis: None,
             max_staleness: Duration::from_secs(10),
             llm: None,
             workers: 2,
@@ -82,12 +87,20 @@ impl Answer {
 }
 
 pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
+    let metrics = Arc::new(Metrics::new().expect("registers"));
+    let ttl = Duration::from_secs(3600);
+    let shared = setup.redis.as_ref().map(|url| {
+        // Patient: on a busy machine an answer may take longer than the 5 ms that a real coordinator waits.
+        let config = RedisConfig { urls: vec![url.clone()], timeout: Duration::from_millis(500) };
+        SharedCache::new(&config, "test", ttl, metrics.cache.clone())
+    });
     Parts {
         client: Arc::new(TwinClient(Arc::clone(&setup.twin))),
         seeds: vec!["seed:1".into()],
         embedder: Arc::clone(&setup.embedder),
         llm: setup.llm.clone().unwrap_or_else(Pool::empty),
-        metrics: Arc::new(Metrics::new().expect("registers")),
+        metrics,
+        shared,
         catalog: CatalogOptions {
             url: setup.catalog_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("catalog.db").display())),
             pool_size: 4,
@@ -95,7 +108,7 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
             pool_timeout: Duration::from_secs(10),
         },
         tenants: setup.tenants.clone(),
-        cache: setup.caching.then_some(CacheOptions { memory_bytes: 1 << 20, ttl: Duration::from_secs(3600) }),
+        cache: setup.caching.then(|| CacheOptions { memory_bytes: 1 << 20, ttl, backends: String::new() }),
         default_timeout: Duration::from_secs(10),
         max_staleness: setup.max_staleness,
         zone: None,

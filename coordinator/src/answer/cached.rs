@@ -1,0 +1,78 @@
+//! A language model's text, once per prompt: found again, or written and kept when it is whole.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{StreamExt, stream};
+
+use super::ask_model;
+use crate::api::auth::Caller;
+use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, StoredAnswer};
+use crate::cache::key::CacheKey;
+use crate::generate::pool::Generation;
+use crate::generate::{EventStream, FinishReason, GenerateError, GenerateEvent, GenerateRequest};
+use crate::services::Services;
+
+/// Generates, or gives the text that was kept for the same prompt, model and options of the same tenant. A kept text has cost no tokens
+/// and so reports no usage. What another model than the one asked for wrote is not kept.
+///
+/// Errors and Cancel: as [`ask_model`]. A text that was not read to its end is not kept.
+pub(super) async fn generate(
+    services: &Services,
+    caller: &Caller,
+    request: GenerateRequest,
+    deadline: Instant,
+) -> Result<Generation, GenerateError> {
+    let Some(answers) = &services.answers else { return ask_model(services, caller, request, deadline).await };
+    let key = answers.key(&request);
+    if let Some(kept) = answers.get(&key).await {
+        return Ok(replay(&kept));
+    }
+    let asked = request.model.clone();
+    let generation = ask_model(services, caller, request, deadline).await?;
+    if asked.is_some_and(|model| model != generation.model) {
+        return Ok(generation);
+    }
+    let draft = StoredAnswer {
+        backend: generation.backend.clone(),
+        model: generation.model.clone(),
+        text: String::new(),
+        is_complete: false,
+    };
+    Ok(Generation { events: keep(generation.events, Arc::clone(answers), key, draft), ..generation })
+}
+
+fn replay(kept: &StoredAnswer) -> Generation {
+    let finish_reason = if kept.is_complete { FinishReason::Stop } else { FinishReason::Length };
+    let delta = (!kept.text.is_empty()).then(|| Ok(GenerateEvent::Delta(kept.text.clone())));
+    let events = delta.into_iter().chain([Ok(GenerateEvent::Done { finish_reason })]);
+    let events: Vec<Result<GenerateEvent, GenerateError>> = events.collect();
+    Generation { backend: kept.backend.clone(), model: kept.model.clone(), events: stream::iter(events).boxed() }
+}
+
+/// Passes the events on as they come, and keeps the text once it has ended well.
+fn keep(mut events: EventStream, answers: Arc<AnswerCache>, key: CacheKey, mut draft: StoredAnswer) -> EventStream {
+    async_stream::stream! {
+        let mut fits = true;
+        while let Some(event) = events.next().await {
+            match &event {
+                Ok(GenerateEvent::Delta(piece)) => {
+                    fits &= draft.text.len() + piece.len() <= ANSWER_BYTES_MAX;
+                    if fits {
+                        draft.text.push_str(piece);
+                    }
+                }
+                Ok(GenerateEvent::Done { finish_reason }) if fits && !draft.text.is_empty() => match finish_reason {
+                    FinishReason::Stop | FinishReason::Length => {
+                        draft.is_complete = *finish_reason == FinishReason::Stop;
+                        answers.put(&key, std::mem::take(&mut draft));
+                    }
+                    FinishReason::ContentFilter | FinishReason::Other => {}
+                },
+                Ok(_) | Err(_) => {}
+            }
+            yield event;
+        }
+    }
+    .boxed()
+}
