@@ -72,21 +72,6 @@ impl Calibration {
         rung.map_or(nlist.div_ceil(4), |rung| rung.nprobe).max(1)
     }
 
-    /// Lists to probe and candidates to re-score per result by default. That is [`Calibration::nprobe_default`] at the collection's
-    /// `oversample`, unless so few candidates reach [`RECALL_DEFAULT`] with no affordable number of lists, as in large shards, and more
-    /// candidates do: then the cheapest of those.
-    pub(super) fn effort_default(&self, oversample: f32, nlist: u32, costs: &Costs, rows: u64) -> (u32, f32) {
-        let affordable: Vec<EffortRung> = self.affordable(oversample).copied().collect();
-        if climb(&affordable, RECALL_DEFAULT).is_none() {
-            let deeper = self.rungs.iter().filter(|rung| rung.oversample > oversample);
-            let deeper = deeper.filter(|rung| rung.codes_share <= CODES_SHARE_DEFAULT_MAX).copied().collect();
-            if let Some(rung) = (Self { rungs: deeper }).effort_for(RECALL_DEFAULT, costs, rows) {
-                return (rung.nprobe, rung.oversample);
-            }
-        }
-        (self.nprobe_default(oversample, nlist), oversample)
-    }
-
     /// Best recall within what the default effort may scan; `None` where nothing was measured.
     pub(crate) fn recall_default(&self, oversample: f32) -> Option<f32> {
         self.affordable(oversample).map(|rung| rung.recall).max_by(f32::total_cmp)
@@ -139,19 +124,6 @@ mod tests {
         assert_eq!(Calibration::default().nprobe_default(10.0, 1), 1);
         assert_eq!(ladder().recall_default(10.0), Some(0.994), "the rung above scans too much");
         assert_eq!(Calibration::default().recall_default(10.0), None);
-    }
-
-    #[test]
-    fn the_default_re_scores_more_only_where_that_alone_is_good_enough() {
-        let costs = Costs { code_ns: 5.0, list_ns: 0.0, row_ns: 100.0 };
-        let chosen = |table: &Calibration, oversample| table.effort_default(oversample, 100, &costs, 10_000);
-        assert_eq!(chosen(&ladder(), 10.0), (16, 10.0), "good enough as it is");
-        assert_eq!(chosen(&ladder(), 5.0), (16, 10.0), "the next depth reaches it");
-        let shallow: Vec<EffortRung> = ladder().rungs().iter().filter(|rung| rung.oversample < 10.0).copied().collect();
-        assert_eq!(chosen(&Calibration::new(shallow), 5.0), (32, 5.0), "no depth does: the most that is affordable");
-        let dear: Vec<EffortRung> =
-            ladder().rungs().iter().map(|rung| EffortRung { codes_share: 0.3, ..*rung }).collect();
-        assert_eq!(chosen(&Calibration::new(dear), 5.0), (25, 5.0), "nothing is affordable");
     }
 
     #[test]

@@ -105,8 +105,7 @@ pub fn search_rows(
 /// What the knobs ask of the index; `None` for exact search.
 ///
 /// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the collection's setting, which wins over what was
-/// measured; only the collection's `oversample`, which always has a value, is raised where it is measured to be too little and the caller
-/// named nothing. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
+/// measured. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
 fn choose_effort(
     index: &IvfIndex,
     measured: Option<&Calibration>,
@@ -119,19 +118,17 @@ fn choose_effort(
         return None;
     }
     let parameters = index.generation().parameters();
-    let costs = Costs::of(&parameters);
-    let is_free = knobs.nprobe.is_none() && knobs.oversample.is_none();
-    let (mut nprobe, mut oversample) = match measured.filter(|_| spec.nprobe.is_none()) {
-        Some(measured) if is_free => measured.effort_default(spec.oversample, parameters.nlist, &costs, index.len()),
-        Some(measured) => (measured.nprobe_default(spec.oversample, parameters.nlist), spec.oversample),
-        None => (parameters.nprobe, spec.oversample),
+    let mut oversample = spec.oversample;
+    let mut nprobe = match measured {
+        Some(measured) if spec.nprobe.is_none() => measured.nprobe_default(oversample, parameters.nlist),
+        _ => parameters.nprobe,
     };
     if let Some(recall) = knobs.target_recall {
         let efforts = measured.unwrap_or_else(|| index.generation().calibration());
-        let rung = efforts.effort_for(recall, &costs, index.len());
+        let rung = efforts.effort_for(recall, &Costs::of(&parameters), index.len());
         match rung {
             Some(rung) => (nprobe, oversample) = (rung.nprobe, rung.oversample),
-            None if is_free => return None,
+            None if knobs.nprobe.is_none() && knobs.oversample.is_none() => return None,
             None => {}
         }
     }
