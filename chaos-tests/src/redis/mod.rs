@@ -24,7 +24,7 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts six servers, joins them, and waits until every slot is served and every master has its replica.
+    /// Starts six servers, joins them, and waits until every slot is served and every master has a replica that follows it.
     pub async fn start() -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("susui-redis-")?;
         let ports = free_ports(4 * MASTERS)?;
@@ -44,6 +44,8 @@ impl RedisCluster {
                 ("--appendonly", "no"),
                 ("--cluster-enabled", "yes"),
                 ("--cluster-node-timeout", &timeout),
+                // Replicas are filled at once instead of after 5 s: one that never was does not take over.
+                ("--repl-diskless-sync-delay", "0"),
             ];
             let arguments: Vec<&str> = options.into_iter().flat_map(|(name, value)| [name, value]).collect();
             let log = place.join("log");
@@ -70,6 +72,8 @@ impl RedisCluster {
                 let with = |flag: &str| nodes.iter().filter(|node| node.is(flag) && node.is_connected).count();
                 ensure!((with("master"), with("slave")) == (MASTERS, MASTERS), "not joined yet: {nodes:?}");
                 is_whole(*port)?;
+                let link = cli(*port, &["INFO", "replication"])?;
+                ensure!(link.contains("role:master") || link.contains("master_link_status:up"), "not filled: {link}");
             }
             Ok(())
         })

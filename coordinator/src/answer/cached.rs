@@ -14,7 +14,7 @@ use crate::generate::{EventStream, FinishReason, GenerateError, GenerateEvent, G
 use crate::services::Services;
 
 /// Generates, or gives the text that was kept for the same prompt, model and options of the same tenant. A kept text has cost no tokens
-/// and so reports no usage. What another model than the one asked for wrote is not kept.
+/// and so reports no usage. What a model wrote that stood in is not kept.
 ///
 /// Errors and Cancel: as [`ask_model`]. A text that was not read to its end is not kept.
 pub(super) async fn generate(
@@ -24,13 +24,13 @@ pub(super) async fn generate(
     deadline: Instant,
 ) -> Result<Generation, GenerateError> {
     let Some(answers) = &services.answers else { return ask_model(services, caller, request, deadline).await };
-    let key = answers.key(&request);
+    let key = answers.key(&services.llm.models(), &request);
     if let Some(kept) = answers.get(&key).await {
         return Ok(replay(&kept));
     }
     let asked = request.model.clone();
     let generation = ask_model(services, caller, request, deadline).await?;
-    if asked.is_some_and(|model| model != generation.model) {
+    if !services.llm.is_first_choice(asked.as_deref(), &generation.model) {
         return Ok(generation);
     }
     let draft = StoredAnswer {

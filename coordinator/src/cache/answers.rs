@@ -57,9 +57,9 @@ impl AnswerCache {
         Self { memory, shared, backends, metrics }
     }
 
-    /// The key of what is asked.
-    pub fn key(&self, request: &GenerateRequest) -> CacheKey {
-        CacheKey::of_answer(&self.backends, request)
+    /// The key of what is asked while the pool has these backends, by name and model: some may have been added at run time.
+    pub fn key(&self, members: &[(String, String)], request: &GenerateRequest) -> CacheKey {
+        CacheKey::of_answer(&self.backends, members, request)
     }
 
     /// The text, if one was kept.

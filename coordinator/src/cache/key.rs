@@ -71,6 +71,8 @@ struct AnswerIdentity<'a> {
     tenant: &'a str,
     /// The configuration of the backends.
     backends: &'a str,
+    /// Names and models of the backends that there are.
+    members: BTreeSet<&'a (String, String)>,
     model: Option<&'a str>,
     /// The whole prompt, instructions and sources included: the text depends on nothing else of the index.
     messages: Vec<(&'static str, &'a str)>,
@@ -119,7 +121,7 @@ impl CacheKey {
 
     /// The key of the text that the backends write for a request. The prompt holds the retrieved text itself, so that an
     /// answer made of text that has changed since cannot be found.
-    pub fn of_answer(backends: &str, request: &GenerateRequest) -> Self {
+    pub fn of_answer(backends: &str, members: &[(String, String)], request: &GenerateRequest) -> Self {
         let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } =
             &request.options;
         Self::of(&AnswerIdentity {
@@ -127,6 +129,7 @@ impl CacheKey {
             format: FORMAT,
             tenant: &request.tenant,
             backends,
+            members: members.iter().collect(),
             model: request.model.as_deref(),
             messages: request.messages.iter().map(|turn| (turn.role.as_str(), turn.content.as_str())).collect(),
             max_tokens: *max_tokens,
@@ -330,12 +333,14 @@ mod tests {
             messages: vec![Message { role: Role::User, content: content.into() }],
             ..GenerateRequest::default()
         };
-        let key = |request: GenerateRequest| CacheKey::of_answer("b", &request);
+        let members = [("b1".to_owned(), "m1".to_owned()), ("b2".to_owned(), "m2".to_owned())];
+        let key = |request: GenerateRequest| CacheKey::of_answer("b", &members, &request);
         let base = key(request("q"));
         let with = |options: GenerateOptions| key(GenerateRequest { options, ..request("q") });
         let other = [
             ("tenant", key(GenerateRequest { tenant: "u".into(), ..request("q") })),
-            ("backends", CacheKey::of_answer("c", &request("q"))),
+            ("backends", CacheKey::of_answer("c", &members, &request("q"))),
+            ("members", CacheKey::of_answer("b", &members[..1], &request("q"))),
             ("prompt", key(request("r"))),
             ("model", key(GenerateRequest { model: Some("m".into()), ..request("q") })),
             ("tokens", with(GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() })),

@@ -145,6 +145,14 @@ impl Pool {
         Self { shared: Arc::new(Shared { policy, client, metrics, state: Mutex::new(state) }) }
     }
 
+    /// Whether `served` is what a request for `asked` (`None`: any model) is meant to get, and not the fast model or another that stood in.
+    pub fn is_first_choice(&self, asked: Option<&str>, served: &str) -> bool {
+        match asked {
+            Some(asked) => asked == served,
+            None => self.shared.policy.fast_model.as_deref() != Some(served),
+        }
+    }
+
     /// Starts an answer and returns with its first event in hand.
     ///
     /// A request that names a model goes to the backends configured with it; if there is none, to all.

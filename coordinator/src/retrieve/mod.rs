@@ -43,6 +43,10 @@ use crate::telemetry::Metrics;
 /// serves those after it.
 const LOOKUPS_AT_ONCE: usize = 16;
 
+fn keys_of(collection: &Collection, queries: &[ShardQuery], options: &RetrievalOptions) -> Vec<CacheKey> {
+    queries.iter().map(|query| CacheKey::of_search(collection, query, options)).collect()
+}
+
 /// How many shards a result rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct ShardCounts {
@@ -215,10 +219,13 @@ impl Retriever {
     ) -> Result<RetrievedAll> {
         let mut timings = RetrievalTimings::default();
         let mut session = options.session.clone();
-        let keys: Vec<CacheKey> = queries.iter().map(|query| CacheKey::of_search(collection, query, options)).collect();
-
         let began = Instant::now();
-        let (mut results, _turn) = self.look_up(collection, &keys, options).await;
+        let keys = self.cache.as_ref().map(|_| keys_of(collection, &queries, options));
+        let (mut results, _turn) = match &keys {
+            // A strong read is confirmed by the copies each time.
+            Some(keys) if options.consistency != Consistency::Strong => self.look_up(collection, keys, options).await,
+            _ => (vec![None; queries.len()], None),
+        };
         timings.cache_ms = millis(began.elapsed());
         let missing: Vec<usize> = (0..queries.len()).filter(|position| results[*position].is_none()).collect();
 
@@ -226,7 +233,8 @@ impl Retriever {
             let asked: Vec<ShardQuery> = missing.iter().map(|position| queries[*position].clone()).collect();
             let computed = self.compute(collection, Arc::new(asked), options, &mut timings).await?;
             for (position, retrieved) in missing.into_iter().zip(computed) {
-                if let (Some(cache), true) = (&self.cache, retrieved.shards.ok == retrieved.shards.total) {
+                let is_whole = retrieved.shards.ok == retrieved.shards.total;
+                if let (Some(cache), Some(keys), true) = (&self.cache, &keys, is_whole) {
                     cache.fill(&keys[position], CachedResult::of(&retrieved)).await;
                 }
                 results[position] = Some(retrieved);
@@ -249,9 +257,7 @@ impl Retriever {
         keys: &[CacheKey],
         options: &RetrievalOptions,
     ) -> (Vec<Option<Retrieved>>, Option<Turn>) {
-        // A strong read is confirmed by the copies each time.
-        let cache = self.cache.as_ref().filter(|_| options.consistency != Consistency::Strong);
-        let Some(cache) = cache else { return (vec![None; keys.len()], None) };
+        let Some(cache) = &self.cache else { return (vec![None; keys.len()], None) };
         let (client, view) = (self.client.as_ref(), self.view.as_ref());
         // A batch is not made to wait for others: two batches in opposite order would wait for each other.
         if let [key] = keys {

@@ -444,6 +444,7 @@ async fn the_fast_model_serves_what_would_have_to_wait_and_stand_ins_what_would_
     assert_eq!(held.backend, "big", "the fast one keeps its place for later");
     let quick = ask(&pool).await.expect("served");
     assert_eq!((quick.backend.as_str(), quick.model.as_str()), ("fast", "model-of-fast"));
+    assert!(pool.is_first_choice(None, &held.model) && !pool.is_first_choice(None, &quick.model));
     drop(quick);
 
     // Named and full: it waits. Named and down: the stand-in serves.
@@ -455,6 +456,7 @@ async fn the_fast_model_serves_what_would_have_to_wait_and_stand_ins_what_would_
     assert_eq!(pool.states(), ["ejected", "up"]);
     let standing_in = pool.generate(named(), far()).await.expect("served");
     assert_eq!(standing_in.model, "model-of-fast");
+    assert!(!pool.is_first_choice(Some("model-of-big"), &standing_in.model));
 }
 
 #[tokio::test]
