@@ -65,7 +65,7 @@ impl RetrievalCache {
     ) -> Option<Retrieved> {
         let asked = Asked { client, view, collection, key, options };
         for position in 0..self.tiers.len() {
-            let found = self.from_tier(position, &asked).await;
+            let found = self.ask_tier(position, &asked).await;
             let is_hit = matches!(found, FromTier::Fresh(_));
             let tier = self.tiers[position].tier();
             self.metrics.looked_up(tier, Kind::Retrieval, u64::from(is_hit), u64::from(!is_hit));
@@ -116,7 +116,7 @@ impl RetrievalCache {
         let last = self.tiers.len() - 1;
         for pause_ms in LEASE_PAUSES_MS {
             tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-            if let FromTier::Fresh(found) = self.from_tier(last, asked).await {
+            if let FromTier::Fresh(found) = self.ask_tier(last, asked).await {
                 self.metrics.looked_up(self.tiers[last].tier(), Kind::Retrieval, 1, 0);
                 self.metrics.waited(true);
                 return Err(found);
@@ -127,7 +127,7 @@ impl RetrievalCache {
     }
 
     /// What the tier has, if it may be served; then the nearer tiers have it, too. What is outdated is dropped.
-    async fn from_tier(&self, position: usize, asked: &Asked<'_>) -> FromTier {
+    async fn ask_tier(&self, position: usize, asked: &Asked<'_>) -> FromTier {
         let tier = &self.tiers[position];
         let Some(result) = tier.get(asked.key).await else { return FromTier::Nothing };
         match self.check(&result, asked).await {

@@ -19,10 +19,13 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 /// What models are counted under when there are too many of them.
 const OTHER_MODELS: &str = "other";
 
-/// Sums by (tenant, day, model).
+/// Tenant, day, model.
+type Account = (Arc<str>, i64, String);
+
+/// Sums by account.
 #[derive(Default)]
 pub(super) struct UsageBuffer {
-    sums: Mutex<BTreeMap<(Arc<str>, i64, String), Counts>>,
+    sums: Mutex<BTreeMap<Account, Counts>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -39,7 +42,7 @@ impl UsageBuffer {
         self.put((Arc::clone(tenant), day, model.to_owned()), Counts { requests: 1, prompt_tokens, completion_tokens });
     }
 
-    fn put(&self, key: (Arc<str>, i64, String), more: Counts) {
+    fn put(&self, key: Account, more: Counts) {
         let mut sums = self.sums.lock();
         let key = match sums.len() < limits::USAGE_ROWS_PENDING_MAX || sums.contains_key(&key) {
             true => key,

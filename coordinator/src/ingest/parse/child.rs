@@ -3,7 +3,7 @@
 //! It binds itself before it reads a byte: memory, processor time, no files. Whatever a hostile document does to a parser (panic,
 //! endless work, memory without end, a stack overflow) ends this process, and the parent says so in the document's name.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ fn answer() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn first_line(input: &mut impl Read) -> std::io::Result<String> {
+fn first_line(input: &mut impl BufRead) -> std::io::Result<String> {
     let mut line = Vec::new();
     for byte in input.bytes() {
         match byte? {
