@@ -61,6 +61,7 @@ fn commented_keys_of_the_examples_are_the_defaults() {
     assert_eq!((all.llm.backends.len(), all.embedder.threads), (1, Some(2)), "the samples were taken in");
     assert_eq!(all.zone.take().as_deref(), Some("rack-1"));
     assert_eq!(all.ingest.tenant_priority.remove("acme"), Some(10));
+    assert!(all.cache.redis.take().is_some(), "the sample was taken in");
     assert_eq!(
         (all.llm.gpu_layers.take(), all.llm.routing.fast_model.take().as_deref()),
         (Some(-1), Some("llama3.2:1b"))

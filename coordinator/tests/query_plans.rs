@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
-use coordinator::catalog::jobs::{Finish, JobState, JobsQuery};
+use coordinator::catalog::job_view::JobsQuery;
+use coordinator::catalog::jobs::{Finish, JobState};
 use coordinator::catalog::keys::{KeyRow, Scope};
 use coordinator::catalog::operators::AuditRow;
 use coordinator::catalog::stages::Part;

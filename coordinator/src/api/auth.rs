@@ -43,8 +43,7 @@ pub fn required_scope(method: &Method, route: &str) -> Scope {
                 Scope::Write
             }
         }
-        "/" | "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/tags" | "/api/show"
-        | "/api/version" => Scope::Read,
+        "/api/generate" | "/api/chat" | "/api/embed" | "/api/embeddings" | "/api/tags" | "/api/show" => Scope::Read,
         openai if openai.starts_with("/v1/") => Scope::Read,
         _ => Scope::Admin,
     }

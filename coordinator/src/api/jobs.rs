@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictQuery, json};
-use crate::catalog::jobs::{JobRow, JobState, JobsQuery};
+use crate::catalog::job_view::{JobRow, JobsQuery};
+use crate::catalog::jobs::JobState;
 use crate::error::{Error, Result};
 use crate::services::Services;
 

@@ -94,6 +94,7 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/openapi.json", get(openapi::get_openapi));
     api.merge(openai)
         .merge(ollama)
+        .merge(ollama::open_routes())
         .merge(open)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)

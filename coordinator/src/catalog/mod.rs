@@ -11,6 +11,7 @@
 pub mod document_lock;
 pub mod documents;
 pub mod engine;
+pub mod job_view;
 pub mod jobs;
 pub mod keys;
 pub mod operators;

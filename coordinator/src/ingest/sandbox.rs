@@ -15,6 +15,8 @@ use super::parse::child::{DENIED_MEMORY, Order, Outcome, SUBCOMMAND};
 use super::parse::{ParseError, Parsed};
 use crate::error::{Error, Result};
 
+/// The child's limit counts address space: what is freed has to leave it at once, and no thread may keep some for itself.
+const ALLOCATOR_SETTINGS: &str = "retain:false,dirty_decay_ms:0,muzzy_decay_ms:0,background_thread:false,narenas:1";
 /// Beyond this the child is taken to be stuck: its processor time is bounded, but not how long it waits for a processor.
 const WALL_TIMES: u32 = 5;
 /// Bytes of the child's own words that are kept.
@@ -54,6 +56,7 @@ impl Sandbox {
         let mut child = Command::new(&self.program)
             .arg(SUBCOMMAND)
             .env_clear()
+            .env("MALLOC_CONF", ALLOCATOR_SETTINGS)
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -52,6 +52,9 @@ async fn the_doors_ask_for_keys_and_show_each_tenant_its_own() {
         assert_eq!(c.get(path).await.status, StatusCode::UNAUTHORIZED, "{path}");
         c.call_as(&other, Method::GET, path, None).await.ok();
     }
+    // Ollama's clients look for the server before they send a key.
+    assert_eq!(c.text("/").await.0, StatusCode::OK);
+    c.get("/api/version").await.ok();
     c.stop().await;
 }
 

@@ -61,7 +61,7 @@ async fn an_exhausted_pool_is_told_in_time() {
     let database = Database::postgres().await;
     let options = CatalogOptions {
         pool_size: 1,
-        max_overflow: 0,
+        max_overflow: 1,
         pool_timeout: Duration::from_millis(200),
         ..database.options()
     };
@@ -71,18 +71,18 @@ async fn an_exhausted_pool_is_told_in_time() {
     sqlx::query("LOCK TABLE documents IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.expect("locks");
 
     let wanted = document("default", "d");
-    let (row, ()) = tokio::join!(catalog.document(&wanted), async {
-        // The call above has the only connection, and waits for the table.
-        while catalog.pool_counts().idle > 0 {
+    let (row, other, ()) = tokio::join!(catalog.document(&wanted), catalog.document(&wanted), async {
+        // The calls above have both connections, and wait for the table.
+        while catalog.pool_counts().open < 2 || catalog.pool_counts().idle > 0 {
             tokio::task::yield_now().await;
         }
-        let refused = catalog.check().await.expect_err("there is one connection");
+        let refused = catalog.check().await.expect_err("there are two connections");
         assert!(matches!(refused, CatalogError::Busy { what: "connection is free", .. }), "{refused}");
         assert_eq!(refused.kind(), ErrorKind::Overloaded);
-        assert_eq!((catalog.pool_counts().timeouts, catalog.pool_counts().max), (1, 1));
+        assert_eq!((catalog.pool_counts().timeouts, catalog.pool_counts().max), (1, 2));
         held.rollback().await.expect("lets go");
     });
-    assert_eq!(row.expect("the table is free again"), None);
+    assert_eq!((row.expect("the table is free again"), other.expect("for both")), (None, None));
     catalog.check().await.expect("the connection is free again");
 }
 

@@ -35,8 +35,11 @@ pub(super) fn routes() -> Router<Arc<Services>> {
         .route("/api/embeddings", post(embed::post_embeddings))
         .route("/api/tags", get(models::get_tags))
         .route("/api/show", post(models::post_show))
-        .route("/api/version", get(get_version))
-        .route("/", get(get_root))
+}
+
+/// What clients ask before they have a key to show.
+pub(super) fn open_routes() -> Router<Arc<Services>> {
+    Router::new().route("/api/version", get(get_version)).route("/", get(get_root))
 }
 
 /// What clients ask to see whether anybody is there.

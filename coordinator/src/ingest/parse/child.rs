@@ -59,11 +59,15 @@ fn answer() -> Result<(), Box<dyn std::error::Error>> {
     let mut input = std::io::stdin().lock();
     let order: Order = serde_json::from_str(&first_line(&mut input)?)?;
     bind(&order)?;
+    // Its stack before the document: what does not fit is then the document.
+    let (document, bytes) = std::sync::mpsc::sync_channel::<Vec<u8>>(1);
+    let worker = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        let bytes = bytes.recv().unwrap_or_default();
+        super::parse(&bytes, &order.media_type, &order.file_name)
+    })?;
     let mut bytes = Vec::new();
     input.take(limits::DOCUMENT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
-    let worker = std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(move || super::parse(&bytes, &order.media_type, &order.file_name))?;
+    document.send(bytes)?;
     let outcome: Outcome = worker.join().unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
         let reason = said.unwrap_or("its reader gave up on it").chars().take(REASON_CHARS_MAX).collect();

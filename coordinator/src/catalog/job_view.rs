@@ -1,0 +1,203 @@
+//! Jobs as their tenants and operators see them: listed, cancelled, tried again, forgotten.
+
+use cluster_config::error::ErrorKind;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+use uuid::Uuid;
+
+use super::documents::{DocumentRef, as_stored, parse_job_id};
+use super::jobs::{JobState, document_ref};
+use super::{Catalog, CatalogError, get_u32};
+use crate::clock::unix_ms;
+
+/// Final jobs and idempotency keys are forgotten after this.
+const KEEP_FINAL_MS: i64 = 7 * 24 * 3600 * 1000;
+const KEEP_KEYS_MS: i64 = 24 * 3600 * 1000;
+
+/// A job as asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRow {
+    /// Id.
+    pub job_id: Uuid,
+    /// Its document.
+    pub document: DocumentRef,
+    /// State.
+    pub state: JobState,
+    /// 0..=1.
+    pub progress: f64,
+    /// Why it failed or was cancelled.
+    pub error: Option<(Option<ErrorKind>, String)>,
+    /// Chunks, once known.
+    pub chunk_count: u32,
+    /// Token for reading it, once done.
+    pub session: Option<String>,
+    /// Claims so far.
+    pub attempt: u32,
+    /// Unix milliseconds.
+    pub created_ms: i64,
+    /// Unix milliseconds.
+    pub updated_ms: i64,
+}
+
+/// Which jobs.
+#[derive(Clone, Debug)]
+pub struct JobsQuery<'a> {
+    /// Whose.
+    pub tenant: &'a str,
+    /// In this state only.
+    pub state: Option<JobState>,
+    /// Of this collection only.
+    pub collection_id: Option<u64>,
+    /// With ids after this; empty: from the first.
+    pub after: &'a str,
+    /// At most.
+    pub limit: u32,
+}
+
+const JOB_COLUMNS: &str = "job_id, collection_id, tenant, document_id, state, progress, error_kind, error_message, chunk_count, \
+                           session, attempt, created_ms, updated_ms";
+
+impl Catalog {
+    /// Ends an unfinished job of the tenant by request. `None`: it has no such job; otherwise its row afterwards.
+    pub async fn cancel_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        sqlx::query("UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1 AND tenant = $3")
+            .bind(job_id.to_string())
+            .bind(now)
+            .bind(tenant)
+            .execute(&mut *connection)
+            .await?;
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, error_message = 'cancelled by request',
+                 lease_until_ms = NULL, updated_ms = $2
+             WHERE job_id = $1 AND tenant = $3 AND state NOT IN ('done', 'failed', 'cancelled')",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if changed == 1 {
+            write.commit().await?;
+        } else {
+            // Final, or another tenant's: the document stays as it is.
+            drop(write);
+        }
+        self.job(tenant, job_id).await
+    }
+
+    /// Puts a failed or cancelled job of the tenant back into the queue. `None`: no such job; otherwise its row afterwards.
+    ///
+    /// Errors: `NotRetryable`, where it has not ended badly or its document has been uploaded again or deleted since.
+    pub async fn retry_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        let held = sqlx::query(
+            "UPDATE documents SET state = 'processing', updated_ms = $2 WHERE job_id = $1 AND tenant = $3 AND upload IS NOT NULL",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = 'queued', progress = 0, attempts_before = attempt, cancel_requested = 0, run_after_ms = $2,
+                 error_kind = NULL, error_message = NULL, updated_ms = $2
+             WHERE job_id = $1 AND tenant = $3 AND state IN ('failed', 'cancelled')",
+        )
+        .bind(job_id.to_string())
+        .bind(now)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if held == 1 && changed == 1 {
+            write.commit().await?;
+            return self.job(tenant, job_id).await;
+        }
+        drop(write);
+        match self.job(tenant, job_id).await? {
+            Some(_) => Err(CatalogError::NotRetryable),
+            None => Ok(None),
+        }
+    }
+
+    /// Jobs in the order they were made, after `after`, of all states or of one, of all collections or of one.
+    pub async fn jobs(&self, query: &JobsQuery<'_>) -> Result<Vec<JobRow>, CatalogError> {
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {JOB_COLUMNS} FROM jobs
+             WHERE tenant = $1 AND ($2 = '' OR state = $2) AND ($3 < 0 OR collection_id = $3) AND job_id > $4
+             ORDER BY job_id LIMIT $5"
+        ));
+        let rows = sqlx::query(sql)
+            .bind(query.tenant)
+            .bind(query.state.map_or("", JobState::as_str))
+            .bind(query.collection_id.map_or(-1, as_stored))
+            .bind(query.after)
+            .bind(i64::from(query.limit))
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.iter().map(job_row).collect()
+    }
+
+    /// A job of the tenant.
+    pub async fn job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {JOB_COLUMNS} FROM jobs WHERE job_id = $1 AND tenant = $2"));
+        let row = sqlx::query(sql).bind(job_id.to_string()).bind(tenant).fetch_optional(&mut *connection).await?;
+        row.as_ref().map(job_row).transpose()
+    }
+
+    /// Jobs by state, for the gauge.
+    pub async fn job_counts(&self) -> Result<Vec<(JobState, i64)>, CatalogError> {
+        let mut connection = self.read().await?;
+        let rows = sqlx::query("SELECT state, count(*) FROM jobs GROUP BY state").fetch_all(&mut *connection).await?;
+        let mut counts = Vec::new();
+        for row in rows {
+            if let Some(state) = JobState::parse(&row.try_get::<String, _>(0)?) {
+                counts.push((state, row.try_get(1)?));
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
+    pub(super) async fn prune(&self) -> Result<(), CatalogError> {
+        let now = unix_ms();
+        let mut write = self.write().await?;
+        let connection = &mut *write.transaction;
+        sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < $1")
+            .bind(now - KEEP_FINAL_MS)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("DELETE FROM idempotency_keys WHERE created_ms < $1")
+            .bind(now - KEEP_KEYS_MS)
+            .execute(&mut *connection)
+            .await?;
+        write.commit().await
+    }
+}
+
+fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
+    let state: String = row.try_get("state")?;
+    let kind: Option<String> = row.try_get("error_kind")?;
+    let message: Option<String> = row.try_get("error_message")?;
+    Ok(JobRow {
+        job_id: parse_job_id(&row.try_get::<String, _>("job_id")?)?,
+        document: document_ref(row)?,
+        state: JobState::parse(&state).ok_or_else(|| CatalogError::Failed(format!("job state {state:?}")))?,
+        progress: row.try_get("progress")?,
+        error: message.map(|message| (kind.as_deref().and_then(ErrorKind::parse), message)),
+        chunk_count: get_u32(row, "chunk_count")?,
+        session: row.try_get("session")?,
+        attempt: get_u32(row, "attempt")?,
+        created_ms: row.try_get("created_ms")?,
+        updated_ms: row.try_get("updated_ms")?,
+    })
+}
