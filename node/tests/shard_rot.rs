@@ -37,7 +37,8 @@ fn fill(shard: &Shard, log: &mut LogWriter) {
     let mut rng = rng(11);
     let write = |log: &mut LogWriter, operations| commit(shard, &[log.entry(operations)]);
     let document = |number: usize, rng: &mut rand::rngs::StdRng| {
-        let metadata = format!(r#"{{"year": {}, "tag": "t{}", "flag": {}}}"#, number % 7, number % 3, number % 2 == 0);
+        let metadata =
+            format!(r#"{{"year": {}, "tag": "t{}", "flag": {}}}"#, number % 7, number % 3, number.is_multiple_of(2));
         Operation::PutDocument {
             key: key(&format!("d{number}")),
             title: format!("title {number}"),

@@ -49,7 +49,10 @@ pub fn main() -> ExitCode {
     match answer() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("parse: {error}");
+            let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            // A document that cannot even be read is refused by the reader, not by the allocator.
+            let told = if kind == Some(std::io::ErrorKind::OutOfMemory) { DENIED_MEMORY } else { "parse" };
+            eprintln!("{told}: {error}");
             ExitCode::FAILURE
         }
     }
