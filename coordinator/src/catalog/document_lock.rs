@@ -27,7 +27,7 @@ pub(super) struct DocumentLocks {
 
 /// The document is its holder's until this is dropped.
 pub struct DocumentLock<'a> {
-    // Fields are dropped in this order: the next one in this process finds the database's lock free.
+    // Dropped in this order. The transaction ends when its connection goes back to the pool, so the next one here may still wait for a moment.
     _elsewhere: Option<(Transaction<'static, Any>, SemaphorePermit<'a>)>,
     _here: MutexGuard<'a, ()>,
 }
