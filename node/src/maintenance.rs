@@ -13,8 +13,10 @@ use crate::pool::Pool;
 use crate::shard::{Maintenance, Shard, ShardError};
 use crate::vector::Cancel;
 
-/// Between two looks at what the shard needs.
-const INTERVAL: Duration = Duration::from_millis(500);
+/// Between two looks at what the shard needs: what is written meanwhile, each search compares exactly.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// After a step that was not acknowledged.
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(500);
 /// After a training or measurement that failed: it cost seconds of a core and may well fail again.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Longest wait for one entry to be acknowledged.
@@ -25,7 +27,8 @@ pub async fn run(copy: Arc<Copy>, training_pool: Pool) {
     while !copy.stop.is_cancelled() {
         let work = copy.handle.is_primary().then(|| copy.shard.next_maintenance()).flatten();
         let pause = match work {
-            None | Some(Maintenance::IndexUpTo { .. }) => INTERVAL,
+            None => INTERVAL,
+            Some(Maintenance::IndexUpTo { .. }) => PAUSE_AFTER_REFUSAL,
             Some(Maintenance::Train | Maintenance::MeasureEffort) => PAUSE_AFTER_FAILURE,
         };
         let worked = match work {

@@ -1,9 +1,10 @@
 //! The index grows by logged steps, and is rebuilt by the same steps.
 //!
-//! FAISS assigns a batch of vectors to lists by matrix products whose rounding depends on the batch, so a copy that rebuilds its
-//! index must add the same rows in the same batches as the copies that grew theirs. Hence the steps are recorded, and the reduced
-//! vectors are stored as they were when they were first added.
+//! A copy that rebuilds its index must come to the one that the others grew. Hence the steps are recorded, and the reduced vectors are
+//! stored as they were when they were first added. Where one step ends and the next begins makes no difference to the index
+//! (see [`IvfIndex`]), so a rebuild takes many small steps together.
 
+use cluster_config::limits::INDEX_STEP_ROWS_MAX;
 use half::f16;
 
 use super::keys;
@@ -76,10 +77,10 @@ pub(crate) fn replay(
 ) -> Result<IvfIndex, StorageError> {
     let number = generation.number();
     let value_bytes = 2 * generation.parameters().reduced_dim as usize;
-    for (row_start, row_end) in steps {
+    for (row_start, row_end) in together(steps) {
         let mut rows = Vec::new();
         let mut values = Vec::new();
-        let (start, end) = (keys::reduced(number, *row_start), keys::reduced(number, *row_end));
+        let (start, end) = (keys::reduced(number, row_start), keys::reduced(number, row_end));
         store.scan(Family::Reduced, &start, Some(end.to_vec()), |key, value| {
             if value.len() != value_bytes {
                 return Err(corrupt("reduced vector", &format!("{} bytes, expected {value_bytes}", value.len())));
@@ -93,4 +94,30 @@ pub(crate) fn replay(
         }
     }
     Ok(index)
+}
+
+/// The same rows in as few steps as [`INDEX_STEP_ROWS_MAX`] allows: each copies the index once.
+fn together(steps: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (row_start, row_end) in steps {
+        match joined.last_mut() {
+            Some((first, end)) if row_end - *first <= INDEX_STEP_ROWS_MAX => *end = *row_end,
+            _ => joined.push((*row_start, *row_end)),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_steps_are_taken_together_and_none_grows_too_large() {
+        assert_eq!(together(&[]), []);
+        assert_eq!(together(&[(300, 556), (556, 900)]), [(300, 900)]);
+        let half = INDEX_STEP_ROWS_MAX / 2;
+        let steps = [(0, half), (half, 2 * half), (2 * half, 2 * half + 1)];
+        assert_eq!(together(&steps), [(0, 2 * half), (2 * half, 2 * half + 1)]);
+    }
 }

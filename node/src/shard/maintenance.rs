@@ -58,10 +58,11 @@ pub struct MaintenanceInput {
 const QUIET: Duration = Duration::from_secs(1);
 /// Nothing was written for this long before efforts are measured.
 const IDLE: Duration = Duration::from_secs(5);
-/// A tail shorter than this is compared exactly in well under a millisecond; indexing it during a load is not worth a log entry.
-const TAIL_ROWS_MIN: u64 = 2048;
-/// During a load the tail may grow to this share of the indexed rows, because each step copies the index once.
-const TAIL_SHARE: u64 = 8;
+/// A tail shorter than this costs a search a few tens of microseconds; indexing it during a load is not worth a log entry.
+const TAIL_ROWS_MIN: u64 = 256;
+/// During a load the tail may grow to this share of the indexed rows: every search compares it exactly, and each step copies the
+/// index once. So many rows cost about twice as much to encode as the index does to copy.
+const TAIL_SHARE: u64 = 256;
 /// During a load, training waits for this many times the floor: a generation trained on the first tenth of a corpus fits it worse
 /// than one trained on most of it, and exact search over so few rows still takes only milliseconds.
 const FLOORS_WITHOUT_PAUSE: u64 = 4;
@@ -184,10 +185,10 @@ mod tests {
                 ..input()
             })
         };
-        assert_eq!(tail(0, 2047, BUSY), None);
-        assert_eq!(tail(0, 2048, BUSY), Some(Maintenance::IndexUpTo { generation: 3, row_end: 2048 }));
-        assert_eq!(tail(80_000, 9_999, BUSY), None);
-        assert_eq!(tail(80_000, 10_000, BUSY), Some(Maintenance::IndexUpTo { generation: 3, row_end: 90_000 }));
+        assert_eq!(tail(0, 255, BUSY), None);
+        assert_eq!(tail(0, 256, BUSY), Some(Maintenance::IndexUpTo { generation: 3, row_end: 256 }));
+        assert_eq!(tail(256_000, 999, BUSY), None);
+        assert_eq!(tail(256_000, 1000, BUSY), Some(Maintenance::IndexUpTo { generation: 3, row_end: 257_000 }));
         assert_eq!(tail(80_000, 1, BUSY), None);
         assert_eq!(tail(80_000, 1, QUIET), Some(Maintenance::IndexUpTo { generation: 3, row_end: 80_001 }));
         assert_eq!(tail(80_000, 0, QUIET), None);

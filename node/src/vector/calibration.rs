@@ -4,6 +4,8 @@
 //! finer one is measured on those ([`super::measure`]) and takes its place. The table is honest about what was measured, not about
 //! the future: rows written later may lie elsewhere, which is why it is measured again as the shard grows.
 
+use std::ops::RangeInclusive;
+
 use cluster_config::search::EffortRung;
 
 use super::cost::Costs;
@@ -56,31 +58,47 @@ impl Calibration {
     /// Between two measured numbers of lists recall and codes are taken as straight lines. Recall bends towards fewer lists, so
     /// the true one lies above the line.
     pub(super) fn effort_for(&self, recall: f32, costs: &Costs, rows: u64) -> Option<EffortRung> {
-        let cost = |rung: &EffortRung| {
-            let codes = f64::from(rung.codes_share) * rows as f64;
-            costs.index_ns(f64::from(rung.nprobe), codes, f64::from(rung.oversample) * RECALL_AT as f64)
-        };
-        let ladders = self.rungs.chunk_by(|a, b| a.oversample == b.oversample);
-        ladders.filter_map(|ladder| climb(ladder, recall)).min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        cheapest(&self.rungs, recall, costs, rows)
     }
 
-    /// Lists to probe by default, with candidates re-scored at `oversample`: as few as reach [`RECALL_DEFAULT`], within
-    /// [`CODES_SHARE_DEFAULT_MAX`] of the codes; a quarter of the lists where nothing was measured.
-    pub(super) fn nprobe_default(&self, oversample: f32, nlist: u32) -> u32 {
-        let affordable: Vec<EffortRung> = self.affordable(oversample).copied().collect();
-        let rung = climb(&affordable, RECALL_DEFAULT).or_else(|| affordable.last().copied());
-        rung.map_or(nlist.div_ceil(4), |rung| rung.nprobe).max(1)
+    /// The effort where none was asked for: the cheapest that reaches [`RECALL_DEFAULT`] within [`CODES_SHARE_DEFAULT_MAX`] of the
+    /// codes, with an oversample in the range; where none does, the one that finds the most. `None` where nothing was measured.
+    ///
+    /// More rows need deeper candidates, not only more lists: among a million rows more codes lie as near as the best rows' own.
+    pub(super) fn effort_default(
+        &self,
+        oversamples: RangeInclusive<f32>,
+        costs: &Costs,
+        rows: u64,
+    ) -> Option<EffortRung> {
+        let affordable: Vec<EffortRung> = self.affordable(oversamples).copied().collect();
+        cheapest(&affordable, RECALL_DEFAULT, costs, rows)
+            .or_else(|| affordable.into_iter().rev().max_by(|a, b| a.recall.total_cmp(&b.recall)))
     }
 
     /// Best recall within what the default effort may scan; `None` where nothing was measured.
-    pub(crate) fn recall_default(&self, oversample: f32) -> Option<f32> {
-        self.affordable(oversample).map(|rung| rung.recall).max_by(f32::total_cmp)
+    pub(crate) fn recall_default(&self, oversample_min: f32) -> Option<f32> {
+        self.affordable(oversample_min..=f32::INFINITY).map(|rung| rung.recall).max_by(f32::total_cmp)
     }
 
-    fn affordable(&self, oversample: f32) -> impl Iterator<Item = &EffortRung> {
-        let step = OVERSAMPLES.iter().rev().find(|step| **step <= oversample).unwrap_or(&OVERSAMPLES[0]);
-        self.rungs.iter().filter(|rung| rung.oversample == *step && rung.codes_share <= CODES_SHARE_DEFAULT_MAX)
+    /// The range begins at the measured step below its start.
+    fn affordable(&self, oversamples: RangeInclusive<f32>) -> impl Iterator<Item = &EffortRung> {
+        let (least, most) = oversamples.into_inner();
+        let least = *OVERSAMPLES.iter().rev().find(|step| **step <= least).unwrap_or(&OVERSAMPLES[0]);
+        let is_in_range = move |oversample: f32| oversample == least || (least..=most).contains(&oversample);
+        let rungs = self.rungs.iter().filter(|rung| rung.codes_share <= CODES_SHARE_DEFAULT_MAX);
+        rungs.filter(move |rung| is_in_range(rung.oversample))
     }
+}
+
+/// The cheapest of the ladders' efforts for a recall, in an index of so many rows.
+fn cheapest(rungs: &[EffortRung], recall: f32, costs: &Costs, rows: u64) -> Option<EffortRung> {
+    let cost = |rung: &EffortRung| {
+        let codes = f64::from(rung.codes_share) * rows as f64;
+        costs.index_ns(f64::from(rung.nprobe), codes, f64::from(rung.oversample) * RECALL_AT as f64)
+    };
+    let ladders = rungs.chunk_by(|a, b| a.oversample == b.oversample);
+    ladders.filter_map(|ladder| climb(ladder, recall)).min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
 /// The least effort on a ladder of one oversample that reaches the recall.
@@ -116,12 +134,36 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_the_least_that_is_good_enough() {
-        assert_eq!(ladder().nprobe_default(10.0, 100), 16);
-        assert_eq!(ladder().nprobe_default(19.0, 100), 16, "the step below what is asked");
-        assert_eq!(ladder().nprobe_default(5.0, 100), 32, "not good enough: the most that is affordable");
-        assert_eq!(Calibration::default().nprobe_default(10.0, 100), 25);
-        assert_eq!(Calibration::default().nprobe_default(10.0, 1), 1);
+    fn the_default_is_the_cheapest_that_is_good_enough() {
+        let costs = Costs { code_ns: 5.0, list_ns: 0.0, row_ns: 100.0 };
+        let chosen = |calibration: &Calibration, oversamples| {
+            let rung = calibration.effort_default(oversamples, &costs, 10_000);
+            rung.map(|rung| (rung.nprobe, rung.oversample))
+        };
+        for (oversamples, expected, why) in [
+            (10.0..=10.0, (16, 10.0), "the least that reaches 0.99"),
+            (10.0..=1000.0, (16, 10.0), "nothing deeper was measured"),
+            (19.0..=19.0, (16, 10.0), "the step below what is asked"),
+            (5.0..=5.0, (32, 5.0), "not good enough: the most that is affordable"),
+            (5.0..=1000.0, (16, 10.0), "deeper candidates reach what more lists do not"),
+        ] {
+            assert_eq!(chosen(&ladder(), oversamples), Some(expected), "{why}");
+        }
+        assert_eq!(chosen(&Calibration::default(), 10.0..=10.0), None);
+        // A shard of 250,000 rows: at ten candidates a result no affordable number of lists is enough.
+        let large = Calibration::new(vec![
+            rung(50, 10.0, 0.93, 0.05),
+            rung(200, 10.0, 0.947, 0.22),
+            rung(50, 20.0, 0.97, 0.05),
+            rung(200, 20.0, 0.98, 0.22),
+            rung(50, 50.0, 0.991, 0.05),
+            rung(200, 50.0, 0.998, 0.22),
+        ]);
+        assert_eq!(chosen(&large, 10.0..=10.0), Some((200, 10.0)), "who names the depth gets no other");
+        assert_eq!(chosen(&large, 10.0..=20.0), Some((200, 20.0)));
+        assert_eq!(chosen(&large, 10.0..=1000.0), Some((50, 50.0)));
+        let flat = Calibration::new(vec![rung(4, 10.0, 0.9, 0.1), rung(8, 10.0, 0.9, 0.2), rung(4, 20.0, 0.9, 0.1)]);
+        assert_eq!(chosen(&flat, 10.0..=1000.0), Some((4, 10.0)), "of equals the least");
         assert_eq!(ladder().recall_default(10.0), Some(0.994), "the rung above scans too much");
         assert_eq!(Calibration::default().recall_default(10.0), None);
     }

@@ -105,7 +105,7 @@ pub fn search_rows(
 /// What the knobs ask of the index; `None` for exact search.
 ///
 /// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the collection's setting, which wins over what was
-/// measured. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
+/// measured; a collection that names its `nprobe` also means its `oversample`, any other deepens it where that finds more. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
 fn choose_effort(
     index: &IvfIndex,
     measured: Option<&Calibration>,
@@ -118,15 +118,18 @@ fn choose_effort(
         return None;
     }
     let parameters = index.generation().parameters();
-    let mut oversample = spec.oversample;
-    let mut nprobe = match measured {
-        Some(measured) if spec.nprobe.is_none() => measured.nprobe_default(oversample, parameters.nlist),
-        _ => parameters.nprobe,
-    };
+    let costs = Costs::of(&parameters);
+    let efforts = measured.unwrap_or_else(|| index.generation().calibration());
+    let oversample_named = knobs.oversample.filter(|asked| !asked.is_nan());
+    let (mut nprobe, mut oversample) = (parameters.nprobe, spec.oversample);
+    if spec.nprobe.is_none() && knobs.nprobe.is_none() {
+        let oversamples = oversample_named.map_or(oversample..=OVERSAMPLE_MAX, |named| named..=named);
+        if let Some(rung) = efforts.effort_default(oversamples, &costs, index.len()) {
+            (nprobe, oversample) = (rung.nprobe, rung.oversample.max(oversample));
+        }
+    }
     if let Some(recall) = knobs.target_recall {
-        let efforts = measured.unwrap_or_else(|| index.generation().calibration());
-        let rung = efforts.effort_for(recall, &Costs::of(&parameters), index.len());
-        match rung {
+        match efforts.effort_for(recall, &costs, index.len()) {
             Some(rung) => (nprobe, oversample) = (rung.nprobe, rung.oversample),
             None if knobs.nprobe.is_none() && knobs.oversample.is_none() => return None,
             None => {}
@@ -136,7 +139,7 @@ fn choose_effort(
         Some(nprobe) => nprobe.clamp(1, parameters.nlist),
         None => widen_nprobe(nprobe, allowed, index.len(), parameters.nlist),
     };
-    let oversample = knobs.oversample.filter(|asked| !asked.is_nan()).unwrap_or(oversample).clamp(1.0, OVERSAMPLE_MAX);
+    let oversample = oversample_named.unwrap_or(oversample).clamp(1.0, OVERSAMPLE_MAX);
     let candidates = (fetch_k as f64 * f64::from(oversample)).ceil() as usize;
     Some(Effort { nprobe, candidates: candidates.clamp(fetch_k, RESCORE_MAX as usize) })
 }

@@ -8,6 +8,7 @@ use cluster_config::limits::{TRAINING_BYTES_MAX, TRAINING_ROWS_MAX};
 use cluster_config::units::ByteSize;
 
 use super::calibration::{Calibration, results_that_count};
+use super::cost::Costs;
 use super::ffi::{self, IvfPq};
 use super::generation::{Generation, GenerationParameters};
 use super::ivf::IvfIndex;
@@ -86,7 +87,12 @@ impl Generation {
             .ok_or_else(|| VectorError::Faiss("a generation in training is shared".into()))?;
         parameters.nprobe = match spec.index.nprobe {
             Some(nprobe) => nprobe.clamp(1, parameters.nlist),
-            None => calibration.nprobe_default(spec.index.oversample, parameters.nlist),
+            None => {
+                let oversamples = spec.index.oversample..=spec.index.oversample;
+                let effort = calibration.effort_default(oversamples, &Costs::of(&parameters), rows_expected);
+                // A quarter of the lists where the sample was too small to measure on.
+                effort.map_or(parameters.nlist.div_ceil(4), |rung| rung.nprobe)
+            }
         };
         generation.parameters = parameters;
         generation.calibration = calibration;
