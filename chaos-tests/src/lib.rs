@@ -20,6 +20,7 @@ pub mod nemesis;
 pub mod nginx;
 pub mod observer;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod redis;

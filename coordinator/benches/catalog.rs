@@ -5,12 +5,10 @@
 
 use std::time::{Duration, Instant};
 
+use chaos_tests::postgres::PostgresServer;
 use coordinator::catalog::tenants::UsageRow;
 use coordinator::catalog::{Catalog, CatalogOptions};
 use sqlx::{AnyConnection, Connection};
-
-#[path = "../tests/support/postgres.rs"]
-mod postgres_server;
 
 const ROUNDS: usize = 5;
 const ROWS: usize = 500;
@@ -23,7 +21,7 @@ fn main() {
     runtime.block_on(async {
         let dir = tempfile::tempdir().expect("scratch directory");
         measure("sqlite", &format!("sqlite://{}", dir.path().join("catalog.db").display())).await;
-        let server = postgres_server::PostgresServer::start().await;
+        let server = PostgresServer::start().await.expect("postgres starts");
         measure("postgres", &server.url()).await;
     });
 }
@@ -60,11 +58,13 @@ async fn measure(engine: &str, url: &str) {
     catalog.close().await;
 
     sqlx::any::install_default_drivers();
-    let mut connection = AnyConnection::connect(url).await.expect("connects");
+    // One for each: a connection that has a statement prepared uses it, whatever a later query asks for.
+    let mut forgetful = AnyConnection::connect(url).await.expect("connects");
+    let mut remembering = AnyConnection::connect(url).await.expect("connects");
     let (mut unprepared, mut prepared) = (Duration::MAX, Duration::MAX);
     for _ in 0..ROUNDS {
-        unprepared = unprepared.min(look_up(&mut connection, false).await);
-        prepared = prepared.min(look_up(&mut connection, true).await);
+        unprepared = unprepared.min(look_up(&mut forgetful, false).await);
+        prepared = prepared.min(look_up(&mut remembering, true).await);
     }
     report(engine, "lookups", LOOKUPS, ("prepared each time", unprepared), ("prepared once", prepared));
 }

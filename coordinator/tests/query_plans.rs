@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use chaos_tests::postgres::PostgresServer;
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
 use coordinator::catalog::job_view::JobsQuery;
@@ -20,9 +21,6 @@ use sqlx::{AnyConnection, Connection, Executor, Row};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use uuid::Uuid;
-
-#[path = "support/postgres.rs"]
-mod postgres_server;
 
 /// Statements that read a whole table on purpose: small tables, gauges, and the nightly count.
 const WHOLE_TABLE: [&str; 6] = [
@@ -82,7 +80,7 @@ async fn every_statement_uses_an_index() {
         assert!(!scans, "{statement}\n{plan:#?}");
     }
 
-    let server = postgres_server::PostgresServer::start().await;
+    let server = PostgresServer::start().await.expect("postgres starts");
     let caught = use_everything(&server.url(), &statements).await;
     let mut connection = AnyConnection::connect(&server.url()).await.expect("connects");
     connection.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan").await.expect("sets");

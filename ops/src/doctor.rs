@@ -1,7 +1,7 @@
 //! `susui doctor`: what is not as it should be. So far of the catalog's database: its settings against the shipped profile, its pool,
 //! its upkeep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use cluster_config::units::ByteSize;
@@ -22,6 +22,13 @@ const MAINTENANCE_BYTES_MAX: f64 = (1_u64 << 30) as f64;
 const TOLERANCE: f64 = 1.5;
 /// The upkeep runs daily: two days without it are too many.
 const UPKEEP_AGE_MAX_MS: i64 = 2 * 24 * 3600 * 1000;
+
+const SETTING_HINT: &str =
+    "settings: put ops/deploy/postgres/susui.conf where include_dir of postgresql.conf points to, and restart Postgres";
+const CONNECTIONS_HINT: &str = "connections: raise max_connections, or lower pool_size and max_overflow in [catalog]";
+const TIMEOUTS_HINT: &str = "timeouts: raise pool_size in [catalog], or add coordinators";
+const UPKEEP_HINT: &str =
+    "upkeep: the coordinator's log says why it did not run; POST /api/v1/catalog/upkeep runs it now";
 
 /// Compare the catalog's database with what is advised
 ///
@@ -78,6 +85,8 @@ struct Finding {
     live: String,
     advised: String,
     fine: bool,
+    /// What to do where it is not.
+    hint: &'static str,
 }
 
 /// Runs the verb.
@@ -105,13 +114,15 @@ fn examine(catalog: &Catalog, memory: ByteSize, now_ms: i64) -> Vec<Finding> {
             live: catalog.pool.max.to_string(),
             advised: format!("below max_connections, {}", connections.value),
             fine: connections.value.parse().is_ok_and(|max: u32| catalog.pool.max < max),
+            hint: CONNECTIONS_HINT,
         });
     }
     findings.push(Finding {
         what: "waits for a connection that timed out".into(),
         live: catalog.pool.timeouts.to_string(),
-        advised: "0; otherwise raise pool_size, or add coordinators".into(),
+        advised: "0".into(),
         fine: catalog.pool.timeouts == 0,
+        hint: TIMEOUTS_HINT,
     });
     for upkeep in &catalog.upkeep {
         let age_ms = now_ms - upkeep.ran_ms;
@@ -120,6 +131,7 @@ fn examine(catalog: &Catalog, memory: ByteSize, now_ms: i64) -> Vec<Finding> {
             live: if upkeep.ran_ms == 0 { "never ran".into() } else { format!("{} h ago", age_ms / 3_600_000) },
             advised: "within two days".into(),
             fine: age_ms <= UPKEEP_AGE_MAX_MS,
+            hint: UPKEEP_HINT,
         });
     }
     findings
@@ -132,11 +144,17 @@ fn profile() -> BTreeMap<&'static str, &'static str> {
 }
 
 fn compare(setting: &Setting, advised: &str, memory: ByteSize) -> Finding {
+    let finding = |live: String, advised: String, fine: bool| Finding {
+        what: setting.name.clone(),
+        live,
+        advised,
+        fine,
+        hint: SETTING_HINT,
+    };
     let live = in_bytes(&setting.value, &setting.unit);
     let (Some(live_number), Some(advised_number)) = (live, as_number(advised)) else {
         // Words: on, off.
-        let fine = setting.value == advised;
-        return Finding { what: setting.name.clone(), live: setting.value.clone(), advised: advised.into(), fine };
+        return finding(setting.value.clone(), advised.into(), setting.value == advised);
     };
     let mut wanted = advised_number;
     if BY_MEMORY.contains(&setting.name.as_str()) {
@@ -146,7 +164,7 @@ fn compare(setting: &Setting, advised: &str, memory: ByteSize) -> Finding {
         wanted = wanted.min(MAINTENANCE_BYTES_MAX);
     }
     let fine = live_number <= wanted * TOLERANCE && live_number >= wanted / TOLERANCE;
-    Finding { what: setting.name.clone(), live: shown(live_number, setting), advised: shown(wanted, setting), fine }
+    finding(shown(live_number, setting), shown(wanted, setting), fine)
 }
 
 fn shown(number: f64, setting: &Setting) -> String {
@@ -181,7 +199,13 @@ fn findings_text(engine: &str, findings: &[Finding]) -> String {
     let rows = findings
         .iter()
         .map(|finding| row([if finding.fine { "ok" } else { "!!" }, &finding.what, &finding.live, &finding.advised]));
-    format!("catalog on {engine}\n{}", table(&header.chain(rows).collect::<Vec<_>>()))
+    let mut text = format!("catalog on {engine}\n{}", table(&header.chain(rows).collect::<Vec<_>>()));
+    let hints: BTreeSet<&str> = findings.iter().filter(|finding| !finding.fine).map(|finding| finding.hint).collect();
+    for hint in hints {
+        text.push_str("\n");
+        text.push_str(hint);
+    }
+    text
 }
 
 #[cfg(test)]

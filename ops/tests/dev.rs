@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use chaos_tests::ports::free_port_range;
 use serde_json::Value;
 
+/// Ports that `susui dev up` may take from its base port on.
+const PORTS: u16 = 30;
 const SUSUI: &str = env!("CARGO_BIN_EXE_susui");
 
 /// A directory with a cluster in it that is stopped when the test ends, however it ends.
@@ -28,7 +31,7 @@ impl Dev {
         }
         std::fs::create_dir(dir.path().join("model")).expect("creates");
         std::fs::write(dir.path().join("model/model.safetensors"), "").expect("writes");
-        Self { base_port: free_base_port(), dir }
+        Self { base_port: free_port_range(PORTS).expect("free ports"), dir }
     }
 
     fn data_dir(&self) -> PathBuf {
@@ -76,18 +79,6 @@ impl Drop for Dev {
 
 fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or_else(|_| panic!("not JSON: {}", String::from_utf8_lossy(bytes)))
-}
-
-/// A base port whose whole range is free now.
-fn free_base_port() -> u16 {
-    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    for _ in 0..100 {
-        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port").local_addr().expect("bound").port();
-        if (1024..65_000).contains(&probe) && (probe..probe + 30).all(free) {
-            return probe;
-        }
-    }
-    panic!("no 30 free ports in a row");
 }
 
 fn exists(pid: u64) -> bool {
@@ -180,11 +171,13 @@ fn a_process_that_dies_at_start_is_reported_with_its_log() {
 #[test]
 fn a_foreign_listener_and_a_contradiction_are_named() {
     let dev = Dev::new();
-    let port = dev.base_port + 11;
+    // The coordinator's, which is started last.
+    let port = dev.base_port;
     let foreign = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("free");
     let up = dev.up();
     assert_exit(&up, 1);
     assert!(String::from_utf8_lossy(&up.stderr).contains(&format!("port {port}")));
+    assert!(dev.pids().is_empty(), "nothing is started where something cannot be");
     drop(foreign);
     // The directory is made by now: another number of nodes contradicts it.
     assert_exit(&dev.run(&["up", "--nodes", "5"]), 2);

@@ -24,7 +24,7 @@ pub(super) async fn generate(
     deadline: Instant,
 ) -> Result<Generation, GenerateError> {
     let Some(answers) = &services.answers else { return ask_model(services, caller, request, deadline).await };
-    let key = answers.key(&services.llm.models(), &request);
+    let key = answers.key(&services.llm.identities(), &request);
     if let Some(kept) = answers.get(&key).await {
         return Ok(replay(&kept));
     }

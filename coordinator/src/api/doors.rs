@@ -124,7 +124,7 @@ pub(super) fn models(services: &Services) -> Vec<String> {
     });
     let mut names: Vec<String> = askable.map(|collection| model_of(&collection.spec.name)).collect();
     names.sort();
-    let mut served: Vec<String> = services.llm.models().into_iter().map(|(_, model)| model).collect();
+    let mut served: Vec<String> = services.llm.identities().into_iter().map(|backend| backend.model).collect();
     served.sort();
     served.dedup();
     names.extend(served);

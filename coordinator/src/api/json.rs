@@ -125,12 +125,11 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     };
     let (path, error) = failed;
     let problem = error.to_string();
+    let place = if matches!(path.as_str(), "" | "." | "?") { "body".to_owned() } else { path };
     if error.is_syntax() || error.is_eof() {
         let hint = "send one JSON value; NaN and Infinity are not JSON";
-        let place = if matches!(path.as_str(), "" | "." | "?") { "body".to_owned() } else { path };
         return Err(Error::field(place, format!("malformed JSON: {problem}"), hint));
     }
-    let place = if matches!(path.as_str(), "" | "." | "?") { "body".to_owned() } else { path };
     let hint = if problem.starts_with("unknown field") {
         "remove the field; /openapi.json lists the known ones"
     } else {

@@ -14,6 +14,7 @@ use super::key::CacheKey;
 use super::metrics::{CacheMetrics, Kind, Tier};
 use super::redis::SharedCache;
 use crate::generate::GenerateRequest;
+use crate::generate::backend::Identity;
 
 /// Longest text that is kept; longer ones are rare and push many others out.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -57,8 +58,8 @@ impl AnswerCache {
         Self { memory, shared, backends, metrics }
     }
 
-    /// The key of what is asked while the pool has these backends, by name and model: some may have been added at run time.
-    pub fn key(&self, members: &[(String, String)], request: &GenerateRequest) -> CacheKey {
+    /// The key of what is asked while the pool has these backends: some may have been added at run time.
+    pub fn key(&self, members: &[Identity], request: &GenerateRequest) -> CacheKey {
         CacheKey::of_answer(&self.backends, members, request)
     }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::generate::backend::Identity;
 use crate::generate::{AnswerFormat, GenerateOptions, GenerateRequest};
 use crate::retrieve::RetrievalOptions;
 use crate::retrieve::plan::PreferCopy;
@@ -71,8 +72,8 @@ struct AnswerIdentity<'a> {
     tenant: &'a str,
     /// The configuration of the backends.
     backends: &'a str,
-    /// Names and models of the backends that there are.
-    members: BTreeSet<&'a (String, String)>,
+    /// The backends that there are.
+    members: BTreeSet<&'a Identity>,
     model: Option<&'a str>,
     /// The whole prompt, instructions and sources included: the text depends on nothing else of the index.
     messages: Vec<(&'static str, &'a str)>,
@@ -121,7 +122,7 @@ impl CacheKey {
 
     /// The key of the text that the backends write for a request. The prompt holds the retrieved text itself, so that an
     /// answer made of text that has changed since cannot be found.
-    pub fn of_answer(backends: &str, members: &[(String, String)], request: &GenerateRequest) -> Self {
+    pub fn of_answer(backends: &str, members: &[Identity], request: &GenerateRequest) -> Self {
         let GenerateOptions { max_tokens, temperature, top_k, top_p, seed, stop, gpu_layers, format } =
             &request.options;
         Self::of(&AnswerIdentity {
@@ -333,7 +334,10 @@ mod tests {
             messages: vec![Message { role: Role::User, content: content.into() }],
             ..GenerateRequest::default()
         };
-        let members = [("b1".to_owned(), "m1".to_owned()), ("b2".to_owned(), "m2".to_owned())];
+        let member =
+            |name: &str, url: &str, model: &str| Identity { name: name.into(), url: url.into(), model: model.into() };
+        let members = [member("b1", "http://a", "m1"), member("b2", "http://a", "m2")];
+        let moved = [member("b1", "http://b", "m1"), member("b2", "http://a", "m2")];
         let key = |request: GenerateRequest| CacheKey::of_answer("b", &members, &request);
         let base = key(request("q"));
         let with = |options: GenerateOptions| key(GenerateRequest { options, ..request("q") });
@@ -341,6 +345,7 @@ mod tests {
             ("tenant", key(GenerateRequest { tenant: "u".into(), ..request("q") })),
             ("backends", CacheKey::of_answer("c", &members, &request("q"))),
             ("members", CacheKey::of_answer("b", &members[..1], &request("q"))),
+            ("a member's url", CacheKey::of_answer("b", &moved, &request("q"))),
             ("prompt", key(request("r"))),
             ("model", key(GenerateRequest { model: Some("m".into()), ..request("q") })),
             ("tokens", with(GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() })),

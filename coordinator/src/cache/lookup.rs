@@ -26,6 +26,21 @@ const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
 /// a lease costs; a search that takes longer is better asked twice than waited for.
 const LEASE_PAUSES_MS: [u64; 5] = [4, 6, 10, 15, 25];
 
+/// What is looked up, and what a lookup may need to confirm it.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The primaries are asked through it.
+    pub client: &'a dyn NodeClient,
+    /// Which shards there are, and who their primaries are.
+    pub view: &'a ClusterView,
+    /// Searched.
+    pub collection: CollectionId,
+    /// Of the search.
+    pub key: &'a CacheKey,
+    /// How old a result may be, and what the session has seen.
+    pub options: &'a RetrievalOptions,
+}
+
 /// What a lookup led to.
 pub enum Looked {
     /// The stored result.
@@ -55,17 +70,9 @@ impl RetrievalCache {
     /// Eventual reads accept a word of the primary that is at most `max_staleness` old; session reads ask now, and the session's own
     /// positions must have been reached. Strong reads never come here: a primary's word alone does not confirm that it still is one.
     /// Never fails: what cannot be confirmed is not served.
-    pub async fn look_up(
-        &self,
-        client: &dyn NodeClient,
-        view: &ClusterView,
-        collection: CollectionId,
-        key: &CacheKey,
-        options: &RetrievalOptions,
-    ) -> Option<Retrieved> {
-        let asked = Asked { client, view, collection, key, options };
+    pub async fn look_up(&self, asked: &Asked<'_>) -> Option<Retrieved> {
         for position in 0..self.tiers.len() {
-            let found = self.ask_tier(position, &asked).await;
+            let found = self.ask_tier(position, asked).await;
             let is_hit = matches!(found, FromTier::Fresh(_));
             let tier = self.tiers[position].tier();
             self.metrics.looked_up(tier, Kind::Retrieval, u64::from(is_hit), u64::from(!is_hit));
@@ -83,23 +90,15 @@ impl RetrievalCache {
     ///
     /// Waiting never hands over a result: only a lookup, which checks positions, does.
     /// Cancel: dropping it gives every turn back.
-    pub async fn look_up_or_begin(
-        &self,
-        client: &dyn NodeClient,
-        view: &ClusterView,
-        collection: CollectionId,
-        key: &CacheKey,
-        options: &RetrievalOptions,
-    ) -> Looked {
-        if let Some(found) = self.look_up(client, view, collection, key, options).await {
+    pub async fn look_up_or_begin(&self, asked: &Asked<'_>) -> Looked {
+        if let Some(found) = self.look_up(asked).await {
             return Looked::Found(found);
         }
-        let Some(flight) = self.flights.begin(key, options.deadline).await else {
-            let found = self.look_up(client, view, collection, key, options).await;
+        let Some(flight) = self.flights.begin(asked.key, asked.options.deadline).await else {
+            let found = self.look_up(asked).await;
             return found.map_or_else(|| Looked::Missing(Turn::default()), Looked::Found);
         };
-        let asked = Asked { client, view, collection, key, options };
-        match self.lease(&asked).await {
+        match self.lease(asked).await {
             Ok(lease) => Looked::Missing(Turn { _flight: Some(flight), _lease: lease }),
             Err(found) => Looked::Found(found),
         }
@@ -209,15 +208,6 @@ impl RetrievalCache {
             }
         }
     }
-}
-
-/// One question to the tiers.
-struct Asked<'a> {
-    client: &'a dyn NodeClient,
-    view: &'a ClusterView,
-    collection: CollectionId,
-    key: &'a CacheKey,
-    options: &'a RetrievalOptions,
 }
 
 /// The shards have moved on.

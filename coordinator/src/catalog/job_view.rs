@@ -1,8 +1,8 @@
 //! Jobs as their tenants and operators see them: listed, cancelled, tried again, forgotten.
 
 use cluster_config::error::ErrorKind;
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Row};
 use uuid::Uuid;
 
 use super::documents::{DocumentRef, as_stored, parse_job_id};
@@ -57,30 +57,42 @@ pub struct JobsQuery<'a> {
 const JOB_COLUMNS: &str = "job_id, collection_id, tenant, document_id, state, progress, error_kind, error_message, chunk_count, \
                            session, attempt, created_ms, updated_ms";
 
+/// A change of one job of a tenant, and of its document.
+struct Change<'a> {
+    tenant: &'a str,
+    job_id: Uuid,
+    now_ms: i64,
+}
+
+impl Change<'_> {
+    /// Runs `sql`, whose parameters are the job ($1), the time ($2) and the tenant ($3); gives the number of rows it changed.
+    async fn apply(&self, connection: &mut AnyConnection, sql: &'static str) -> Result<u64, sqlx::Error> {
+        let query = sqlx::query(sql).bind(self.job_id.to_string()).bind(self.now_ms).bind(self.tenant);
+        Ok(query.execute(connection).await?.rows_affected())
+    }
+}
+
 impl Catalog {
     /// Ends an unfinished job of the tenant by request. `None`: it has no such job; otherwise its row afterwards.
     pub async fn cancel_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
-        let now = unix_ms();
+        let change = Change { tenant, job_id, now_ms: unix_ms() };
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
-        sqlx::query("UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1 AND tenant = $3")
-            .bind(job_id.to_string())
-            .bind(now)
-            .bind(tenant)
-            .execute(&mut *connection)
+        change
+            .apply(
+                connection,
+                "UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1 AND tenant = $3",
+            )
             .await?;
-        let changed = sqlx::query(
-            "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, error_message = 'cancelled by request',
+        let cancelled = change
+            .apply(
+                connection,
+                "UPDATE jobs SET state = 'cancelled', cancel_requested = 1, error_message = 'cancelled by request',
                  lease_until_ms = NULL, updated_ms = $2
              WHERE job_id = $1 AND tenant = $3 AND state NOT IN ('done', 'failed', 'cancelled')",
-        )
-        .bind(job_id.to_string())
-        .bind(now)
-        .bind(tenant)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-        if changed == 1 {
+            )
+            .await?;
+        if cancelled == 1 {
             write.commit().await?;
         } else {
             // Final, or another tenant's: the document stays as it is.
@@ -93,30 +105,22 @@ impl Catalog {
     ///
     /// Errors: `NotRetryable`, where it has not ended badly or its document has been uploaded again or deleted since.
     pub async fn retry_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
-        let now = unix_ms();
+        let change = Change { tenant, job_id, now_ms: unix_ms() };
         let mut write = self.write().await?;
         let connection = &mut *write.transaction;
-        let held = sqlx::query(
+        let held = change.apply(
+            connection,
             "UPDATE documents SET state = 'processing', updated_ms = $2 WHERE job_id = $1 AND tenant = $3 AND upload IS NOT NULL",
         )
-        .bind(job_id.to_string())
-        .bind(now)
-        .bind(tenant)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-        let changed = sqlx::query(
+        .await?;
+        let queued = change.apply(
+            connection,
             "UPDATE jobs SET state = 'queued', progress = 0, attempts_before = attempt, cancel_requested = 0, run_after_ms = $2,
                  error_kind = NULL, error_message = NULL, updated_ms = $2
              WHERE job_id = $1 AND tenant = $3 AND state IN ('failed', 'cancelled')",
         )
-        .bind(job_id.to_string())
-        .bind(now)
-        .bind(tenant)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-        if held == 1 && changed == 1 {
+        .await?;
+        if held == 1 && queued == 1 {
             write.commit().await?;
             return self.job(tenant, job_id).await;
         }

@@ -1,6 +1,7 @@
 //! One language model server, as the pool sees it.
 
 use futures::future::BoxFuture;
+use serde::Serialize;
 
 use super::{EventStream, GenerateRequest};
 
@@ -9,6 +10,9 @@ use super::{EventStream, GenerateRequest};
 pub trait Backend: Send + Sync {
     /// Its configured name, used in metrics and errors.
     fn name(&self) -> &str;
+
+    /// Where it is asked.
+    fn url(&self) -> &str;
 
     /// The model it runs where the request names none.
     fn model(&self) -> &str;
@@ -21,6 +25,24 @@ pub trait Backend: Send + Sync {
 
     /// A cheap question that only a working server answers, asked every few seconds; with what it says of its load.
     fn probe(&self) -> BoxFuture<'_, Result<Report, BackendError>>;
+}
+
+/// Who writes: one backend as every coordinator that is configured alike sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Identity {
+    /// Its configured name.
+    pub name: String,
+    /// Where it is asked.
+    pub url: String,
+    /// The model it runs where the request names none.
+    pub model: String,
+}
+
+impl Identity {
+    /// That of `backend`.
+    pub fn of(backend: &dyn Backend) -> Self {
+        Self { name: backend.name().to_owned(), url: backend.url().to_owned(), model: backend.model().to_owned() }
+    }
 }
 
 /// What a server says of itself. `None` where its protocol does not tell.

@@ -82,6 +82,10 @@ impl Backend for Ollama {
         &self.name
     }
 
+    fn url(&self) -> &str {
+        &self.url
+    }
+
     fn model(&self) -> &str {
         &self.model
     }

@@ -86,6 +86,10 @@ impl Backend for OpenAi {
         &self.name
     }
 
+    fn url(&self) -> &str {
+        &self.url
+    }
+
     fn model(&self) -> &str {
         &self.model
     }

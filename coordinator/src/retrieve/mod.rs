@@ -31,7 +31,7 @@ use self::plan::{PlanOptions, PreferCopy, ShardPlan, drift_unchosen, plan_read};
 use self::scatter::Scatter;
 use self::session::Session;
 use crate::cache::key::CacheKey;
-use crate::cache::lookup::{Looked, Turn};
+use crate::cache::lookup::{Asked, Looked, Turn};
 use crate::cache::{CachedResult, RetrievalCache};
 use crate::cluster::client::NodeClient;
 use crate::cluster::stats::NodeStats;
@@ -259,20 +259,18 @@ impl Retriever {
     ) -> (Vec<Option<Retrieved>>, Option<Turn>) {
         let Some(cache) = &self.cache else { return (vec![None; keys.len()], None) };
         let (client, view) = (self.client.as_ref(), self.view.as_ref());
+        let asked = |key| Asked { client, view, collection: collection.id, key, options };
         // A batch is not made to wait for others: two batches in opposite order would wait for each other.
         if let [key] = keys {
-            return match cache.look_up_or_begin(client, view, collection.id, key, options).await {
+            return match cache.look_up_or_begin(&asked(key)).await {
                 Looked::Found(found) => (vec![Some(found)], None),
                 Looked::Missing(turn) => (vec![None], Some(turn)),
             };
         }
         let mut found = Vec::with_capacity(keys.len());
         for keys in keys.chunks(LOOKUPS_AT_ONCE) {
-            let mut lookups = Vec::with_capacity(keys.len());
-            for key in keys {
-                lookups.push(cache.look_up(client, view, collection.id, key, options).boxed());
-            }
-            found.extend(join_all(lookups).await);
+            let asked: Vec<Asked<'_>> = keys.iter().map(asked).collect();
+            found.extend(join_all(asked.iter().map(|asked| cache.look_up(asked).boxed())).await);
         }
         (found, None)
     }

@@ -1,4 +1,4 @@
-//! Jobs over the death of the process, cancellation, and failures that pass.
+//! Jobs over the death of the process, cancellation, and failures that pass: on either engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,9 +10,11 @@ use coordinator::startup::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
+use sqlx::Connection;
 use tokio::sync::Notify;
 
 use super::support::{Coordinator, DIM, Setup, ids, parts};
+use crate::database::Database;
 
 /// What happens before each call of the fake embedder.
 trait Before: Send + Sync {
@@ -77,12 +79,44 @@ impl Before for Gate {
     }
 }
 
+on_both_engines! {
+    crate::jobs::a_job_survives_the_process_and_runs_once => a_job_survives_the_process_and_runs_once,
+    crate::jobs::a_lost_acknowledgement_doubles_nothing => a_lost_acknowledgement_doubles_nothing,
+    crate::jobs::a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back => a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back,
+    crate::jobs::a_failed_job_is_listed_and_retried => a_failed_job_is_listed_and_retried,
+    crate::jobs::the_same_upload_is_not_indexed_again_unless_something_took_its_place => the_same_upload_is_not_indexed_again_unless_something_took_its_place,
+    crate::jobs::steps_that_are_done_are_not_done_again => steps_that_are_done_are_not_done_again,
+    crate::jobs::a_cancelled_job_stops_at_once_and_can_be_retried => a_cancelled_job_stops_at_once_and_can_be_retried,
+}
+
+fn on(database: &Database) -> Setup {
+    Setup { catalog_url: Some(database.url.clone()), ..Setup::default() }
+}
+
+/// The catalog of a dead process as the next one finds it, if that is another than before.
+///
+/// In this process the dead one's file is still held by leaked state, so the next one takes a copy. On a server its lease would have to
+/// run out; its end is put forward.
+async fn left_behind(database: &Database) -> Option<Database> {
+    if database.is_postgres() {
+        let mut connection = sqlx::AnyConnection::connect(&database.url).await.expect("connects");
+        let lapse = "UPDATE jobs SET lease_until_ms = 0 WHERE lease_until_ms IS NOT NULL";
+        let lapsed = sqlx::query(lapse).execute(&mut connection).await.expect("writes").rows_affected();
+        assert_eq!(lapsed, 1, "the dead one's claim");
+        return None;
+    }
+    let copy = Database::sqlite();
+    let file = |database: &Database| database.url.trim_start_matches("sqlite://").to_owned();
+    for suffix in ["", "-wal"] {
+        std::fs::copy(file(database) + suffix, file(&copy) + suffix).expect("copies");
+    }
+    Some(copy)
+}
+
 /// The process dies in the middle of a job: nothing is given back, nothing is said goodbye to.
-#[tokio::test]
-async fn a_job_survives_the_process_and_runs_once() {
-    let dir = tempfile::tempdir().expect("scratch");
+async fn a_job_survives_the_process_and_runs_once(database: &Database) {
     let gate = Behind::new(Gate::default());
-    let first = Setup { dir: Some(dir.path().to_owned()), embedder: gate.clone(), workers: 0, ..Setup::default() };
+    let first = Setup { embedder: gate.clone(), workers: 0, ..on(database) };
     let twin = Arc::clone(&first.twin);
     let c = Coordinator::start(first).await;
     c.create_texts("t").await;
@@ -93,13 +127,13 @@ async fn a_job_survives_the_process_and_runs_once() {
     // A life that claims the job, gets as far as embedding, and ends by abort.
     let runtime = std::thread::spawn({
         let setup = Setup { twin: Arc::clone(&twin), embedder: gate.clone(), workers: 1, ..Setup::default() };
-        let dir = dir.path().to_owned();
+        let url = database.url.clone();
         let gate = gate.clone();
         move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
             runtime.block_on(async {
-                let running = Running::start(parts(&setup, &dir)).await.expect("starts");
+                let running = Running::start(parts(&setup, &url)).await.expect("starts");
                 gate.before.reached.notified().await;
                 std::mem::forget(running.services.clone());
             });
@@ -110,16 +144,8 @@ async fn a_job_survives_the_process_and_runs_once() {
     assert_eq!(twin.applied_total(), 0, "it had not come to writing");
 
     gate.before.is_open.store(true, Ordering::SeqCst);
-    let copied = tempfile::tempdir().expect("scratch");
-    // The dead life's lock went with its process; here it is still held by leaked state, so the files are taken elsewhere.
-    for entry in std::fs::read_dir(dir.path()).expect("reads") {
-        let path = entry.expect("entry").path();
-        if path.extension().is_none_or(|extension| extension != "lock") {
-            std::fs::copy(&path, copied.path().join(path.file_name().expect("named"))).expect("copies");
-        }
-    }
-    let second =
-        Setup { twin: Arc::clone(&twin), dir: Some(copied.path().to_owned()), embedder: gate, ..Setup::default() };
+    let left = left_behind(database).await;
+    let second = Setup { twin: Arc::clone(&twin), embedder: gate, ..on(left.as_ref().unwrap_or(database)) };
     let c = Coordinator::start(second).await;
     let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("done"), &json!(2)), "{job}");
@@ -129,9 +155,8 @@ async fn a_job_survives_the_process_and_runs_once() {
 }
 
 /// The write was acknowledged by the shard but the process died before it noted so: the second run is the same operation.
-#[tokio::test]
-async fn a_lost_acknowledgement_doubles_nothing() {
-    let setup = Setup::default();
+async fn a_lost_acknowledgement_doubles_nothing(database: &Database) {
+    let setup = on(database);
     let twin = Arc::clone(&setup.twin);
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
@@ -151,11 +176,9 @@ async fn a_lost_acknowledgement_doubles_nothing() {
     c.stop().await;
 }
 
-#[tokio::test]
-async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back() {
-    let dir = tempfile::tempdir().expect("scratch");
+async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back(database: &Database) {
     let gate = Behind::new(Gate::default());
-    let setup = Setup { dir: Some(dir.path().to_owned()), embedder: gate.clone(), workers: 2, ..Setup::default() };
+    let setup = Setup { embedder: gate.clone(), workers: 2, ..on(database) };
     let twin = Arc::clone(&setup.twin);
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
@@ -168,7 +191,7 @@ async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back
     c.stop().await;
 
     gate.before.is_open.store(true, Ordering::SeqCst);
-    let again = Setup { dir: Some(dir.path().to_owned()), twin: Arc::clone(&twin), embedder: gate, ..Setup::default() };
+    let again = Setup { twin: Arc::clone(&twin), embedder: gate, ..on(database) };
     let c = Coordinator::start(again).await;
     let job = c.follow_job(kept["job_id"].as_str().expect("id")).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("done"), &json!(1)), "given back, not tried: {job}");
@@ -177,21 +200,21 @@ async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back
     c.stop().await;
 }
 
+/// An SQLite file has one owner; a Postgres may have several (`two_coordinators`).
 #[tokio::test]
 async fn one_process_at_a_time_has_the_catalog() {
-    let dir = tempfile::tempdir().expect("scratch");
-    let c = Coordinator::start(Setup { dir: Some(dir.path().to_owned()), ..Setup::default() }).await;
-    let second = Running::start(parts(&Setup::default(), dir.path())).await.map(|_| ());
+    let database = Database::sqlite();
+    let c = Coordinator::start(on(&database)).await;
+    let second = Running::start(parts(&Setup::default(), &database.url)).await.map(|_| ());
     assert!(second.expect_err("is refused").to_string().contains("in use by another process"));
     c.stop().await;
-    let again = Running::start(parts(&Setup::default(), dir.path())).await.expect("the lock is free again");
+    let again = Running::start(parts(&Setup::default(), &database.url)).await.expect("the lock is free again");
     again.close().await;
 }
 
 /// The shards are away for so long that the job is given up; a day later somebody tries it again.
-#[tokio::test]
-async fn a_failed_job_is_listed_and_retried() {
-    let setup = Setup::default();
+async fn a_failed_job_is_listed_and_retried(database: &Database) {
+    let setup = on(database);
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
     c.create_texts("other").await;
@@ -221,9 +244,8 @@ async fn a_failed_job_is_listed_and_retried() {
     c.stop().await;
 }
 
-#[tokio::test]
-async fn the_same_upload_is_not_indexed_again_unless_something_took_its_place() {
-    let setup = Setup::default();
+async fn the_same_upload_is_not_indexed_again_unless_something_took_its_place(database: &Database) {
+    let setup = on(database);
     let twin = Arc::clone(&setup.twin);
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
@@ -268,10 +290,9 @@ impl Before for Tired {
     }
 }
 
-#[tokio::test]
-async fn steps_that_are_done_are_not_done_again() {
+async fn steps_that_are_done_are_not_done_again(database: &Database) {
     let embedder = Behind::new(Tired { calls: 0.into(), calls_max: 2.into() });
-    let c = Coordinator::start(Setup { embedder: embedder.clone(), ..Setup::default() }).await;
+    let c = Coordinator::start(Setup { embedder: embedder.clone(), ..on(database) }).await;
     c.create_texts("t").await;
     let section = |part: usize| format!("# Part {part}\n\n{}\n\n", format!("word{part} ").repeat(200));
     let text: String = (0..150).map(section).collect();
@@ -292,10 +313,9 @@ async fn steps_that_are_done_are_not_done_again() {
     c.stop().await;
 }
 
-#[tokio::test]
-async fn a_cancelled_job_stops_at_once_and_can_be_retried() {
+async fn a_cancelled_job_stops_at_once_and_can_be_retried(database: &Database) {
     let gate = Behind::new(Gate::default());
-    let c = Coordinator::start(Setup { embedder: gate.clone(), workers: 1, ..Setup::default() }).await;
+    let c = Coordinator::start(Setup { embedder: gate.clone(), workers: 1, ..on(database) }).await;
     c.create_texts("t").await;
     let stuck = c.post("/api/v1/documents", json!({"id": "a", "text": "one", "collection": "t"})).await.ok();
     gate.before.reached.notified().await;

@@ -181,3 +181,24 @@ async fn backends_are_added_listed_and_removed_while_it_runs() {
     assert_eq!(c.post("/api/v1/query", query).await.ok()["generator"], "extractive");
     c.stop().await;
 }
+
+/// The name and the model stay, but another server writes: what the first one wrote is not passed off as its own.
+#[tokio::test]
+async fn a_backend_that_moved_writes_its_own_answers() {
+    let servers = [ScriptedLlm::start(Script::default()).await, ScriptedLlm::start(Script::default()).await];
+    let [first, second] = servers.map(|server| server.expect("starts"));
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    c.upload("t", "aero", "Aerodynamics", super::llm::TEXT).await;
+    let query = json!({"query": "what makes lift", "collection": "t"});
+    for (server, asked) in [(&first, [1, 0]), (&second, [1, 1]), (&first, [1, 1])] {
+        let backend = json!({"name": "b", "kind": "ollama", "url": server.url(), "model": "small"});
+        assert_eq!(c.post("/api/v1/backends", backend).await.status, StatusCode::CREATED);
+        for _ in 0..2 {
+            assert_eq!(c.post("/api/v1/query", query.clone()).await.ok()["generator"], "b");
+            assert_eq!([&first, &second].map(|server| server.exchanges().len()), asked);
+        }
+        c.delete("/api/v1/backends/b").await.ok();
+    }
+    c.stop().await;
+}

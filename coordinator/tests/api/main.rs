@@ -1,7 +1,8 @@
 //! The coordinator's HTTP API against nodes in memory: port 0, fake embedder, scripted language model, scratch catalog.
 
-#[path = "../support/postgres.rs"]
-mod postgres_server;
+#[macro_use]
+#[path = "../support/database.rs"]
+mod database;
 
 mod cache;
 mod clients;

@@ -47,6 +47,10 @@ impl Backend for Script {
         "scripted"
     }
 
+    fn url(&self) -> &str {
+        "http://scripted"
+    }
+
     fn model(&self) -> &str {
         "tiny"
     }

@@ -1,9 +1,9 @@
 //! A real `redis-server` of Debian's for one test, killed when dropped.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chaos_tests::ports::free_ports;
 use tempfile::TempDir;
 
 /// One server on loopback, nothing on disk.
@@ -16,8 +16,7 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// Starts one on a free port and waits until it answers.
     pub(crate) fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound").port();
-        Self::start_at(port)
+        Self::start_at(free_ports(1).expect("a free port")[0])
     }
 
     /// Starts one on that port.

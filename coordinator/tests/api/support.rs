@@ -1,6 +1,5 @@
 //! A whole coordinator in this process, and a client for it.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::database::Database;
+
 /// Dimension of the fake embedder.
 pub(crate) const DIM: usize = 16;
 
@@ -35,9 +36,7 @@ pub(crate) struct Setup {
     pub(crate) llm: Option<Pool>,
     pub(crate) workers: usize,
     pub(crate) embedder: Arc<dyn Embedder>,
-    /// Kept by the caller to start again on the same catalog.
-    pub(crate) dir: Option<PathBuf>,
-    /// Instead of an SQLite file in `dir`.
+    /// Kept by the caller to start again on it; a scratch SQLite file if not given.
     pub(crate) catalog_url: Option<String>,
     pub(crate) tenants: TenantOptions,
 }
@@ -52,7 +51,6 @@ impl Default for Setup {
             llm: None,
             workers: 2,
             embedder: Arc::new(FakeEmbedder::new(DIM)),
-            dir: None,
             catalog_url: None,
             tenants: TenantOptions::default(),
         }
@@ -66,7 +64,7 @@ pub(crate) struct Coordinator {
     pub(crate) twin: Arc<Twin>,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<anyhow::Result<()>>,
-    _dir: Option<tempfile::TempDir>,
+    _own_catalog: Option<Database>,
 }
 
 /// An answer with its JSON body (`Null` if it is none).
@@ -86,7 +84,7 @@ impl Answer {
     }
 }
 
-pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
+pub(crate) fn parts(setup: &Setup, catalog_url: &str) -> Parts {
     let metrics = Arc::new(Metrics::new().expect("registers"));
     let ttl = Duration::from_secs(3600);
     let shared = setup.redis.as_ref().map(|url| {
@@ -102,7 +100,7 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
         metrics,
         shared,
         catalog: CatalogOptions {
-            url: setup.catalog_url.clone().unwrap_or_else(|| format!("sqlite://{}", dir.join("catalog.db").display())),
+            url: catalog_url.to_owned(),
             pool_size: 4,
             max_overflow: 2,
             pool_timeout: Duration::from_secs(10),
@@ -126,9 +124,10 @@ pub(crate) fn parts(setup: &Setup, dir: &Path) -> Parts {
 
 impl Coordinator {
     pub(crate) async fn start(setup: Setup) -> Self {
-        let own_dir = setup.dir.is_none().then(|| tempfile::tempdir().expect("scratch directory"));
-        let dir = setup.dir.clone().unwrap_or_else(|| own_dir.as_ref().expect("made above").path().to_owned());
-        let running = Running::start(parts(&setup, &dir)).await.expect("starts");
+        let own_catalog = setup.catalog_url.is_none().then(Database::sqlite);
+        let catalog_url = own_catalog.as_ref().map(|database| &database.url).or(setup.catalog_url.as_ref());
+        let parts = parts(&setup, catalog_url.expect("given, or made above"));
+        let running = Running::start(parts).await.expect("starts");
         let known =
             running.services.view.wait_for(std::time::Instant::now() + Duration::from_secs(30), |s| s.version > 0);
         known.await.expect("hears of the cluster");
@@ -137,7 +136,7 @@ impl Coordinator {
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(running.serve(listener, async { drop(stopped.await) }));
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("client");
-        Self { base, http, twin: setup.twin, stop: Some(stop), served, _dir: own_dir }
+        Self { base, http, twin: setup.twin, stop: Some(stop), served, _own_catalog: own_catalog }
     }
 
     /// Asks it to stop and waits until it has.

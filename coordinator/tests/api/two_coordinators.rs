@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chaos_tests::postgres::PostgresServer;
 use coordinator::cluster::twin::Fault;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use sqlx::Connection;
 
 use super::support::{Coordinator, Setup, ids};
-use crate::postgres_server::PostgresServer;
 
 async fn start_two(server: &PostgresServer) -> (Coordinator, Coordinator) {
     let first = Setup { catalog_url: Some(server.url()), ..Setup::default() };
@@ -35,7 +35,7 @@ async fn locks_awaited(server: &PostgresServer) -> i64 {
 #[tokio::test]
 async fn each_document_is_worked_on_once() {
     const DOCUMENTS: usize = 24;
-    let server = PostgresServer::start().await;
+    let server = PostgresServer::start().await.expect("postgres starts");
     let (a, b) = start_two(&server).await;
     a.create_texts("docs").await;
     let mut jobs = Vec::new();
@@ -72,7 +72,7 @@ async fn each_document_is_worked_on_once() {
 /// One coordinator is writing a document while the other is told to delete it: the deletion waits, and is the last word.
 #[tokio::test]
 async fn a_deletion_through_one_waits_for_the_write_of_the_other() {
-    let server = PostgresServer::start().await;
+    let server = PostgresServer::start().await.expect("postgres starts");
     let first = Setup { catalog_url: Some(server.url()), ..Setup::default() };
     let twin = Arc::clone(&first.twin);
     // The other one takes no jobs, so that the write is the first one's.
@@ -109,7 +109,7 @@ async fn a_deletion_through_one_waits_for_the_write_of_the_other() {
 
 #[tokio::test]
 async fn an_alias_set_through_one_is_seen_through_the_other() {
-    let server = PostgresServer::start().await;
+    let server = PostgresServer::start().await.expect("postgres starts");
     let (a, b) = start_two(&server).await;
     for (name, id) in [("blue", "b"), ("green", "g")] {
         a.create_vectors(name, 1).await;

@@ -10,7 +10,8 @@ use coordinator::catalog::jobs::{ClaimLost, JobState};
 use coordinator::catalog::stages::Part;
 use futures::future::join_all;
 
-use super::support::{Database, document, finish, upload};
+use super::support::{document, finish, upload};
+use crate::database::Database;
 
 pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     let catalog = database.open().await;

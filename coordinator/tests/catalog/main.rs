@@ -1,29 +1,12 @@
 //! The catalog on both engines: every story runs on SQLite and on a real Postgres.
 
-#[path = "../support/postgres.rs"]
-mod postgres_server;
+#[macro_use]
+#[path = "../support/database.rs"]
+mod database;
 
 mod jobs;
 mod schema;
 mod support;
-
-/// Makes a test of each story for each engine.
-macro_rules! on_both_engines {
-    ($($story:path => $name:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                $story(&crate::support::Database::sqlite()).await;
-            })*
-        }
-        mod postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                $story(&crate::support::Database::postgres().await).await;
-            })*
-        }
-    };
-}
 
 on_both_engines! {
     crate::jobs::a_document_goes_through_its_job => a_document_goes_through_its_job,

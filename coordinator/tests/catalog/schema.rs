@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use chaos_tests::postgres::PostgresServer;
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::tenants::UsageRow;
 use coordinator::catalog::upkeep::Task;
 use coordinator::catalog::{Catalog, CatalogError, CatalogOptions};
 use sqlx::{AnyConnection, Connection, Row};
 
-use super::support::{Database, document, upload};
-use crate::postgres_server::PostgresServer;
+use super::support::{document, upload};
+use crate::database::Database;
 
 pub(crate) async fn opening_again_keeps_what_is_there(database: &Database) {
     let catalog = database.open().await;
@@ -89,7 +90,7 @@ async fn an_exhausted_pool_is_told_in_time() {
 /// A server that went away is an error of the kind that says "later", not a hang.
 #[tokio::test]
 async fn a_dead_server_is_no_hang() {
-    let mut server = PostgresServer::start().await;
+    let mut server = PostgresServer::start().await.expect("postgres starts");
     let options =
         CatalogOptions { url: server.url(), pool_size: 2, max_overflow: 0, pool_timeout: Duration::from_millis(500) };
     let catalog = Catalog::open(&options).await.expect("opens");

@@ -1,4 +1,4 @@
-//! A scratch database of either engine.
+//! Catalogs over a scratch database, and what goes into them.
 
 use std::time::Duration;
 
@@ -6,31 +6,9 @@ use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
 use coordinator::catalog::jobs::Finish;
 use coordinator::catalog::{Catalog, CatalogOptions};
 
-use crate::postgres_server::PostgresServer;
-
-/// A database that lives as long as this value.
-pub(crate) struct Database {
-    pub(crate) url: String,
-    _server: Option<PostgresServer>,
-    _dir: Option<tempfile::TempDir>,
-}
+use crate::database::Database;
 
 impl Database {
-    pub(crate) fn sqlite() -> Self {
-        let dir = tempfile::tempdir().expect("scratch directory");
-        let url = format!("sqlite://{}", dir.path().join("catalog.db").display());
-        Self { url, _server: None, _dir: Some(dir) }
-    }
-
-    pub(crate) async fn postgres() -> Self {
-        let server = PostgresServer::start().await;
-        Self { url: server.url(), _server: Some(server), _dir: None }
-    }
-
-    pub(crate) fn is_postgres(&self) -> bool {
-        self._server.is_some()
-    }
-
     pub(crate) fn options(&self) -> CatalogOptions {
         CatalogOptions { url: self.url.clone(), pool_size: 8, max_overflow: 8, pool_timeout: Duration::from_secs(30) }
     }

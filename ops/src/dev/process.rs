@@ -24,6 +24,10 @@ use crate::error::Error;
 pub const EXEC_VERB: &str = "__exec";
 /// How often a process that should end is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// Longest wait for a new process to write its pid file, which is the first thing it does.
+const PID_FILE_WAIT: Duration = Duration::from_secs(30);
+/// How often the pid file is looked at meanwhile.
+const PID_FILE_POLL: Duration = Duration::from_millis(2);
 /// Bytes of a log's end that are shown when its process died.
 const LOG_TAIL_BYTES: u64 = 8 * 1024;
 /// Lines of them.
@@ -41,10 +45,14 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of the living process with that pid; `None` where there is none (a zombie counts as gone).
+    /// Of the living process with that pid; `None` where there is none.
+    ///
+    /// A zombie counts as gone once it has no other thread: its first thread may have ended while others still hold its ports and
+    /// its locks.
     pub fn of(pid: u32) -> Option<Self> {
-        let (state, start_ticks) = stat(pid)?;
-        (!matches!(state, 'Z' | 'X')).then(|| Self { pid, start_ticks, boot_id: boot_id() })
+        let Stat { state, threads, start_ticks } = stat(pid)?;
+        let is_gone = matches!(state, 'Z' | 'X') && threads <= 1;
+        (!is_gone).then(|| Self { pid, start_ticks, boot_id: boot_id() })
     }
 
     /// As a pid file says; `None` where there is no readable one.
@@ -112,13 +120,15 @@ pub struct ExecArguments {
 /// Starts `program` in a session of its own with its output appended to `log`.
 ///
 /// The child is first this very program, which leaves our session, writes the pid file and then becomes `program`: so the pid
-/// file exists before the process does anything, even if this command is killed right here.
-pub fn start(program: &Path, arguments: &[&Path], pid_file: &Path, log: &Path) -> Result<Child, Error> {
+/// file exists before the process does anything, even if this command is killed right here. Returns once the pid file names the
+/// child (or the child has ended), so that whoever looks at the directory next finds it.
+pub async fn start(program: &Path, arguments: &[&Path], pid_file: &Path, log: &Path) -> Result<Child, Error> {
     let ourselves =
         std::env::current_exe().map_err(|error| Error::local(format!("cannot find this program: {error}"), ""))?;
     let out = File::options().create(true).append(true).open(log).map_err(|error| Error::file(log, &error))?;
     let err = out.try_clone().map_err(|error| Error::file(log, &error))?;
-    Command::new(ourselves)
+    let cannot_start = |error| Error::local(format!("cannot start {}: {error}", program.display()), "");
+    let mut child = Command::new(ourselves)
         .arg(EXEC_VERB)
         .arg("--pid-file")
         .arg(pid_file)
@@ -129,7 +139,23 @@ pub fn start(program: &Path, arguments: &[&Path], pid_file: &Path, log: &Path) -
         .stdout(out)
         .stderr(err)
         .spawn()
-        .map_err(|error| Error::local(format!("cannot start {}: {error}", program.display()), ""))
+        .map_err(cannot_start)?;
+    let deadline = Instant::now() + PID_FILE_WAIT;
+    while Identity::read(pid_file).is_none_or(|identity| identity.pid != child.id()) {
+        if child.try_wait().map_err(cannot_start)?.is_some() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            child.kill().map_err(cannot_start)?;
+            child.wait().map_err(cannot_start)?;
+            return Err(Error::local(
+                format!("{} did not write {} in time", program.display(), pid_file.display()),
+                "is the machine overloaded, or the disk full?",
+            ));
+        }
+        tokio::time::sleep(PID_FILE_POLL).await;
+    }
+    Ok(child)
 }
 
 /// The hidden verb: leaves the session, writes the pid file, becomes the program.
@@ -158,12 +184,24 @@ pub fn log_tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
-/// State letter and start ticks. The name in parentheses may hold anything, so fields are counted from the last one.
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// Fields 3, 20 and 22 of `/proc/PID/stat`.
+struct Stat {
+    state: char,
+    threads: u32,
+    start_ticks: u64,
+}
+
+/// The name in parentheses may hold anything, so fields are counted from the last one.
+fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads = fields.nth(16)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, threads, start_ticks })
 }
 
 fn boot_id() -> String {
@@ -195,11 +233,35 @@ mod tests {
         let identity = Identity::of(child.id()).expect("runs");
         identity.signal(Signal::KILL).expect("ours");
         // Nobody has waited for it yet: it stays a zombie, and must not make `down` wait for ever.
-        while stat(identity.pid).is_some_and(|(state, _)| state != 'Z') {
+        while stat(identity.pid).is_some_and(|stat| stat.state != 'Z') {
             std::thread::yield_now();
         }
         assert!(!identity.is_running());
         child.wait().expect("ends");
+    }
+
+    /// A process whose first thread has ended while a second one sleeps: what a killed node looks like until its last thread is gone.
+    #[test]
+    fn a_zombie_with_threads_left_still_runs() {
+        let program = "import ctypes, threading, time\n\
+                       threading.Thread(target=time.sleep, args=(600,)).start()\n\
+                       ctypes.CDLL(None).pthread_exit(None)";
+        let Ok(mut child) = Command::new("python3").args(["-c", program]).stderr(Stdio::null()).spawn() else {
+            return eprintln!("skipped: no python3");
+        };
+        while stat(child.id()).is_some_and(|stat| stat.state != 'Z') {
+            std::thread::yield_now();
+        }
+        assert!(Identity::of(child.id()).is_some(), "its second thread still runs");
+        child.kill().expect("ends");
+        child.wait().expect("ends");
+    }
+
+    #[test]
+    fn fields_are_counted_from_the_last_parenthesis() {
+        let text = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 5 6 0 0 20 0 9 0 4242 1000 0";
+        let stat = parse_stat(text).expect("a stat line");
+        assert_eq!((stat.state, stat.threads, stat.start_ticks), ('S', 9, 4242));
     }
 
     #[test]

@@ -33,17 +33,16 @@ pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
     let bin_dir = bin_dir(arguments.bin_dir)?;
     layout.write(&manifest)?;
     check_configs(&layout, &manifest)?;
+    let missing: Vec<Member> = manifest.members().into_iter().filter(|member| !is_running(&layout, member)).collect();
+    for member in &missing {
+        check_startable(&bin_dir, member)?;
+    }
     let mut started = Vec::new();
-    for member in manifest.members() {
-        if let Some(child) = start_missing(&layout, &bin_dir, &member)? {
-            output.note(&format!(
-                "started {} (pid {}), log {}",
-                member.name,
-                child.id(),
-                layout.log_file(&member.name).display()
-            ));
-            started.push((member.name.clone(), child));
-        }
+    for member in missing {
+        let child = start(&layout, &bin_dir, &member).await?;
+        let log = layout.log_file(&member.name);
+        output.note(&format!("started {} (pid {}), log {}", member.name, child.id(), log.display()));
+        started.push((member.name, child));
     }
     wait_ready(global, &layout, &manifest, &mut started, arguments.wait).await?;
     let report = UpReport {
@@ -168,12 +167,13 @@ pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
     std::path::absolute(&dir).map_err(|error| Error::file(&dir, &error))
 }
 
-/// Starts one process unless it runs.
-pub fn start_missing(layout: &Layout, bin_dir: &Path, member: &Member) -> Result<Option<Child>, Error> {
-    let pid_file = layout.pid_file(&member.name);
-    if Identity::read(&pid_file).is_some_and(|identity| identity.is_running()) {
-        return Ok(None);
-    }
+/// Whether the process that its pid file names still runs.
+pub fn is_running(layout: &Layout, member: &Member) -> bool {
+    Identity::read(&layout.pid_file(&member.name)).is_some_and(|identity| identity.is_running())
+}
+
+/// Errors: its program is not built, or somebody else has one of its ports.
+fn check_startable(bin_dir: &Path, member: &Member) -> Result<(), Error> {
     let program = bin_dir.join(member.binary);
     if !program.is_file() {
         return Err(Error::local(
@@ -190,8 +190,15 @@ pub fn start_missing(layout: &Layout, bin_dir: &Path, member: &Member) -> Result
             ));
         }
     }
-    let config = layout.config_file(&member.name);
-    process::start(&program, &[Path::new("--config"), &config], &pid_file, &layout.log_file(&member.name)).map(Some)
+    Ok(())
+}
+
+/// Starts one process, which must not run.
+pub async fn start(layout: &Layout, bin_dir: &Path, member: &Member) -> Result<Child, Error> {
+    check_startable(bin_dir, member)?;
+    let (config, pid_file) = (layout.config_file(&member.name), layout.pid_file(&member.name));
+    let arguments = [Path::new("--config"), &config];
+    process::start(&bin_dir.join(member.binary), &arguments, &pid_file, &layout.log_file(&member.name)).await
 }
 
 /// Polls `/readyz` of every process until all say yes. Errors: one of them died (its log's end is shown), or time is up.
@@ -246,10 +253,7 @@ fn fail_if_dead(layout: &Layout, member: &Member, started: &mut [(String, Child)
             _ => Ok(()),
         };
     }
-    if Identity::read(&layout.pid_file(&member.name)).is_some_and(|identity| identity.is_running()) {
-        return Ok(());
-    }
-    Err(dead("died".into()))
+    if is_running(layout, member) { Ok(()) } else { Err(dead("died".into())) }
 }
 
 /// Whether a process says it is ready; the reason in one line where it does not.

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::dev::layout::{Layout, Manifest, Member};
 use crate::dev::process::{self, Identity};
-use crate::dev::up::{bin_dir, start_missing};
+use crate::dev::up::{bin_dir, is_running, start};
 use crate::error::Error;
 
 /// A development cluster.
@@ -63,8 +63,9 @@ impl Patient for DevCluster {
     async fn heal(&mut self, mode: Mode, node: usize) -> anyhow::Result<()> {
         match mode {
             Mode::Kill => {
-                let started = start_missing(&self.layout, &bin_dir(None)?, &self.member(node)?)?;
-                ensure!(started.is_some(), "node {node} runs already");
+                let member = self.member(node)?;
+                ensure!(!is_running(&self.layout, &member), "node {node} runs already");
+                start(&self.layout, &bin_dir(None)?, &member).await?;
                 Ok(())
             }
             Mode::Stop => self.signal(node, Signal::CONT),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::super::GenerateOptions;
-use super::super::backend::Backend;
+use super::super::backend::{Backend, Identity};
 use super::super::metrics::PoolMetrics;
 use super::super::ollama::Ollama;
 use super::super::openai::OpenAi;
@@ -192,10 +192,10 @@ impl Pool {
         self.shared.state.lock().queue.len()
     }
 
-    /// Names and models of the backends.
-    pub fn models(&self) -> Vec<(String, String)> {
-        let names = |entry: &Entry| (entry.member.backend.name().to_owned(), entry.member.backend.model().to_owned());
-        self.shared.state.lock().entries.values().map(names).collect()
+    /// Who the backends are.
+    pub fn identities(&self) -> Vec<Identity> {
+        let identity = |entry: &Entry| Identity::of(entry.member.backend.as_ref());
+        self.shared.state.lock().entries.values().map(identity).collect()
     }
 
     /// Tokens that a prompt may have, if `answer_tokens` (`None`: as many as usual) are to fit behind it at any backend that may be asked.

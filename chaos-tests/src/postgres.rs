@@ -1,29 +1,40 @@
-//! A real Postgres for one test: a scratch directory, a Unix socket in it, gone with the value.
+//! A real Postgres of Debian's for one test: a scratch directory, a Unix socket in it, gone with the value.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::wait;
 
 /// Longest wait for the server to take connections, on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running server.
-pub(crate) struct PostgresServer {
+/// What tests need of a server that holds next to nothing.
+const SMALL: &str = "shared_buffers = 16MB\n";
+
+/// A running server. Dropping it ends it.
+pub struct PostgresServer {
     child: Child,
-    url: String,
     dir: tempfile::TempDir,
 }
 
 impl PostgresServer {
-    /// Makes a database cluster and starts its server; returns once it takes connections.
+    /// A small server, ready for connections.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(SMALL).await
+    }
+
+    /// A server as `initdb` sets it up (which is how Debian ships it) but for `settings`, lines of `postgresql.conf`.
     ///
     /// Text is compared by the rules of English (ICU), so that whatever needs the order of bytes has to say so.
-    pub(crate) async fn start() -> Self {
-        let bin = bin_dir();
-        let dir = tempfile::tempdir().expect("scratch directory");
+    pub async fn start_with(settings: &str) -> anyhow::Result<Self> {
+        let bin = bin_dir()?;
+        let dir = tempfile::tempdir()?;
         if is_root() {
-            let given = Command::new("chown").arg("postgres").arg(dir.path()).status().expect("chown runs");
-            assert!(given.success(), "the user postgres comes with Debian's package postgresql");
+            let given = Command::new("chown").arg("postgres").arg(dir.path()).status()?;
+            ensure!(given.success(), "the user postgres comes with Debian's package postgresql");
         }
         let data = dir.path().join("data");
         let made = as_server_user(&bin.join("initdb"))
@@ -31,42 +42,40 @@ impl PostgresServer {
             .args(["--locale-provider=icu", "--icu-locale=en"])
             .arg("--pgdata")
             .arg(&data)
-            .output()
-            .expect("initdb runs");
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+            .output()?;
+        ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        // Written into the file that is there, which belongs to the server's user.
+        let written = data.join("postgresql.conf");
+        let made = std::fs::read_to_string(&written)?;
+        std::fs::write(&written, format!("{made}\n{settings}"))?;
         let child = as_server_user(&bin.join("postgres"))
             .arg("-D")
             .arg(&data)
             .arg("-k")
             .arg(dir.path())
-            .args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "log_min_messages=fatal"])
+            .args(["-c", "listen_addresses=", "-c", "log_min_messages=fatal"])
             .stdout(Stdio::null())
             .spawn()
-            .expect("postgres runs");
-        let url = format!("postgres://susui@localhost/postgres?host={}", dir.path().display());
-        let server = Self { child, url, dir };
-        server.wait_until_ready().await;
-        server
+            .context("cannot start postgres")?;
+        let server = Self { child, dir };
+        // The server writes its state into the last line of this file.
+        let state = data.join("postmaster.pid");
+        wait::until("postgres to take connections", START_TIMEOUT, || async {
+            let text = std::fs::read_to_string(&state)?;
+            ensure!(text.trim_end().ends_with("ready"), "{text}");
+            Ok(())
+        })
+        .await?;
+        Ok(server)
     }
 
     /// URL of a database of its own.
-    pub(crate) fn url(&self) -> String {
-        self.url.clone()
-    }
-
-    async fn wait_until_ready(&self) {
-        sqlx::any::install_default_drivers();
-        let until = Instant::now() + START_TIMEOUT;
-        // The server writes its state into the last line of this file.
-        let state = self.dir.path().join("data/postmaster.pid");
-        while !std::fs::read_to_string(&state).is_ok_and(|text| text.trim_end().ends_with("ready")) {
-            assert!(Instant::now() < until, "postgres is not ready after {START_TIMEOUT:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    pub fn url(&self) -> String {
+        format!("postgres://susui@localhost/postgres?host={}", self.dir.path().display())
     }
 
     /// Ends the server at once, as a crash would; what was committed is on its disk.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
@@ -93,17 +102,16 @@ fn as_server_user(program: &Path) -> Command {
 }
 
 fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output().expect("id runs");
-    output.stdout == b"0\n"
+    rustix::process::geteuid().is_root()
 }
 
 /// Debian keeps the server's programs out of PATH; the newest version is taken.
-fn bin_dir() -> PathBuf {
+fn bin_dir() -> anyhow::Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<(u32, PathBuf)> = versions
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
         .filter(|(_, bin)| bin.join("initdb").exists())
         .collect();
     found.sort();
-    found.pop().expect("postgres is installed: apt-get install postgresql; ops/test does it").1
+    Ok(found.pop().context("postgres is not installed: `ops/test` installs it")?.1)
 }
