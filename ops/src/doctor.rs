@@ -202,7 +202,7 @@ fn findings_text(engine: &str, findings: &[Finding]) -> String {
     let mut text = format!("catalog on {engine}\n{}", table(&header.chain(rows).collect::<Vec<_>>()));
     let hints: BTreeSet<&str> = findings.iter().filter(|finding| !finding.fine).map(|finding| finding.hint).collect();
     for hint in hints {
-        text.push_str("\n");
+        text.push('\n');
         text.push_str(hint);
     }
     text
