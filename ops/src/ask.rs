@@ -16,7 +16,7 @@ use crate::wire::search::{Citation, Coverage, QueryRequest, QueryResponse, Span}
 
 /// Ask a question and print the answer with its sources
 ///
-/// Every marker [n] in the answer is a source below it: title, document, and the bytes of its
+/// Every marker `[n]` in the answer is a source below it: title, document, and the bytes of its
 /// text the passage spans. While no language model is configured the answer is `extractive`:
 /// the best sentences as they stand in the sources.
 ///

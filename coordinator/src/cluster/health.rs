@@ -1,7 +1,7 @@
 //! Whether a node is worth asking first, as a pure state machine over the outcomes of calls.
 //!
-//! `Good` --[five failures in a row, or fewer successes than failures over ten seconds]--> `Ejected` --[time over]--> `Due`: one
-//! trial --[success]--> `Good`, or --[failure]--> `Ejected` for twice as long. A node that says it is overloaded rests
+//! `Good` --(five failures in a row, or fewer successes than failures over ten seconds)--> `Ejected` --(time over)--> `Due`: one
+//! trial --(success)--> `Good`, or --(failure)--> `Ejected` for twice as long. A node that says it is overloaded rests
 //! for a moment without being called ill.
 //!
 //! An ejected node is asked last, never left out: it only orders choices, so the last copy of a shard is always asked.

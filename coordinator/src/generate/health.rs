@@ -1,6 +1,6 @@
 //! Whether a backend is worth asking, as a pure state machine over the outcomes of requests.
 //!
-//! `Up` --[`FAILURES_TO_EJECT` in a row]--> `Ejected` --[time over]--> one trial --[success]--> `Up`, or --[failure]--> `Ejected`
+//! `Up` --(`FAILURES_TO_EJECT` in a row)--> `Ejected` --(time over)--> one trial --(success)--> `Up`, or --(failure)--> `Ejected`
 //! for twice as long. A probe that is not answered ejects at once, one that is answered takes back. A backend that says it is busy is left alone for as long as it asks, without being called ill.
 
 use std::time::{Duration, Instant};

@@ -25,7 +25,7 @@ pub struct Session {
 pub struct InvalidSession;
 
 impl Session {
-    /// Reads what [`Session::to_string`] wrote.
+    /// Reads what `Session::to_string` wrote.
     pub fn parse(text: &str) -> Result<Self, InvalidSession> {
         let body =
             text.strip_prefix(PREFIX).filter(|_| text.len() <= limits::SESSION_BYTES_MAX).ok_or(InvalidSession)?;

@@ -1,4 +1,4 @@
-//! A cluster in memory behind [`NodeClient`]: the same promises as real nodes, exact search over what was written, and faults
+//! A cluster in memory behind `NodeClient`: the same promises as real nodes, exact search over what was written, and faults
 //! on demand. Tests of every walk run on it; it is in the library because tests of other crates may, too.
 //!
 //! Kept: writes are ordered per shard, deduplicated by operation id, visible on the primary when acknowledged, and on the other copies

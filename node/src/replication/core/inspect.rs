@@ -63,7 +63,7 @@ impl Core {
         self.local.log.applied()
     }
 
-    /// When a follower last heard a checkpoint, in the milliseconds of [`Event::Tick`]; `None` if never.
+    /// When a follower last heard a checkpoint, in the milliseconds of `Event::Tick`; `None` if never.
     pub fn heard_ms(&self) -> Option<u64> {
         match &self.role {
             Role::Follower(follower) => follower.heard_ms(),
