@@ -14,7 +14,7 @@ use crate::susui::susui;
 use crate::wait;
 
 /// Ports that `susui dev` may take from its base port on.
-const PORTS: u16 = 30;
+pub const PORTS: u16 = 30;
 
 /// Three nodes and a coordinator. Dropping it stops them.
 pub struct Dev {

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use chaos_tests::dev::PORTS;
 use chaos_tests::ports::free_port_range;
+use ops::dev::process::Identity;
 use serde_json::Value;
 
-/// Ports that `susui dev up` may take from its base port on.
-const PORTS: u16 = 30;
 const SUSUI: &str = env!("CARGO_BIN_EXE_susui");
 
 /// A directory with a cluster in it that is stopped when the test ends, however it ends.
@@ -82,7 +82,7 @@ fn json(bytes: &[u8]) -> Value {
 }
 
 fn exists(pid: u64) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    Identity::of(u32::try_from(pid).expect("a pid")).is_some()
 }
 
 /// Field 6 of `/proc/PID/stat`.

@@ -14,6 +14,7 @@ use crate::clock::unix_ms;
 
 /// A claim holds this long without renewal; workers renew it at a third of that.
 pub const LEASE_MS: i64 = 30_000;
+
 /// Where a job stands. The last three are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobState {

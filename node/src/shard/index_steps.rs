@@ -1,8 +1,8 @@
-//! The index grows by logged steps, and is rebuilt by the same steps.
+//! The index grows by logged steps, and is rebuilt from what they recorded.
 //!
-//! A copy that rebuilds its index must come to the one that the others grew. Hence the steps are recorded, and the reduced vectors are
-//! stored as they were when they were first added. Where one step ends and the next begins makes no difference to the index
-//! (see [`IvfIndex`]), so a rebuild takes many small steps together.
+//! A copy that rebuilds its index must come to the one that the others grew. Hence it is recorded how far the steps have come, and the
+//! reduced vectors are stored as they were when they were first added. Where one step ends and the next begins makes no difference
+//! to the index (see [`IvfIndex`]), so a rebuild takes many small steps together.
 
 use cluster_config::limits::INDEX_STEP_ROWS_MAX;
 use half::f16;

@@ -105,7 +105,8 @@ pub fn search_rows(
 /// What the knobs ask of the index; `None` for exact search.
 ///
 /// A named `nprobe` or `oversample` wins over `target_recall`, which wins over the collection's setting, which wins over what was
-/// measured; a collection that names its `nprobe` also means its `oversample`, any other deepens it where that finds more. A filter, which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
+/// measured; a collection that names its `nprobe` also means its `oversample`, any other deepens it where that finds more. A filter,
+/// which leaves `allowed` rows of the index, widens the probe, but not one that the caller named.
 fn choose_effort(
     index: &IvfIndex,
     measured: Option<&Calibration>,
