@@ -5,8 +5,6 @@ use chaos_tests::susui::susui;
 
 /// No drill goes to this address: each starts a cluster of its own.
 const NOWHERE: &str = "http://127.0.0.1:9";
-/// Runs of each drill in the full suite.
-const RUNS: &str = "10";
 
 async fn drill(arguments: &[&str], runs: &str) -> anyhow::Result<()> {
     let mut all = vec!["drill"];
@@ -35,28 +33,28 @@ async fn a_lost_read_replica() -> anyhow::Result<()> {
 }
 
 macro_rules! in_the_full_suite {
-    ($($name:ident: $($argument:literal)+;)+) => {$(
+    ($($name:ident: $($argument:literal)+, $runs:literal;)+) => {$(
         #[tokio::test]
-        #[ignore = "ten runs; ops/test --full"]
+        #[ignore = "several runs; ops/test --full"]
         async fn $name() -> anyhow::Result<()> {
-            drill(&[$($argument),+], RUNS).await
+            drill(&[$($argument),+], $runs).await
         }
     )+};
 }
 
 in_the_full_suite! {
-    kill_ten_times: "failover" "--mode" "kill";
-    kill_the_metadata_leader_ten_times: "failover" "--mode" "kill" "--leader";
-    stop_ten_times: "failover" "--mode" "stop";
-    stop_the_metadata_leader_ten_times: "failover" "--mode" "stop" "--leader";
-    partition_ten_times: "failover" "--mode" "partition";
-    partition_the_metadata_leader_ten_times: "failover" "--mode" "partition" "--leader";
-    mute_ten_times: "failover" "--mode" "mute";
-    mute_the_metadata_leader_ten_times: "failover" "--mode" "mute" "--leader";
-    deafen_ten_times: "failover" "--mode" "deaf";
-    deafen_the_metadata_leader_ten_times: "failover" "--mode" "deaf" "--leader";
-    bridge_ten_times: "failover" "--mode" "bridge";
-    bridge_by_the_metadata_leader_ten_times: "failover" "--mode" "bridge" "--leader";
-    stop_a_read_replica_ten_times: "read-replica" "--mode" "stop";
-    partition_a_read_replica_ten_times: "read-replica" "--mode" "partition";
+    kill_ten_times: "failover" "--mode" "kill", "10";
+    kill_the_metadata_leader_ten_times: "failover" "--mode" "kill" "--leader", "10";
+    stop_ten_times: "failover" "--mode" "stop", "10";
+    stop_the_metadata_leader_ten_times: "failover" "--mode" "stop" "--leader", "10";
+    partition_ten_times: "failover" "--mode" "partition", "10";
+    partition_the_metadata_leader_ten_times: "failover" "--mode" "partition" "--leader", "10";
+    mute_five_times: "failover" "--mode" "mute", "5";
+    mute_the_metadata_leader_five_times: "failover" "--mode" "mute" "--leader", "5";
+    deafen_five_times: "failover" "--mode" "deaf", "5";
+    deafen_the_metadata_leader_five_times: "failover" "--mode" "deaf" "--leader", "5";
+    bridge_five_times: "failover" "--mode" "bridge", "5";
+    bridge_by_the_metadata_leader_five_times: "failover" "--mode" "bridge" "--leader", "5";
+    stop_a_read_replica_five_times: "read-replica" "--mode" "stop", "5";
+    partition_a_read_replica_five_times: "read-replica" "--mode" "partition", "5";
 }

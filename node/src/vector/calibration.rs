@@ -21,6 +21,9 @@ pub(super) const PROBE_SHARES: [f64; 13] =
 const RECALL_DEFAULT: f32 = 0.99;
 /// Most of the codes that the default effort scans: a margin below the 30 % that is promised.
 const CODES_SHARE_DEFAULT_MAX: f32 = 0.25;
+/// Where the default effort cannot reach [`RECALL_DEFAULT`]: recall it forgoes below the best there is, since the last
+/// thousandths cost several times what all before them did.
+const RECALL_FORGONE: f32 = 0.003;
 
 /// How many of a shard's best rows count when its recall is measured, of a collection with so many shards.
 ///
@@ -58,11 +61,12 @@ impl Calibration {
     /// Between two measured numbers of lists recall and codes are taken as straight lines. Recall bends towards fewer lists, so
     /// the true one lies above the line.
     pub(super) fn effort_for(&self, recall: f32, costs: &Costs, rows: u64) -> Option<EffortRung> {
-        cheapest(&self.rungs, recall, costs, rows)
+        cheapest(self.ladders(), recall, costs, rows)
     }
 
     /// The effort where none was asked for: the cheapest that reaches [`RECALL_DEFAULT`] within [`CODES_SHARE_DEFAULT_MAX`] of the
-    /// codes, with an oversample in the range; where none does, the one that finds the most. `None` where nothing was measured.
+    /// codes, with an oversample in the range; where none does, the cheapest that comes within [`RECALL_FORGONE`] of the best.
+    /// `None` where nothing was measured.
     ///
     /// More rows need deeper candidates, not only more lists: among a million rows more codes lie as near as the best rows' own.
     pub(super) fn effort_default(
@@ -71,33 +75,46 @@ impl Calibration {
         costs: &Costs,
         rows: u64,
     ) -> Option<EffortRung> {
-        let affordable: Vec<EffortRung> = self.affordable(oversamples).copied().collect();
-        cheapest(&affordable, RECALL_DEFAULT, costs, rows)
-            .or_else(|| affordable.into_iter().rev().max_by(|a, b| a.recall.total_cmp(&b.recall)))
+        let best = best_recall(self.affordable(oversamples.clone()))?;
+        let goal = if best >= RECALL_DEFAULT { RECALL_DEFAULT } else { best - RECALL_FORGONE };
+        cheapest(self.affordable(oversamples), goal, costs, rows)
     }
 
     /// Best recall within what the default effort may scan; `None` where nothing was measured.
     pub(crate) fn recall_default(&self, oversample_min: f32) -> Option<f32> {
-        self.affordable(oversample_min..=f32::INFINITY).map(|rung| rung.recall).max_by(f32::total_cmp)
+        best_recall(self.affordable(oversample_min..=f32::INFINITY))
     }
 
-    /// The range begins at the measured step below its start.
-    fn affordable(&self, oversamples: RangeInclusive<f32>) -> impl Iterator<Item = &EffortRung> {
+    /// The rungs of each oversample.
+    fn ladders(&self) -> impl Iterator<Item = &[EffortRung]> {
+        self.rungs.chunk_by(|a, b| a.oversample == b.oversample)
+    }
+
+    /// Of each ladder in the range what the default effort may scan. The range begins at the measured step below its start.
+    fn affordable(&self, oversamples: RangeInclusive<f32>) -> impl Iterator<Item = &[EffortRung]> {
         let (least, most) = oversamples.into_inner();
         let least = *OVERSAMPLES.iter().rev().find(|step| **step <= least).unwrap_or(&OVERSAMPLES[0]);
         let is_in_range = move |oversample: f32| oversample == least || (least..=most).contains(&oversample);
-        let rungs = self.rungs.iter().filter(|rung| rung.codes_share <= CODES_SHARE_DEFAULT_MAX);
-        rungs.filter(move |rung| is_in_range(rung.oversample))
+        let ladders = self.ladders().filter(move |ladder| is_in_range(ladder[0].oversample));
+        ladders.map(|ladder| &ladder[..ladder.partition_point(|rung| rung.codes_share <= CODES_SHARE_DEFAULT_MAX)])
     }
 }
 
+fn best_recall<'a>(ladders: impl Iterator<Item = &'a [EffortRung]>) -> Option<f32> {
+    ladders.flatten().map(|rung| rung.recall).max_by(f32::total_cmp)
+}
+
 /// The cheapest of the ladders' efforts for a recall, in an index of so many rows.
-fn cheapest(rungs: &[EffortRung], recall: f32, costs: &Costs, rows: u64) -> Option<EffortRung> {
+fn cheapest<'a>(
+    ladders: impl Iterator<Item = &'a [EffortRung]>,
+    recall: f32,
+    costs: &Costs,
+    rows: u64,
+) -> Option<EffortRung> {
     let cost = |rung: &EffortRung| {
         let codes = f64::from(rung.codes_share) * rows as f64;
         costs.index_ns(f64::from(rung.nprobe), codes, f64::from(rung.oversample) * RECALL_AT as f64)
     };
-    let ladders = rungs.chunk_by(|a, b| a.oversample == b.oversample);
     ladders.filter_map(|ladder| climb(ladder, recall)).min_by(|a, b| cost(a).total_cmp(&cost(b)))
 }
 
@@ -144,7 +161,7 @@ mod tests {
             (10.0..=10.0, (16, 10.0), "the least that reaches 0.99"),
             (10.0..=1000.0, (16, 10.0), "nothing deeper was measured"),
             (19.0..=19.0, (16, 10.0), "the step below what is asked"),
-            (5.0..=5.0, (32, 5.0), "not good enough: the most that is affordable"),
+            (5.0..=5.0, (28, 5.0), "not good enough: nearly the most that is affordable"),
             (5.0..=1000.0, (16, 10.0), "deeper candidates reach what more lists do not"),
         ] {
             assert_eq!(chosen(&ladder(), oversamples), Some(expected), "{why}");
@@ -159,11 +176,11 @@ mod tests {
             rung(50, 50.0, 0.991, 0.05),
             rung(200, 50.0, 0.998, 0.22),
         ]);
-        assert_eq!(chosen(&large, 10.0..=10.0), Some((200, 10.0)), "who names the depth gets no other");
-        assert_eq!(chosen(&large, 10.0..=20.0), Some((200, 20.0)));
+        assert_eq!(chosen(&large, 10.0..=10.0), Some((174, 10.0)), "who names the depth gets no other");
+        assert_eq!(chosen(&large, 10.0..=20.0), Some((155, 20.0)));
         assert_eq!(chosen(&large, 10.0..=1000.0), Some((50, 50.0)));
-        let flat = Calibration::new(vec![rung(4, 10.0, 0.9, 0.1), rung(8, 10.0, 0.9, 0.2), rung(4, 20.0, 0.9, 0.1)]);
-        assert_eq!(chosen(&flat, 10.0..=1000.0), Some((4, 10.0)), "of equals the least");
+        let flat = Calibration::new(vec![rung(4, 10.0, 0.9, 0.1), rung(8, 10.0, 0.902, 0.2), rung(4, 20.0, 0.9, 0.1)]);
+        assert_eq!(chosen(&flat, 10.0..=1000.0), Some((4, 10.0)), "of nearly equals the least");
         assert_eq!(ladder().recall_default(10.0), Some(0.994), "the rung above scans too much");
         assert_eq!(Calibration::default().recall_default(10.0), None);
     }

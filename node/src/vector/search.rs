@@ -3,7 +3,7 @@
 
 use cluster_config::collection::{IndexSpec, Metric};
 use cluster_config::limits::{OVERSAMPLE_MAX, RESCORE_MAX};
-use cluster_config::search::SearchKnobs;
+use cluster_config::search::{EffortRung, SearchKnobs};
 
 use super::cost::{Costs, Plan, plan_search, widen_nprobe};
 use super::flat::{scan, score};
@@ -122,20 +122,21 @@ fn choose_effort(
     let costs = Costs::of(&parameters);
     let efforts = measured.unwrap_or_else(|| index.generation().calibration());
     let oversample_named = knobs.oversample.filter(|asked| !asked.is_nan());
-    let (mut nprobe, mut oversample) = (parameters.nprobe, spec.oversample);
-    if spec.nprobe.is_none() && knobs.nprobe.is_none() {
-        let oversamples = oversample_named.map_or(oversample..=OVERSAMPLE_MAX, |named| named..=named);
-        if let Some(rung) = efforts.effort_default(oversamples, &costs, index.len()) {
-            (nprobe, oversample) = (rung.nprobe, rung.oversample.max(oversample));
-        }
-    }
+    let mut effort = None;
     if let Some(recall) = knobs.target_recall {
-        match efforts.effort_for(recall, &costs, index.len()) {
-            Some(rung) => (nprobe, oversample) = (rung.nprobe, rung.oversample),
-            None if knobs.nprobe.is_none() && knobs.oversample.is_none() => return None,
-            None => {}
+        effort = efforts.effort_for(recall, &costs, index.len());
+        if effort.is_none() && knobs.nprobe.is_none() && knobs.oversample.is_none() {
+            return None;
         }
     }
+    if effort.is_none() && spec.nprobe.is_none() && knobs.nprobe.is_none() {
+        let oversamples = oversample_named.map_or(spec.oversample..=OVERSAMPLE_MAX, |named| named..=named);
+        effort = efforts
+            .effort_default(oversamples, &costs, index.len())
+            .map(|rung| EffortRung { oversample: rung.oversample.max(spec.oversample), ..rung });
+    }
+    let (nprobe, oversample) =
+        effort.map_or((parameters.nprobe, spec.oversample), |rung| (rung.nprobe, rung.oversample));
     let nprobe = match knobs.nprobe {
         Some(nprobe) => nprobe.clamp(1, parameters.nlist),
         None => widen_nprobe(nprobe, allowed, index.len(), parameters.nlist),
