@@ -25,7 +25,7 @@ const DIM: usize = 32;
 const SHARDS: u32 = 2;
 const COPIES: usize = 2;
 const TIMEOUT_MS: u64 = 10_000;
-const MAX_STALENESS: Duration = Duration::from_millis(500);
+const MAX_STALENESS: Duration = Duration::from_secs(2);
 /// A copy counts its staleness from when a message of the primary reached it; on a busy machine that may be this long after it was
 /// sent. A stale cache entry would live for an hour.
 const DELIVERY_MAX: Duration = Duration::from_secs(2);

@@ -305,7 +305,7 @@ impl WrittenSearch {
             max_staleness: text::duration_in(
                 "search.max_staleness",
                 max_staleness,
-                limits::INTERVAL_MIN,
+                limits::STALENESS_KNOWN,
                 limits::INTERVAL_MAX,
             )?,
         })

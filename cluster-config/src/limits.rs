@@ -218,6 +218,9 @@ pub const VOTER_COUNTS: [usize; 3] = [1, 3, 5];
 pub const NODE_WEIGHT_MAX: u32 = 10_000;
 /// Most threads of any one pool.
 pub const THREADS_MAX: usize = 1024;
+/// Copies hear from their primary, and a primary from its copies, every 300 ms, so that none knows for certain to be much fresher: who asks
+/// for less is answered by a strong read.
+pub const STALENESS_KNOWN: Duration = Duration::from_secs(1);
 /// Shortest interval or timeout that may be configured: timers tick in milliseconds.
 pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
 /// Longest interval or timeout that may be configured.

@@ -36,12 +36,14 @@ pub struct NodeMemory {
     pub resident_anonymous: u64,
     /// Resident pages of files: the program, and mapped vectors.
     pub resident_file: u64,
-    /// What the process took before it opened its first copy.
+    /// What the process took before it opened its first copy, without the allocator's part.
     pub base: u64,
     /// RocksDB's caches, memtables included.
     pub caches: u64,
     /// The anonymous parts of all copies.
     pub copies: u64,
+    /// Resident pages of the allocator beyond what it was asked for: freed and not yet given back, rounded up, its own records.
+    pub allocator: u64,
     /// New copies go elsewhere once `resident_anonymous` reaches this.
     pub budget: u64,
 }
@@ -49,7 +51,7 @@ pub struct NodeMemory {
 impl NodeMemory {
     /// What the ledger can name; to be compared with `resident_anonymous`.
     pub fn accounted(&self) -> u64 {
-        self.base + self.caches + self.copies
+        self.base + self.caches + self.copies + self.allocator
     }
 
     /// Whether the node takes no new copies.

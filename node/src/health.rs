@@ -76,6 +76,7 @@ impl Health for NodeHealth {
             ("base", memory.base),
             ("caches", memory.caches),
             ("copies", memory.copies),
+            ("allocator", memory.allocator),
             ("budget", memory.budget),
         ];
         for (part, bytes) in parts {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cluster_config::memory::NodeMemory;
 use cluster_config::units::ByteSize;
+use tikv_jemalloc_ctl::{epoch, stats};
 
 use crate::copies::Copies;
 use crate::shard::StorageResources;
@@ -29,7 +30,7 @@ impl MemoryLedger {
     /// Begins with what the process holds now; a budget that is not configured is taken from the machine.
     pub fn begin(configured: Option<ByteSize>) -> Self {
         let budget = configured.map_or_else(|| machine_bytes() / 100 * BUDGET_PERCENT, |budget| budget.0);
-        Self { base: resident().anonymous, budget }
+        Self { base: resident().anonymous.saturating_sub(allocator_overhead()), budget }
     }
 
     /// The ledger now. Cheap enough for every heartbeat.
@@ -41,6 +42,7 @@ impl MemoryLedger {
             base: self.base,
             caches: resources.cache_usage_bytes() as u64,
             copies: copies.all().iter().map(|copy| copy.memory().anonymous()).sum(),
+            allocator: allocator_overhead(),
             budget: self.budget,
         }
     }
@@ -49,6 +51,13 @@ impl MemoryLedger {
 fn resident() -> Resident {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     Resident { anonymous: kib(&status, "RssAnon:"), file: kib(&status, "RssFile:") }
+}
+
+/// Bytes that the allocator has resident beyond those it was asked for. 0: it keeps no statistics.
+pub fn allocator_overhead() -> u64 {
+    // Statistics are as of the last epoch.
+    let read = || epoch::advance().and_then(|_| Ok(stats::resident::read()?.saturating_sub(stats::allocated::read()?)));
+    read().unwrap_or(0) as u64
 }
 
 /// Memory of the machine, or of the control group where that has less. 0: unknown, and then nothing is refused.
@@ -82,5 +91,6 @@ mod tests {
         let resident = resident();
         assert!(resident.anonymous > 0 && resident.file > 0, "{resident:?}");
         assert!(machine_bytes() > resident.anonymous);
+        assert!(allocator_overhead() > 0);
     }
 }

@@ -394,8 +394,8 @@ fn memory_that_grows_with_rows_is_counted() {
 
 /// `cargo nextest run --release -p node --test shard_index --run-ignored only --no-capture`
 #[test]
-#[ignore = "prints figures for DESIGN.md; asserts nothing"]
-fn figures_of_the_ledger_beside_what_the_kernel_counts() {
+#[ignore = "loads 50,000 vectors; ops/test --full"]
+fn the_ledger_agrees_with_what_the_kernel_counts() {
     const DIM: usize = 384;
     const ROWS: usize = 50_000;
     let resident = || {
@@ -405,7 +405,8 @@ fn figures_of_the_ledger_beside_what_the_kernel_counts() {
     };
     let place = Place::new(shard_support::spec(DIM as u32));
     let shard = place.open(1);
-    let before = resident();
+    let allocator = || node::memory::allocator_overhead();
+    let base = resident() - allocator();
     let mut primary = Primary::new(&shard);
     let mut rng = rng(1);
     for portion in 0..ROWS / 250 {
@@ -416,9 +417,13 @@ fn figures_of_the_ledger_beside_what_the_kernel_counts() {
     }
     primary.maintain();
     let memory = shard.memory();
-    let (grown, cache) = (resident() - before, place.resources.cache_usage_bytes() as u64);
-    let accounted = memory.anonymous() + cache;
-    println!("{ROWS} rows: {memory:?}, cache {cache}; accounted {accounted}, counted {grown}");
+    let (counted, cache, overhead) = (resident(), place.resources.cache_usage_bytes() as u64, allocator());
+    let accounted = base + memory.anonymous() + cache + overhead;
+    println!(
+        "{ROWS} rows: base {base}, {memory:?}, cache {cache}, allocator {overhead}; accounted {accounted}, counted {counted}"
+    );
+    let off = accounted.abs_diff(counted) as f64 / counted as f64;
+    assert!(off <= 0.15, "{:.1} % off", 100.0 * off);
 }
 
 /// `cargo nextest run --release -p node --test shard_index --run-ignored only --no-capture`

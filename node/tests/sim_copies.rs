@@ -15,7 +15,7 @@ use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CopyId, DocumentKey, Incarnation, NodeId, OperationId, ShardId};
 use cluster_config::operation::{Chunk, Operation};
-use cluster_config::seqno::PrimaryTerm;
+use cluster_config::seqno::{LogPosition, PrimaryTerm, SeqNo};
 use cluster_config::shard_group::{CopyPhase, CopyTarget, ShardGroup};
 use futures::future::{BoxFuture, join_all};
 use half::f16;
@@ -24,10 +24,10 @@ use node::error::Error;
 use node::pace::Pace;
 use node::pool::Pool;
 use node::replication::messages::Confirm;
-use node::replication::storage::CopyStorage;
+use node::replication::storage::{CopyStorage, EncodedEntry};
 use node::replication::{
-    Append, AppendResult, Proposal, ProposalOutcome, RegisterClient, ReplicationTransport, Retention, StoragePool,
-    Timing, TransportError,
+    Append, AppendOutcome, AppendRefusal, AppendResult, Proposal, ProposalOutcome, RegisterClient,
+    ReplicationTransport, Retention, StoragePool, Timing, TransportError,
 };
 use node::scrubbing::Scrubbing;
 use node::shard::StorageResources;
@@ -413,6 +413,46 @@ async fn a_copy_that_comes_late_is_fetched_and_admitted_while_writes_go_on() {
         assert_eq!(left, 0, "nothing is left of the snapshots");
     }
     scenario.teardown();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_contradicts_what_was_agreed_is_given_up_as_corrupt() {
+    let world = World::new(2);
+    world.start(1);
+    world.primary(1).await;
+    world.start(2);
+    world.in_sync(&[1, 2]).await;
+    world.write(1, 0..5).await;
+    let copy = world.copy(2).expect("is open");
+    until("it knows what is committed", || copy.handle.report().global_checkpoint >= SeqNo(3)).await;
+
+    // Somebody claims a newer term in which a committed entry is another.
+    let (group, first) = (world.group(), copy.shard.read(SeqNo(1), 1, 0).expect("reads").remove(0));
+    let term = PrimaryTerm(group.primary_term.0 + 1);
+    let append = Append {
+        shard: SHARD,
+        to_copy: copy.id,
+        from_copy: CopyId(1),
+        lineage: copy.lineage,
+        term,
+        cfg_version: group.version,
+        prev: LogPosition { term: first.term, seqno: first.seqno },
+        entries: vec![EncodedEntry::seal(SeqNo(2), term, OperationId(0), Bytes::new())],
+        global_checkpoint: SeqNo(2),
+        log_start: SeqNo(1),
+        age_ms: 0,
+    };
+    let refused = copy.handle.append(append).await;
+    assert_eq!(refused.outcome, AppendOutcome::Refused(AppendRefusal::Corrupt));
+    drop(copy);
+    let copies = world.copies(NodeId(2)).expect("runs");
+    until("the copy is closed", || world.copy(2).is_none()).await;
+    let failures = copies.failures();
+    let (id, failure) = &failures[0];
+    assert_eq!((*id, failure.kind), (CopyId(2), ErrorKind::Corrupt), "{failure:?}");
+    for node in 1..=2 {
+        world.stop(node).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

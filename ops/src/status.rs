@@ -139,7 +139,7 @@ fn text(report: &ClusterReport) -> String {
 
 /// The ledger: what the kernel counts, beside what the parts of the process add up to.
 fn memory_text(report: &ClusterReport) -> String {
-    let header = ["NODE", "ANONYMOUS", "OF BUDGET", "BASE", "CACHES", "COPIES", "ACCOUNTED", "FILE PAGES"];
+    let header = ["NODE", "ANONYMOUS", "OF BUDGET", "BASE", "CACHES", "COPIES", "ALLOCATOR", "ACCOUNTED", "FILE PAGES"];
     let mut rows = vec![row(header)];
     for node in &report.nodes {
         let Some(memory) = node.memory else {
@@ -154,6 +154,7 @@ fn memory_text(report: &ClusterReport) -> String {
             bytes(memory.base),
             bytes(memory.caches),
             bytes(memory.copies),
+            bytes(memory.allocator),
             share(memory.accounted(), memory.resident_anonymous),
             bytes(memory.resident_file),
         ]);

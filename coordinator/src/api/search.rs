@@ -59,7 +59,8 @@ pub struct SearchBody {
     pub prefer_copy: Option<String>,
     /// `eventual` (default), `session` or `strong`.
     pub consistency: Option<String>,
-    /// How old an eventual read may be, at most as old as the coordinator is configured to allow, which is the default.
+    /// How old an eventual read may be, at most as old as the coordinator is configured to allow, which is the default. Less than 1000:
+    /// the read is a strong one.
     pub max_staleness_ms: Option<u64>,
     /// Session token of an earlier answer.
     pub session: Option<String>,
@@ -284,6 +285,14 @@ fn read_unprefixed(services: &Services, caller: &Caller, body: SearchBody) -> Re
     in_range("min_coverage", min_coverage, 0.0, 1.0)?;
     let filter = body.filters.unwrap_or_default().into_filter()?;
     filter.validate(spec)?;
+    let max_staleness = read_max_staleness(body.max_staleness_ms, services.max_staleness)?;
+    let consistency = match read_consistency(body.consistency.as_deref())? {
+        // No copy knows that it is so fresh; the primary finds out.
+        Consistency::Eventual if body.max_staleness_ms.is_some() && max_staleness < limits::STALENESS_KNOWN => {
+            Consistency::Strong
+        }
+        asked => asked,
+    };
     let include = body.include.unwrap_or_else(|| vec![IncludeField::Text, IncludeField::Metadata]);
     let has = |field| include.contains(&field);
     Ok(Question {
@@ -299,8 +308,8 @@ fn read_unprefixed(services: &Services, caller: &Caller, body: SearchBody) -> Re
             target_recall: body.target_recall,
         },
         options: RetrievalOptions {
-            consistency: read_consistency(body.consistency.as_deref())?,
-            max_staleness: read_max_staleness(body.max_staleness_ms, services.max_staleness)?,
+            consistency,
+            max_staleness,
             session: read_session(body.session.as_deref())?,
             prefer_copy: body.prefer_copy.as_deref().map(read_prefer_copy).transpose()?,
             min_coverage,

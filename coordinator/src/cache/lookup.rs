@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 
 use super::key::CacheKey;
 use super::metrics::Kind;
-use super::positions::Verdict;
+use super::positions::{Since, Verdict, Word};
 use super::redis::{Lease, Leased};
 use super::single_flight::Flight;
 use super::{CachedResult, RetrievalCache};
@@ -148,8 +148,8 @@ impl RetrievalCache {
         let options = asked.options;
         let now = Instant::now();
         let since = match options.consistency {
-            Consistency::Eventual => now.checked_sub(options.max_staleness).unwrap_or(now),
-            Consistency::Session | Consistency::Strong => now,
+            Consistency::Eventual => Since::Held(now.checked_sub(options.max_staleness).unwrap_or(now)),
+            Consistency::Session | Consistency::Strong => Since::Asked(now),
         };
         if !covers(asked.view, asked.collection, result) || !reaches(result, options) {
             return Verdict::Outdated;
@@ -168,7 +168,7 @@ impl RetrievalCache {
     }
 
     /// Shards whose position must be asked for.
-    fn judge(&self, result: &CachedResult, since: Instant) -> Result<Vec<ShardId>, Outdated> {
+    fn judge(&self, result: &CachedResult, since: Since) -> Result<Vec<ShardId>, Outdated> {
         let mut unknown = Vec::new();
         for (shard, position) in result.positions.iter() {
             match self.positions.judge(*shard, position, since) {
@@ -203,7 +203,7 @@ impl RetrievalCache {
                 let is_asked =
                     |target: &&CopyTarget| Some(target.shard) == position.shard && target.copy == position.copy;
                 if let Some(target) = targets.iter().find(is_asked) {
-                    self.positions.note(target.shard, &position, Some(asked));
+                    self.positions.note(target.shard, &position, Word::of(&position, asked));
                 }
             }
         }

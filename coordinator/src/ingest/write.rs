@@ -23,6 +23,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::cache::RetrievalCache;
+use crate::cache::positions::Word;
 use crate::cluster::client::{NodeClient, NodeError, NodeWrite, WriteAck};
 use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
@@ -179,7 +180,7 @@ impl Writer {
             let error = match self.try_write(batch, deadline).await {
                 Ok(ack) => {
                     if let Some(cache) = &self.cache {
-                        cache.positions.note(batch.shard, &ack.position, Some(asked));
+                        cache.positions.note(batch.shard, &ack.position, Some(Word::proven(asked)));
                     }
                     return Ok(ack);
                 }

@@ -3,7 +3,6 @@
 //! Unlike a search these are few and small, so they go without hedges: the primary first (for what was acknowledged must be there), the next
 //! copy where one fails or keeps silent.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cluster_config::collection::Collection;
@@ -16,7 +15,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::Retriever;
-use super::plan::{PlanOptions, PreferCopy, ShardPlan, plan_shard};
+use super::plan::{PlanOptions, Planned, PreferCopy, ShardPlan, plan_shard};
 use super::session::Session;
 use crate::cluster::client::{FetchTarget, FetchedChunk, ListedDocument, NodeError, PageRequest};
 use crate::error::{Error, Result};
@@ -171,7 +170,7 @@ impl Retriever {
             random: rand::random(),
             now: Instant::now(),
         };
-        Ok(plan_shard(&state, group, &options, &self.stats.lock(), &BTreeMap::new()))
+        Ok(plan_shard(&state, group, &options, &self.stats.lock(), &Planned::default()))
     }
 }
 

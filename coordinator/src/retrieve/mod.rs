@@ -32,6 +32,7 @@ use self::scatter::Scatter;
 use self::session::Session;
 use crate::cache::key::CacheKey;
 use crate::cache::lookup::{Asked, Looked, Turn};
+use crate::cache::positions::Word;
 use crate::cache::{CachedResult, RetrievalCache};
 use crate::cluster::client::NodeClient;
 use crate::cluster::stats::NodeStats;
@@ -303,7 +304,8 @@ impl Retriever {
             for (shard, position) in &positions {
                 let is_primary =
                     state.shards.get(shard).is_some_and(|group| group.primary_copy() == Some(position.copy));
-                cache.positions.note(*shard, position, is_primary.then_some(began));
+                let word = if is_primary { Word::of(position, began) } else { None };
+                cache.positions.note(*shard, position, word);
             }
         }
         let answered_by = gathered.answered.iter().map(|(shard, ok)| (*shard, (ok.node, ok.target))).collect();

@@ -2,11 +2,12 @@
 //! plan out.
 //!
 //! Belief about liveness and health only orders the copies of a shard; no copy that may answer is left out by it. The first is the one
-//! of the best rank, with two refinements: a copy in the coordinator's own zone goes before one that is not much better, and of two
+//! of the best rank, with refinements among those that are not much worse: a copy in the coordinator's own zone goes first, then one
+//! on a node that is asked anyway and has not got its share of the shards, since a call costs more than a shard more in it; of two
 //! equally good ones chance decides, so that coordinators do not all run to the same node.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use cluster_config::cluster_state::{ClusterState, Liveness};
@@ -102,6 +103,39 @@ impl Place {
     }
 }
 
+/// The sub-requests that earlier shards of the same read give each node.
+#[derive(Clone, Debug, Default)]
+pub struct Planned {
+    on: BTreeMap<NodeId, u32>,
+    /// Of the read's shards, spread evenly over all nodes that hold any: so many on one node make no read longer.
+    share: u32,
+}
+
+impl Planned {
+    fn none_of<'a>(groups: impl Iterator<Item = &'a ShardGroup>) -> Self {
+        let (mut shards, mut nodes) = (0, BTreeSet::new());
+        for group in groups {
+            shards += 1;
+            nodes.extend(group.readable().map(|(_, record)| record.node));
+        }
+        Self { on: BTreeMap::new(), share: u32::div_ceil(shards, nodes.len().max(1) as u32) }
+    }
+
+    fn on(&self, node: NodeId) -> u32 {
+        self.on.get(&node).copied().unwrap_or(0)
+    }
+
+    /// The node is asked, and may well be asked for one shard more.
+    fn has_room(&self, node: NodeId) -> bool {
+        (1..self.share).contains(&self.on(node))
+    }
+
+    /// What counts against the node: within its share nothing.
+    fn burden(&self, node: NodeId) -> u32 {
+        if self.on(node) < self.share { 0 } else { self.on(node) }
+    }
+}
+
 /// Plans a read of all shards of a collection, in shard order.
 pub fn plan_read(
     state: &ClusterState,
@@ -109,24 +143,24 @@ pub fn plan_read(
     options: &PlanOptions<'_>,
     board: &Board,
 ) -> Vec<ShardPlan> {
-    let mut planned: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let mut planned = Planned::none_of(state.shards_of(collection));
     let plans = state.shards_of(collection).map(|group| {
         let plan = plan_shard(state, group, options, board, &planned);
         if let Some(first) = plan.candidates.first() {
-            *planned.entry(first.node).or_default() += 1;
+            *planned.on.entry(first.node).or_default() += 1;
         }
         plan
     });
     plans.collect()
 }
 
-/// Plans a read of one shard; `planned` counts the sub-requests that earlier shards of the same read give each node.
+/// Plans a read of one shard.
 pub fn plan_shard(
     state: &ClusterState,
     group: &ShardGroup,
     options: &PlanOptions<'_>,
     board: &Board,
-    planned: &BTreeMap<NodeId, u32>,
+    planned: &Planned,
 ) -> ShardPlan {
     let primary = group.primary_copy();
     let mut copies: Vec<(Place, Candidate)> = Vec::with_capacity(group.copies.len());
@@ -135,11 +169,10 @@ pub fn plan_shard(
             continue;
         }
         let is_alive = state.nodes.get(&record.node).is_some_and(|node| node.liveness == Liveness::Alive);
-        let already_planned = planned.get(&record.node).copied().unwrap_or(0);
         let tier = match board.standing(record.node, options.now) {
             _ if !is_alive => Tier::Dead,
             Standing::Good => Tier::Sound,
-            Standing::Due if already_planned == 0 => Tier::Trial,
+            Standing::Due if planned.on(record.node) == 0 => Tier::Trial,
             Standing::Resting => Tier::Resting,
             Standing::Due | Standing::Ejected => Tier::Ejected,
         };
@@ -149,7 +182,7 @@ pub fn plan_shard(
             Some(PreferCopy::Replica) => Some(copy) == primary,
             Some(PreferCopy::Node(node)) => record.node != node,
         };
-        let place = Place { tier, is_unwanted, rank: board.rank(record.node, already_planned) };
+        let place = Place { tier, is_unwanted, rank: board.rank(record.node, planned.burden(record.node)) };
         let candidate = Candidate {
             node: record.node,
             target: group.target(copy),
@@ -165,7 +198,7 @@ pub fn plan_shard(
         options.zone.is_some() && state.nodes.get(&candidate.node).map(|node| node.zone.as_str()) == options.zone
     };
     let coin = options.random.rotate_right(group.shard.index) & 1 == 1;
-    choose_first(&mut copies, is_here, coin);
+    choose_first(&mut copies, |candidate| (!is_here(candidate), !planned.has_room(candidate.node)), coin);
     let is_red = primary.is_none() && copies.iter().all(|(place, _)| place.tier == Tier::Dead);
     let mut candidates: Vec<Candidate> = copies.into_iter().map(|(_, candidate)| candidate).collect();
     if options.consistency == Consistency::Session {
@@ -174,15 +207,13 @@ pub fn plan_shard(
     ShardPlan { shard: group.shard, lineage: group.lineage, candidates, is_red }
 }
 
-/// Among the copies that are as good as the best: those of this zone first, and chance between the two best of them.
-fn choose_first(copies: &mut [(Place, Candidate)], is_here: impl Fn(&Candidate) -> bool, coin: bool) {
+/// Among the copies that are as good as the best: those with the least key first, and chance between the two best of them.
+fn choose_first<K: Ord>(copies: &mut [(Place, Candidate)], key: impl Fn(&Candidate) -> K, coin: bool) {
     let Some((best, _)) = copies.first().copied() else { return };
     let near = copies.iter().take_while(|(place, _)| place.is_near(&best)).count();
     let near = &mut copies[..near];
-    near.sort_by_key(|(_, candidate)| !is_here(candidate));
-    let zone_of_first = is_here(&near[0].1);
-    let equals = near.iter().take_while(|(_, candidate)| is_here(candidate) == zone_of_first).count();
-    if equals >= 2 && coin {
+    near.sort_by_key(|(_, candidate)| key(candidate));
+    if near.len() >= 2 && key(&near[0].1) == key(&near[1].1) && coin {
         near.swap(0, 1);
     }
 }

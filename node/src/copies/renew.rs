@@ -1,5 +1,5 @@
-//! A copy whose disk failed answers nothing until it is reopened. It is closed here, and opened again by the next look at the
-//! registers, unless what it holds is damaged.
+//! A copy whose disk failed, or whose log contradicts what was agreed, answers nothing until it is reopened. It is closed here, and
+//! opened again by the next look at the registers, unless what it holds is damaged: then another takes its place.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,12 +17,12 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 const RELEASE_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Copies {
-    /// Closes the copy if its disk failed.
+    /// Closes the copy if it failed.
     pub(super) fn renew_if_failed(self: &Arc<Self>, copy: &Arc<Copy>, followed: &Followed) {
-        let Some(error) = copy.shard.failure() else { return };
+        let Some(error) = copy.shard.failure().or_else(|| copy.handle.failure()) else { return };
         let error = ShardError::from(error);
         let Some(claim) = self.claim(copy.id) else { return };
-        tracing::error!(shard = %copy.shard_id, copy = %copy.id, %error, "copy is closed, its disk failed");
+        tracing::error!(shard = %copy.shard_id, copy = %copy.id, %error, "copy failed and is closed");
         let failure = Failure::new(copy.shard_id, error.kind(), error.to_string());
         self.failures.lock().insert(copy.id, failure);
         let (copies, copy, opened) = (Arc::clone(self), Arc::clone(copy), Arc::clone(&followed.opened));

@@ -275,10 +275,10 @@ impl Core {
 
     /// `left`: the role is somebody else's, or nobody's, now.
     fn end_primary(&mut self, left: bool) {
-        if matches!(self.role, Role::Primary(_))
-            && let Role::Primary(primary) =
-                std::mem::replace(&mut self.role, Role::Follower(Follower::heard_at(self.local.now_ms)))
-        {
+        let Role::Primary(primary) = &self.role else { return };
+        let heard_ms = primary.followed_ms().unwrap_or(self.local.now_ms);
+        let follower = Role::Follower(Follower::heard_at(heard_ms));
+        if let Role::Primary(primary) = std::mem::replace(&mut self.role, follower) {
             primary.end(&mut self.local, left);
         }
     }

@@ -16,7 +16,7 @@ use super::storage::LogWrite;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Follower {
     waiting: VecDeque<Waiting>,
-    /// When a checkpoint was last heard from a primary whose log this one agrees with.
+    /// As of when a primary whose log this one agrees with last told a checkpoint: not later than it surely was the primary.
     heard_ms: Option<u64>,
     /// The first entry that the primary can still send, as far as told.
     log_start: SeqNo,
@@ -38,9 +38,9 @@ struct Waiting {
 pub(super) struct Diverged(pub(super) String);
 
 impl Follower {
-    /// A copy that was primary until now.
-    pub(super) fn heard_at(now_ms: u64) -> Self {
-        Self { heard_ms: Some(now_ms), ..Self::default() }
+    /// A copy that was primary, surely until then.
+    pub(super) fn heard_at(heard_ms: u64) -> Self {
+        Self { heard_ms: Some(heard_ms), ..Self::default() }
     }
 
     /// W6. Takes entries of a primary whose identity was checked and whose term is not older than ours.
@@ -68,7 +68,7 @@ impl Follower {
             // Capped by this message: what lies beyond may still be another primary's leftover.
             let cap = if breaks(Mutant::UncappedCheckpoint) { local.log.last() } else { seqno };
             local.log.commit(append.global_checkpoint.min(cap));
-            self.heard_ms = Some(local.now_ms);
+            self.heard_ms = self.heard_ms.max(Some(local.now_ms.saturating_sub(append.age_ms)));
         }
         self.waiting.push_back(Waiting { write_id, request, term: append.term, outcome });
         self.answer(local);

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ReplicationError;
 use super::messages::{Append, AppendOutcome, AppendRefusal, AppendResult, WriteAck};
+use super::storage::StorageError;
 use proto::convert::operation::encode_payload;
 
 /// Longest that a hand-off outlives its deadline: metadata was asked just before, and a question asked is waited for (W11).
@@ -79,9 +80,9 @@ pub(super) struct Status {
     pub(super) local_checkpoint: SeqNo,
     pub(super) global_checkpoint: SeqNo,
     pub(super) applied: SeqNo,
-    /// When a primary was last heard; `None` if never.
-    pub(super) heard: Option<Instant>,
-    pub(super) poisoned: Option<String>,
+    /// See [`Core::current_as_of_ms`](super::core::Core::current_as_of_ms).
+    pub(super) current_as_of: Option<Instant>,
+    pub(super) poisoned: Option<StorageError>,
     pub(super) needing_snapshot: Vec<CopyId>,
     pub(super) needs_snapshot: bool,
     pub(super) pinned: Option<SeqNo>,
@@ -234,10 +235,11 @@ impl CopyHandle {
         answer.unwrap_or(Err(ReplicationError::Interrupted))
     }
 
-    /// Where the copy stands. `generation` is not known here and is 0; staleness is `u64::MAX` until a primary was heard.
+    /// Where the copy stands. `generation` is not known here and is 0; staleness is `u64::MAX` until a primary was heard. A primary is as
+    /// stale as the last word of its quietest in-sync copy, which may follow another one since, and its copies count from there.
     pub fn position(&self) -> CopyPosition {
         let status = self.status.borrow();
-        let staleness = |heard: Instant| heard.elapsed().as_millis() as u64;
+        let staleness = |as_of: Instant| as_of.elapsed().as_millis() as u64;
         CopyPosition {
             shard: Some(self.identity.shard),
             copy: self.identity.copy,
@@ -245,8 +247,13 @@ impl CopyHandle {
             term: status.term,
             applied: status.applied,
             generation: 0,
-            staleness_ms: if status.is_primary { 0 } else { status.heard.map_or(u64::MAX, staleness) },
+            staleness_ms: status.current_as_of.map_or(if status.is_primary { 0 } else { u64::MAX }, staleness),
         }
+    }
+
+    /// Why the copy is of no use any more: its disk failed, or what it holds contradicts what was agreed.
+    pub fn failure(&self) -> Option<StorageError> {
+        self.status.borrow().poisoned.clone()
     }
 
     /// Whether the copy orders writes.
@@ -287,7 +294,7 @@ impl CopyHandle {
             local_checkpoint: status.local_checkpoint,
             global_checkpoint: status.global_checkpoint,
             applied: status.applied,
-            poisoned: status.poisoned,
+            poisoned: status.poisoned.map(|error| error.to_string()),
             needing_snapshot: status.needing_snapshot,
             needs_snapshot: status.needs_snapshot,
             pinned: status.pinned,

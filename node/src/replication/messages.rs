@@ -33,6 +33,8 @@ pub struct Append {
     /// The first entry that the primary can still send. A copy that lacks an earlier one needs a snapshot; one that does not may purge
     /// as far, so that it could serve the same laggards as primary.
     pub log_start: SeqNo,
+    /// Since when the primary, when it sent this, did not know for certain that it still was one.
+    pub age_ms: u64,
 }
 
 /// The answer to an [`Append`].
@@ -359,6 +361,8 @@ pub struct SendAppend {
     pub global_checkpoint: SeqNo,
     /// The first entry that can still be sent.
     pub log_start: SeqNo,
+    /// As in [`Append`].
+    pub age_ms: u64,
 }
 
 /// An acknowledged write.

@@ -206,6 +206,9 @@ impl Primary {
         }
         let peer = self.tracker.peers.get_mut(&result.copy)?;
         let is_awaited = peer.outstanding == Some(append_id);
+        if is_awaited && matches!(result.outcome, AppendOutcome::Match(_)) {
+            peer.followed_ms = peer.sent_ms;
+        }
         let is_of_core = !matches!(
             result.outcome,
             AppendOutcome::Refused(AppendRefusal::Busy | AppendRefusal::UnknownCopy | AppendRefusal::Lineage)
@@ -402,6 +405,7 @@ impl Primary {
 
     fn send(&mut self, local: &mut Local) {
         let (last, checkpoint) = (local.log.last(), local.log.global_checkpoint());
+        let age_ms = self.followed_ms().map_or(0, |followed_ms| local.now_ms.saturating_sub(followed_ms));
         for (copy, peer) in &mut self.tracker.peers {
             let beat_is_due = local.now_ms.saturating_sub(peer.sent_ms) >= local.timing.heartbeat_ms;
             let has_news = !peer.needs_snapshot && peer.next <= last
@@ -431,6 +435,7 @@ impl Primary {
                 up_to,
                 global_checkpoint: checkpoint,
                 log_start: local.log.purged().seqno.next(),
+                age_ms,
             }));
             local.next_message_id += 1;
         }
@@ -456,6 +461,11 @@ impl Primary {
 
     pub(super) fn writes_waiting(&self) -> usize {
         self.waiting
+    }
+
+    /// See [`Tracker::followed_ms`].
+    pub(super) fn followed_ms(&self) -> Option<u64> {
+        self.tracker.followed_ms()
     }
 
     /// Copies whose missing entries are purged here.

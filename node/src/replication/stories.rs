@@ -184,6 +184,7 @@ fn event(command: &str, words: &Words<'_>, core: &Core) -> Event {
                 entries: words.entries("entries"),
                 global_checkpoint: SeqNo(words.get("checkpoint")),
                 log_start: SeqNo(words.get("log_start")),
+                age_ms: words.get("age"),
             },
         },
         "match" => result(words, core, AppendOutcome::Match(SeqNo(words.number(2)))),
@@ -321,6 +322,10 @@ fn tell(story: &str) -> String {
         let core = core.as_mut().expect("a story begins with open");
         if name == "state" {
             told_story += &format!("{}\n", state(core));
+            continue;
+        }
+        if name == "age" {
+            told_story += &format!("current as of {:?}\n", core.current_as_of_ms());
             continue;
         }
         let event = event(name, &words, core);

@@ -44,6 +44,8 @@ pub(super) struct Peer {
     /// Pause after a failure.
     pub(super) not_before_ms: u64,
     pub(super) heard_ms: u64,
+    /// Until then it surely followed this term: when the last message that it took was sent.
+    pub(super) followed_ms: u64,
     /// The last message failed: until it answers again, ask without entries.
     pub(super) probing: bool,
     /// An entry that it lacked, and since when.
@@ -125,6 +127,12 @@ impl Tracker {
             lagging: lagging.map(|(_, peer)| peer.matched.unwrap_or_default()).min(),
             ..Needs::default()
         }
+    }
+
+    /// Until when all in-sync copies surely followed this term, and so nobody else could order writes; `None`: there are no others.
+    pub(super) fn followed_ms(&self) -> Option<u64> {
+        let others = self.in_sync.iter().filter(|copy| **copy != self.own);
+        others.filter_map(|copy| self.peers.get(copy)).map(|peer| peer.followed_ms).min()
     }
 
     /// The lowest pin of a copy that was heard lately.
@@ -227,6 +235,7 @@ impl Peer {
             sent_checkpoint: SeqNo::ZERO,
             not_before_ms: 0,
             heard_ms: now_ms,
+            followed_ms: now_ms,
             probing: false,
             behind: None,
             broken: false,
@@ -312,6 +321,7 @@ impl Tracker {
                 sent_checkpoint,
                 not_before_ms,
                 heard_ms,
+                followed_ms: _,
                 probing,
                 behind,
                 broken,

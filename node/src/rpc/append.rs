@@ -31,6 +31,7 @@ pub(super) fn append_to_wire(envelope: v1::Envelope, append: Append) -> v1::Appe
         entries: append.entries.into_iter().map(v1::LogEntry::from).collect(),
         global_checkpoint: append.global_checkpoint.0,
         log_start: append.log_start.0,
+        age_ms: append.age_ms,
     }
 }
 
@@ -49,6 +50,7 @@ pub(super) fn append_from_wire(wire: v1::AppendRequest) -> Result<Append, Error>
         entries: entries.map_err(|error| Error::new(ErrorKind::Corrupt, error.to_string()))?,
         global_checkpoint: SeqNo(wire.global_checkpoint),
         log_start: SeqNo(wire.log_start),
+        age_ms: wire.age_ms,
     })
 }
 

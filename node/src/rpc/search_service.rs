@@ -72,7 +72,13 @@ impl SearchServer {
             let job = self.pool.run(move || {
                 let waited = queued.elapsed();
                 let started = Instant::now();
+                fail::fail_point!("search-begins");
                 let answers = search_copy(&copy, &queries, &cancel);
+                // Only the caller's leaving cancels, and then nobody is left to count it below.
+                if matches!(&answers, Err(error) if error.kind == ErrorKind::Cancelled) {
+                    fail::fail_point!("search-cancelled");
+                    metrics.searches.with_label_values(&[ErrorKind::Cancelled.as_str()]).inc();
+                }
                 metrics.search_queue_seconds.observe(waited.as_secs_f64());
                 metrics.search_service_seconds.observe(started.elapsed().as_secs_f64());
                 (answers, waited, started.elapsed())

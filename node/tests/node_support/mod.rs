@@ -20,6 +20,7 @@ use proto::convert::status::RemoteError;
 use proto::v1;
 use proto::v1::admin_service_client::AdminServiceClient;
 use proto::v1::replication_service_client::ReplicationServiceClient;
+use proto::v1::search_service_client::SearchServiceClient;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -148,6 +149,12 @@ impl Cluster {
     pub(crate) fn admin_of(&self, node: u64) -> (AdminServiceClient<Channel>, v1::Envelope) {
         let channel = self.client.channel(NodeId(node), Lane::Control).expect("known");
         (AdminServiceClient::new(channel), self.client.envelope(NodeId(node)))
+    }
+
+    /// A reader's client.
+    pub(crate) fn reads_of(&self, node: u64) -> (SearchServiceClient<Channel>, v1::Envelope) {
+        let channel = self.client.channel(NodeId(node), Lane::Query).expect("known");
+        (SearchServiceClient::new(channel), self.client.envelope(NodeId(node)))
     }
 
     pub(crate) async fn try_status(&self) -> Result<(ClusterState, v1::StatusReply), RemoteError> {

@@ -91,8 +91,8 @@ struct Wrk {
 pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
     let output = global.output();
     let data = open(&arguments.data, output).await?;
-    let patient = Patient::admit(global, &arguments.patient, data.base.dim()).await?;
-    let measured = measure(&patient, &data, arguments, output).await;
+    let mut patient = Patient::admit(global, &arguments.patient, data.base.dim()).await?;
+    let measured = measure(&mut patient, &data, arguments, output).await;
     let discharged = patient.discharge().await;
     let report = measured?;
     discharged?;
@@ -100,7 +100,12 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-async fn measure(patient: &Patient, data: &Dataset, arguments: &Arguments, output: Output) -> Result<Report, Error> {
+async fn measure(
+    patient: &mut Patient,
+    data: &Dataset,
+    arguments: &Arguments,
+    output: Output,
+) -> Result<Report, Error> {
     load_and_index(patient, data, &arguments.patient, output).await?;
     let queries = data.queries.rows();
     let connections = usize::from(arguments.connections);

@@ -24,6 +24,17 @@ const COORDINATOR_EXTRA: &str = "[cache]\nenabled = false\n";
 const INDEX_WAIT: Duration = Duration::from_secs(1800);
 /// Longest wait until the copies of a new collection are open and in sync.
 const IN_SYNC_WAIT: Duration = Duration::from_secs(60);
+/// Primaries measure what efforts find once nobody has written for five seconds, which nothing reports: nodes that were idle for longer
+/// have done so.
+const IDLE_FOR: Duration = Duration::from_secs(7);
+/// Share of a core that idle nodes use together at most.
+const IDLE_SHARE: f64 = 0.2;
+/// Longest wait for that; the bench then goes on and says so.
+const IDLE_WAIT: Duration = Duration::from_secs(300);
+/// Between two looks at what the nodes use.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// Clock ticks a second in `/proc/PID/stat`.
+const TICKS_PER_SECOND: f64 = 100.0;
 /// Between two looks at the cluster.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -96,6 +107,37 @@ impl Patient {
         waited.map(|(took, _)| took)
     }
 
+    /// Waits until the nodes of a scratch cluster do nothing by themselves any more.
+    pub async fn wait_idle(&mut self, output: Output) -> Result<(), Error> {
+        let pids = self.pids()?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        let spinner = output.spinner();
+        spinner.set_message("waiting for idle nodes");
+        let (begun, mut idle_since, mut used) = (Instant::now(), Instant::now(), processor_seconds(&pids)?);
+        while idle_since.elapsed() < IDLE_FOR && begun.elapsed() < IDLE_WAIT {
+            let looked = Instant::now();
+            tokio::time::sleep(IDLE_LOOK).await;
+            let now_used = processor_seconds(&pids)?;
+            if (now_used - used) / looked.elapsed().as_secs_f64() > IDLE_SHARE {
+                idle_since = Instant::now();
+            }
+            used = now_used;
+        }
+        spinner.finish_and_clear();
+        if idle_since.elapsed() < IDLE_FOR {
+            output.note(&format!("the nodes are still at work after {}", humantime::format_duration(IDLE_WAIT)));
+        }
+        Ok(())
+    }
+
+    /// Processes of the nodes, of a scratch cluster only.
+    fn pids(&mut self) -> Result<Vec<u32>, Error> {
+        let Some(cluster) = &mut self.cluster else { return Ok(Vec::new()) };
+        (1..=cluster.node_count()).map(|node| Ok(cluster.node(node).map_err(failed)?.pid())).collect()
+    }
+
     /// Index states over the copies, with their number: `{"indexed": 8}`.
     pub async fn index_states(&self) -> Result<BTreeMap<String, u32>, Error> {
         let report = status::fetch(&self.client).await?;
@@ -117,12 +159,8 @@ impl Patient {
             .filter_map(|copy| copy.report.as_ref())
             .map(|r| r.memory_bytes)
             .sum();
-        let Some(cluster) = &mut self.cluster else { return Ok(memory) };
-        for node in 1..=cluster.node_count() {
-            let pid = cluster.node(node).map_err(failed)?.pid();
-            let path = format!("/proc/{pid}/status");
-            let text =
-                std::fs::read_to_string(&path).map_err(|error| Error::file(std::path::Path::new(&path), &error))?;
+        for pid in self.pids()? {
+            let text = process_file(pid, "status")?;
             memory.anonymous += kibibytes(&text, "RssAnon:") * 1024;
             memory.file += kibibytes(&text, "RssFile:") * 1024;
         }
@@ -139,6 +177,23 @@ impl Patient {
             }
         }
     }
+}
+
+fn process_file(pid: u32, name: &str) -> Result<String, Error> {
+    let path = std::path::PathBuf::from(format!("/proc/{pid}/{name}"));
+    std::fs::read_to_string(&path).map_err(|error| Error::file(&path, &error))
+}
+
+/// Processor time that the processes have used so far.
+fn processor_seconds(pids: &[u32]) -> Result<f64, Error> {
+    pids.iter().map(|pid| Ok(ticks(&process_file(*pid, "stat")?) / TICKS_PER_SECOND)).sum()
+}
+
+/// User and system time in the text of `/proc/PID/stat`, clock ticks. The name of the program, in brackets, may hold anything.
+fn ticks(stat: &str) -> f64 {
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    // The twelfth and thirteenth field behind the name.
+    behind_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum()
 }
 
 /// A line of `/proc/PID/status`; 0 where there is none.
@@ -170,6 +225,8 @@ mod tests {
 
     #[test]
     fn the_kernel_s_lines_are_read() {
+        let stat = "42 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 700 55 0 0 20 0";
+        assert_eq!(ticks(stat), 755.0);
         let status = "Name:\tsusui-node\nVmRSS:\t  2000 kB\nRssAnon:\t    1500 kB\nRssFile:\t     500 kB\n";
         assert_eq!((kibibytes(status, "RssAnon:"), kibibytes(status, "RssShmem:")), (1500, 0));
     }

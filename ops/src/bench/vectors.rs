@@ -161,7 +161,7 @@ pub async fn open(arguments: &DataArguments, output: Output) -> Result<Arc<Datas
 
 /// Loads the data and waits for the index.
 pub async fn load_and_index(
-    patient: &Patient,
+    patient: &mut Patient,
     data: &Dataset,
     arguments: &PatientArguments,
     output: Output,
@@ -169,6 +169,7 @@ pub async fn load_and_index(
     let filled = fill(patient, data, arguments.batch as usize, output).await?;
     output.note(&format!("loaded {} vectors at {:.0}/s", filled.vectors, filled.vectors_per_second));
     let indexing = patient.wait_indexed(output, filled.vectors).await?;
+    patient.wait_idle(output).await?;
     Ok((filled, indexing.as_secs_f64()))
 }
 

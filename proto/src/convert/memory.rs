@@ -20,14 +20,14 @@ impl From<v1::CopyMemory> for CopyMemory {
 
 impl From<NodeMemory> for v1::NodeMemory {
     fn from(memory: NodeMemory) -> Self {
-        let NodeMemory { resident_anonymous, resident_file, base, caches, copies, budget } = memory;
-        Self { resident_anonymous, resident_file, base, caches, copies, budget }
+        let NodeMemory { resident_anonymous, resident_file, base, caches, copies, allocator, budget } = memory;
+        Self { resident_anonymous, resident_file, base, caches, copies, allocator, budget }
     }
 }
 
 impl From<v1::NodeMemory> for NodeMemory {
     fn from(wire: v1::NodeMemory) -> Self {
-        let v1::NodeMemory { resident_anonymous, resident_file, base, caches, copies, budget } = wire;
-        Self { resident_anonymous, resident_file, base, caches, copies, budget }
+        let v1::NodeMemory { resident_anonymous, resident_file, base, caches, copies, allocator, budget } = wire;
+        Self { resident_anonymous, resident_file, base, caches, copies, allocator, budget }
     }
 }

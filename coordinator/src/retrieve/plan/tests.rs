@@ -124,6 +124,33 @@ fn one_read_spreads_over_equal_nodes() {
 }
 
 #[test]
+fn one_read_asks_few_nodes_and_none_for_more_than_its_share() {
+    let (state, collection) = test_state(3, 4, 2);
+    let now = Instant::now();
+    let asked = |board: &Board, random| {
+        let mut shares: BTreeMap<u64, u32> = BTreeMap::new();
+        for plan in plan_read(&state, collection, &PlanOptions { random, ..options(now) }, board) {
+            *shares.entry(plan.candidates[0].node.0).or_default() += 1;
+        }
+        shares
+    };
+    let equal = board(now, &[(1, 1), (2, 1), (3, 1)]);
+    let mut busiest: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut calls = 0;
+    for random in 0..16 {
+        let shares = asked(&equal, random);
+        assert!(shares.values().all(|share| *share <= 2), "{shares:?}");
+        calls += shares.len();
+        shares.into_iter().for_each(|(node, share)| *busiest.entry(node).or_default() += share);
+    }
+    assert!(calls < 16 * 3, "two nodes can answer, {calls} calls for 16 reads");
+    assert_eq!(busiest.len(), 3, "chance gives every node its part: {busiest:?}");
+    let slow = board(now, &[(1, 1), (2, 100), (3, 1)]);
+    let first_of = |random| asked(&slow, random).get(&2).copied().unwrap_or(0);
+    assert!((0..16).all(|random| first_of(random) == 0), "a slow node is not asked to save a call");
+}
+
+#[test]
 fn of_two_equal_copies_chance_chooses() {
     let (state, collection) = test_state(2, 1, 2);
     let now = Instant::now();

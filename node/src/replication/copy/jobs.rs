@@ -217,6 +217,7 @@ impl CopyTask {
             entries,
             global_checkpoint: send.global_checkpoint,
             log_start: send.log_start,
+            age_ms: send.age_ms,
         };
         let bytes: usize = append.entries.iter().map(|entry| entry.payload.len()).sum();
         let patience = self.patience() + Duration::from_secs_f64(bytes as f64 / SLOWEST_BYTES_PER_SECOND);

@@ -63,11 +63,13 @@ impl Core {
         self.local.log.applied()
     }
 
-    /// When a follower last heard a checkpoint, in the milliseconds of `Event::Tick`; `None` if never.
-    pub fn heard_ms(&self) -> Option<u64> {
+    /// As of when the copy surely knew what is committed, in the milliseconds of `Event::Tick`. A follower: when it last heard a
+    /// checkpoint, `None` if never. A primary: until when nobody could have taken its place, `None` if there is nobody who could.
+    pub fn current_as_of_ms(&self) -> Option<u64> {
         match &self.role {
             Role::Follower(follower) => follower.heard_ms(),
-            Role::Primary(_) | Role::Poisoned(_) => None,
+            Role::Primary(primary) => primary.followed_ms(),
+            Role::Poisoned(_) => None,
         }
     }
 

@@ -10,6 +10,7 @@ impl Hash for World {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.left.hash(hasher);
         self.oracle.hash(hasher);
+        self.hand_offs_done.hash(hasher);
         self.history.len().hash(hasher);
         for group in &self.history {
             let primary = group.primary.map(|grant| (grant.copy, grant.incarnation));

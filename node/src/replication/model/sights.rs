@@ -9,7 +9,7 @@ use crate::replication::messages::{Change, Proposal};
 /// A name and whether a world shows it.
 pub(super) type Sight = (&'static str, fn(&World) -> bool);
 
-pub(super) const SIGHTS: [Sight; 14] = [
+pub(super) const SIGHTS: [Sight; 16] = [
     ("two copies believe to be primary", |world| primaries(world).count() > 1),
     ("a new primary keeps a tail that nobody committed", keeps_a_tail),
     ("a write of unknown outcome is committed through a later barrier", is_committed_through_a_barrier),
@@ -23,6 +23,8 @@ pub(super) const SIGHTS: [Sight; 14] = [
     ("a copy needs a snapshot", |world| world.copies.iter().any(|replica| replica.core.needs_snapshot())),
     ("a copy goes on from a snapshot", goes_on_from_a_snapshot),
     ("a hand-off is proposed", |world| world.proposals().any(is_hand_off)),
+    ("a hand-off is done", |world| world.hand_offs_done > 0),
+    ("the role passes to another copy three times", |world| moves(world) >= 3),
     ("both writes are acknowledged", |world| world.oracle.acknowledgements() >= 2),
 ];
 
@@ -85,6 +87,13 @@ fn has_a_void_add(world: &World) -> bool {
 
 fn goes_on_from_a_snapshot(world: &World) -> bool {
     world.copies.iter().any(|replica| replica.fetched && replica.disk.log.len() > replica.disk.purged)
+}
+
+/// How often another copy became primary than the one before.
+fn moves(world: &World) -> usize {
+    let mut primaries: Vec<CopyId> = world.history.iter().filter_map(|group| group.primary_copy()).collect();
+    primaries.dedup();
+    primaries.len().saturating_sub(1)
 }
 
 fn is_hand_off(proposal: &Proposal) -> bool {

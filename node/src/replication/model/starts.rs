@@ -88,9 +88,10 @@ fn one_at_a_time(rng: &mut Rng) -> Start {
 pub(super) fn as_asked(rng: &mut Rng) -> Start {
     let setting =
         Setting { copies: 3, in_sync: 2 + rng.below(2), eager: true, purges: true, retries: false, ..any_setting(rng) };
-    let ticks = 4 + rng.below(8) as u8;
+    let ticks = 8 + rng.below(16) as u8;
     let bounds = Bounds { writes: 2, grants: 2, crashes: 1, hand_offs: 1, expiries: 1, ticks, ..NOTHING };
-    Start { setting, bounds, begin: settled }
+    // The hand-off needs several answers in a row, which walks seldom leave undisturbed.
+    Start { setting, bounds, begin: if rng.below(2) == 0 { settled } else { handed_off } }
 }
 
 /// A copy is admitted while a deposed primary still collects answers.
@@ -150,6 +151,16 @@ fn at_once(_: &mut World) -> Vec<Step> {
 pub(super) fn settled(world: &mut World) -> Vec<Step> {
     world.settle();
     Vec::new()
+}
+
+/// The role has been handed to the second copy.
+fn handed_off(world: &mut World) -> Vec<Step> {
+    world.settle();
+    let mut steps = Vec::new();
+    take(world, &mut steps, Step::HandOff { copy: 0, to: 1 });
+    world.settle();
+    world.settle();
+    steps
 }
 
 /// A write is durable on every in-sync copy; the answers are under way.

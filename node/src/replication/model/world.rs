@@ -98,6 +98,8 @@ pub(super) struct World {
     pub(super) copies: Vec<Arc<Replica>>,
     pub(super) mail: Vec<Mail>,
     pub(super) oracle: Oracle,
+    /// Hand-offs that metadata agreed to.
+    pub(super) hand_offs_done: u8,
 }
 
 /// One process with one copy.
@@ -246,6 +248,7 @@ impl World {
             copies: Vec::new(),
             mail: Vec::new(),
             oracle: Oracle::default(),
+            hand_offs_done: 0,
         };
         for copy in 1..=setting.copies {
             let disk = Disk::new(CopyId(copy));

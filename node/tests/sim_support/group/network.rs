@@ -49,6 +49,7 @@ impl Group {
             entries: log[first..first + count].to_vec(),
             global_checkpoint: send.global_checkpoint,
             log_start: send.log_start,
+            age_ms: send.age_ms,
         })
     }
 

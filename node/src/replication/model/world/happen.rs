@@ -256,5 +256,6 @@ fn append_of(replica: &Replica, send: SendAppend) -> Append {
         entries,
         global_checkpoint: send.global_checkpoint,
         log_start: send.log_start,
+        age_ms: send.age_ms,
     }
 }

@@ -78,6 +78,7 @@ impl World {
         }));
         match response {
             Response::Register { accepted, reason, register: Some(register) } => {
+                self.hand_offs_done += u8::from(accepted && matches!(proposal.change, Change::HandOff(_)));
                 ProposalOutcome { accepted, reason, register: *register }
             }
             other => unreachable!("a proposal was answered by {other:?}"),
