@@ -1,11 +1,8 @@
-//! Two coordinators behind the shipped nginx file, restarted one after the other under load: no request fails.
+//! Two coordinators behind the shipped nginx file: streams, compression and conditional requests pass through it as they are.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use chaos_tests::client::Client;
+use anyhow::{Context, ensure};
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
 use chaos_tests::nginx::Nginx;
@@ -13,131 +10,9 @@ use chaos_tests::vectors::unit_vector;
 use chaos_tests::wait;
 use reqwest::Method;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 const DIM: usize = 384;
 const WITHIN: Duration = Duration::from_secs(60);
-/// Searches of one coordinator that show that nginx uses it.
-const SEARCHES: f64 = 100.0;
-const SEARCH: &str = "/api/v1/search";
-const QUERY: &str = "/api/v1/query";
-
-/// What the clients did.
-#[derive(Default)]
-struct Counts {
-    searches: AtomicU64,
-    answers: AtomicU64,
-    writes: AtomicU64,
-}
-
-/// One client's calls until `stop`; the first that fails ends it.
-async fn client(client: Client, number: u64, counts: Arc<Counts>, stop: CancellationToken) -> anyhow::Result<()> {
-    let mut round = 0;
-    while !stop.is_cancelled() {
-        round += 1;
-        let vector = unit_vector(number, round % 50, DIM);
-        client.search("c", &vector, json!({ "top_k": 3 })).await?.ok().context("search")?;
-        counts.searches.fetch_add(1, Ordering::Relaxed);
-        if round % 4 == 0 {
-            let id = format!("w{number}-{round}");
-            client.put_points("c", &[(id, vector)]).await?.ok().context("write")?;
-            counts.writes.fetch_add(1, Ordering::Relaxed);
-        }
-        if round % 8 == 0 {
-            let question = json!({ "query": "what makes lift", "collection": "c" });
-            let answer = client.send(Method::POST, "/api/v1/query", Some(&question)).await?.ok().context("query")?;
-            ensure!(answer["generator"] == "extractive", "{answer}");
-            counts.answers.fetch_add(1, Ordering::Relaxed);
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-async fn requests(front: &Front, route: &str) -> anyhow::Result<f64> {
-    let (text, label) = (front.client().text("/metrics").await?, format!("route=\"{route}\""));
-    let of_route = text.lines().filter(|line| line.starts_with("http_requests_total{") && line.contains(&label));
-    of_route.map(|line| Ok(line.rsplit_once(' ').context("no value")?.1.parse::<f64>()?)).sum()
-}
-
-/// nginx sends this one that many requests (again).
-async fn wait_used(front: &Front, route: &str, count: f64) -> anyhow::Result<()> {
-    let before = requests(front, route).await?;
-    wait::until("nginx to use the coordinator", WITHIN, || async {
-        let taken = requests(front, route).await? - before;
-        ensure!(taken >= count, "{taken} requests");
-        Ok(())
-    })
-    .await
-}
-
-/// Restarts both, the second one when both upstreams of nginx use the first again: each counts by itself who refused.
-async fn restart_one_by_one(fronts: &mut [Front; 2], counts: &Counts) -> anyhow::Result<()> {
-    for front in &*fronts {
-        wait_used(front, SEARCH, SEARCHES).await?;
-    }
-    wait::until("answers", WITHIN, || async {
-        ensure!(counts.answers.load(Ordering::Relaxed) > 0, "none yet");
-        Ok(())
-    })
-    .await?;
-    // By address of the client: all questions of this test go to one of the two, while that one is there.
-    let home = if requests(&fronts[0], QUERY).await? > 0.0 { 0 } else { 1 };
-    for (number, front) in fronts.iter_mut().enumerate() {
-        front.restart().await?;
-        wait_used(front, SEARCH, SEARCHES).await?;
-        if number == home {
-            wait_used(front, QUERY, 1.0).await?;
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn coordinators_are_restarted_behind_nginx_and_no_request_fails() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { fake_embedder: true, ..Options::default() }).await?;
-    let spec = json!({ "dim": DIM, "embedder": "fake-hash-384", "shards": 2, "copies": 2 });
-    cluster.client().create_collection("c", &spec).await?;
-    let mut fronts = [Front::start(&cluster, "first").await?, Front::start(&cluster, "second").await?];
-    let nginx = Nginx::start([fronts[0].port(), fronts[1].port()]).await?;
-    let point =
-        json!({ "points": [{ "id": "wing", "vector": unit_vector(1, 1, DIM), "text": "Lift is made by the wing." }] });
-    nginx.client().send(Method::PUT, "/api/v1/collections/c/points", Some(&point)).await?.ok()?;
-    for front in &fronts {
-        wait::until("the collection to be known", WITHIN, || async {
-            front.client().search("c", &unit_vector(1, 1, DIM), json!({})).await?.ok()
-        })
-        .await?;
-        ensure!(front.log()?.contains("simd="), "the SIMD level is not in the log");
-    }
-
-    let (counts, stop) = (Arc::new(Counts::default()), CancellationToken::new());
-    let mut clients = JoinSet::new();
-    for number in 0..8 {
-        clients.spawn(client(nginx.client(), number, Arc::clone(&counts), stop.clone()));
-    }
-    tokio::select! {
-        done = restart_one_by_one(&mut fronts, &counts) => done?,
-        Some(ended) = clients.join_next() => {
-            ended?.with_context(|| nginx.log_tail())?;
-            bail!("a client ended before it was told to");
-        }
-    }
-    stop.cancel();
-    while let Some(ended) = clients.join_next().await {
-        ended??;
-    }
-    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let (searches, answers, writes) = (count(&counts.searches), count(&counts.answers), count(&counts.writes));
-    println!("through two restarts: {searches} searches, {answers} answers, {writes} writes, none failed");
-    ensure!(searches >= 400 && answers > 0 && writes > 0, "too little to mean anything");
-
-    for front in &mut fronts {
-        front.stop().await?;
-    }
-    cluster.shut_down().await
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nginx_passes_streams_compression_and_conditions_through() -> anyhow::Result<()> {

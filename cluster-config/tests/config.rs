@@ -105,6 +105,8 @@ fn the_environment_overrides_the_file() {
         ("OLLAMA_MAX_TOKENS", "32"),
         ("OLLAMA_TEMPERATURE", "0.7"),
         ("OLLAMA_TOP_K", "40"),
+        ("OLLAMA_GPU", "false"),
+        ("REDIS_URL", "redis://cache-1:6379,cache-2:6379"),
         ("PATH", "/bin"),
     ]);
     let config = CoordinatorConfig::from_toml(COORDINATOR, variables).expect("loads");
@@ -114,10 +116,18 @@ fn the_environment_overrides_the_file() {
     assert_eq!((config.catalog.pool_size, config.catalog.max_overflow), (5, 0));
     assert_eq!(config.catalog.pool_timeout, Duration::from_secs(3));
     assert_eq!((config.llm.max_tokens, config.llm.temperature, config.llm.top_k), (32, 0.7, 40));
+    assert_eq!(config.llm.gpu_layers, Some(0));
+    let redis = config.cache.redis.expect("named");
+    assert_eq!(redis.urls, ["redis://cache-1:6379", "redis://cache-2:6379"]);
 
     let unset = CoordinatorConfig::from_toml(COORDINATOR, environment(&[("CACHE_TTL_SECONDS", "")])).expect("loads");
     assert_eq!(unset.cache.ttl, Duration::from_secs(3600));
-    for (name, value) in [("ENABLE_CACHING", "maybe"), ("DATABASE_POOL_SIZE", "-1"), ("OLLAMA_TEMPERATURE", "hot")] {
+    for (name, value) in [
+        ("ENABLE_CACHING", "maybe"),
+        ("DATABASE_POOL_SIZE", "-1"),
+        ("OLLAMA_TEMPERATURE", "hot"),
+        ("OLLAMA_GPU", "some"),
+    ] {
         let error = CoordinatorConfig::from_toml(COORDINATOR, environment(&[(name, value)])).expect_err(name);
         assert_eq!(error.key, name);
     }

@@ -13,6 +13,7 @@ use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 
+use crate::embed::Purpose;
 use crate::error::{Error, Result};
 use crate::generate::citation::CitationTracker;
 use crate::generate::pool::Generation;
@@ -95,7 +96,7 @@ async fn embed(services: &Services, questions: &mut [Question]) -> Result<()> {
         return Ok(());
     }
     let deadline = questions.iter().map(|question| question.options.deadline).min().unwrap_or_else(Instant::now);
-    let vectors = services.embedder.embed(texts, deadline).await?;
+    let vectors = services.embedder.embed(texts, Purpose::Query, deadline).await?;
     let without = questions.iter_mut().filter(|question| question.vector.is_none());
     for (question, vector) in without.zip(vectors) {
         let spec = &question.collection.spec;
@@ -169,6 +170,8 @@ pub struct TextOptions {
     pub client: Option<u64>,
     /// The answer ends here.
     pub deadline: Instant,
+    /// Whether the text is passed on as it is written.
+    pub is_streamed: bool,
 }
 
 /// A ranked answer with its text on the way.
@@ -243,6 +246,7 @@ fn to_source(hit: &Hit) -> Option<Source> {
         span: hit.span.clone()?,
         score: hit.score,
         page: hit.page(),
+        headings: hit.headings(),
     })
 }
 
@@ -293,7 +297,7 @@ async fn generate(
     let tenant = caller.tenant.to_string();
     let request =
         GenerateRequest { messages: prompt.messages, model: text.model, options: text.options, affinity, tenant };
-    Ok((cached::generate(services, caller, request, text.deadline).await?, prompt.sources))
+    Ok((cached::generate(services, caller, request, text.deadline, text.is_streamed).await?, prompt.sources))
 }
 
 /// Asks the pool for a caller, whose account is charged with what the answer took, however it ends.

@@ -28,7 +28,7 @@ use crate::cluster::remote::RemoteNodes;
 use crate::cluster::stats::NodeStats;
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
-use crate::embed::cache::CachedEmbedder;
+use crate::embed::cache::{Bounds, CachedEmbedder};
 use crate::embed::metrics::EmbedMetrics;
 use crate::generate::metrics::PoolMetrics;
 use crate::generate::pool::Pool;
@@ -90,8 +90,9 @@ pub struct CacheOptions {
     pub backends: String,
 }
 
-/// The part of the cache's memory that is for answers; the rest is for results, which are larger and more.
+/// The parts of the cache's memory that are for answers and for embeddings; the rest is for results, which are larger and more.
 const ANSWERS_SHARE: u64 = 4;
+const EMBEDDINGS_SHARE: u64 = 4;
 
 /// A coordinator whose background work runs; it serves once [`serve`](Running::serve) is called.
 pub struct Running {
@@ -185,11 +186,12 @@ fn with_cache(
     shared: Option<SharedCache>,
     metrics: &Metrics,
 ) -> Arc<dyn Embedder> {
-    let entries = config.embedder.cache_entries;
-    if entries == 0 || !config.cache.enabled {
+    let (entries, cache) = (config.embedder.cache_entries, &config.cache);
+    if entries == 0 || !cache.enabled {
         return embedder;
     }
-    Arc::new(CachedEmbedder::new(embedder, entries, shared, metrics.cache.clone()))
+    let bounds = Bounds { entries, bytes: cache.memory.0 / EMBEDDINGS_SHARE, ttl: cache.ttl };
+    Arc::new(CachedEmbedder::new(embedder, bounds, shared, metrics.cache.clone()))
 }
 
 /// Reads the operator's key, which stands in no file. Errors: it is too short to be a secret.
@@ -218,8 +220,9 @@ impl Running {
         let caches = parts.cache.map(|options| {
             let CacheOptions { memory_bytes, ttl, backends } = options;
             let answers_bytes = memory_bytes / ANSWERS_SHARE;
+            let results_bytes = memory_bytes - answers_bytes - memory_bytes / EMBEDDINGS_SHARE;
             let metrics = &parts.metrics.cache;
-            let memory = MemoryTier::new(memory_bytes - answers_bytes, ttl);
+            let memory = MemoryTier::new(results_bytes, ttl);
             let results = RetrievalCache::new(memory, shared.clone(), metrics.clone());
             let answers = AnswerCache::new(answers_bytes, ttl, backends, shared, metrics.clone());
             (Arc::new(results), Arc::new(answers))

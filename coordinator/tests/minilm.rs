@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use coordinator::embed::metrics::EmbedMetrics;
 use coordinator::embed::minilm::MiniLm;
-use coordinator::embed::{Embedder, Embedding};
+use coordinator::embed::{Embedder, Embedding, Purpose};
 use coordinator::ingest::chunk;
 use coordinator::ingest::parse::Parsed;
 use serde::Deserialize;
@@ -33,7 +33,7 @@ fn model() -> Option<&'static MiniLm> {
 
 async fn embed(model: &MiniLm, texts: &[&str]) -> Vec<Embedding> {
     let deadline = Instant::now() + Duration::from_secs(600);
-    model.embed(texts.iter().map(|text| (*text).to_owned()).collect(), deadline).await.expect("embeds")
+    model.embed(texts.iter().map(|text| (*text).to_owned()).collect(), Purpose::Query, deadline).await.expect("embeds")
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f32 {

@@ -175,8 +175,11 @@ fn sources_text(answered: &QueryResponse) -> String {
     for citation in citations {
         let title = citation.title.as_deref().filter(|title| !title.is_empty()).unwrap_or(&citation.document_id);
         let Span { start, end } = citation.span;
+        let page = citation.page.map(|page| format!(", page {page}")).unwrap_or_default();
+        let headings = citation.headings.iter().filter(|heading| *heading != title);
+        let headings = headings.map(|heading| format!(" > {heading}")).collect::<String>();
         text.push_str(&format!(
-            "\n  [{}] {title} ({}, bytes {start}..{end}), score {:.3}",
+            "\n  [{}] {title}{page}{headings} ({}, bytes {start}..{end}), score {:.3}",
             citation.marker, citation.chunk_id, citation.score
         ));
     }
@@ -218,6 +221,11 @@ mod tests {
         let degraded = Some("no language model is available: all are down".to_owned());
         let degraded = sources_text(&QueryResponse { degraded, ..answer.response.clone() });
         assert!(degraded.contains("all are down") && !degraded.contains("configured"), "{degraded}");
+        let mut placed = answer.response.clone();
+        placed.citations[1].page = Some(3);
+        placed.citations[1].headings = vec!["Limits".into(), "Wind".into()];
+        let placed = sources_text(&placed);
+        assert!(placed.contains("[1] D, page 3 > Limits > Wind (d#0, bytes 0..5), score 0.500"), "{placed}");
         assert_eq!(
             sources.matches("[1] D (d#0, bytes 0..5), score 0.500").count(),
             1,

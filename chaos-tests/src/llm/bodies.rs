@@ -94,6 +94,14 @@ fn event(data: &Value) -> String {
     format!("data: {data}\n\n")
 }
 
+/// The text of the first source in a conversation, as the coordinator encloses it.
+pub(super) fn first_source(body: &Value) -> Option<String> {
+    let contents = body["messages"].as_array()?.iter().filter_map(|message| message["content"].as_str());
+    let (_, rest) = contents.filter_map(|content| content.split_once("<source ")).next()?;
+    let (text, _) = rest.split_once(">\n")?.1.split_once("\n</source>")?;
+    Some(text.to_owned())
+}
+
 /// The answer to a question about the server itself: media type and body. `None`: no such path.
 pub(super) fn about(path: &str, script: &Script, running: usize) -> Option<(&'static str, String)> {
     let json = |value: Value| Some(("application/json", value.to_string()));
@@ -117,5 +125,19 @@ pub(super) fn about(path: &str, script: &Script, running: usize) -> Option<(&'st
             Some(("text/plain; version=0.0.4", text))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_source_is_what_stands_between_its_marks() {
+        let said = |content: &str| json!({"messages": [{"role": "system", "content": content}, {"content": "why?"}]});
+        let two = "Answer.\n\n<source number=\"1\" title=\"t > u\">\nk7 v12\n</source>\n\n<source number=\"2\" title=\"\">\nx\n</source>";
+        assert_eq!(first_source(&said(two)).as_deref(), Some("k7 v12"));
+        assert_eq!(first_source(&said("There are no sources.")), None);
+        assert_eq!(first_source(&json!({"prompt": "why?"})), None);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::bodies::{Protocol, about};
+use super::bodies::{Protocol, about, first_source};
 use super::{End, Ending, Script, Shared};
 
 /// Most bytes of a request's body.
@@ -93,7 +93,10 @@ async fn generate(
     protocol: Protocol,
     request: Request,
 ) -> io::Result<bool> {
-    let script = shared.script.borrow().clone();
+    let mut script = shared.script.borrow().clone();
+    if script.quotes {
+        script.tokens = vec![first_source(&request.body).unwrap_or_else(|| "There is no source.".to_owned())];
+    }
     let model = request.body["model"].as_str().unwrap_or_default().to_owned();
     let read = request.body["messages"].as_array().map_or(1, Vec::len);
     let (number, running) = shared.begin(&request.path, request.body);

@@ -91,8 +91,13 @@ pub struct ScriptedLlm {
 impl ScriptedLlm {
     /// Starts on a free port.
     pub async fn start(script: Script) -> anyhow::Result<Self> {
+        Self::start_at(0, script).await
+    }
+
+    /// Starts on that port of loopback. Errors: somebody has it.
+    pub async fn start_at(port: u16, script: Script) -> anyhow::Result<Self> {
         let (script, exchanges) = (watch::Sender::new(script), watch::Sender::new(Vec::new()));
-        let mut server = Self { port: 0, shared: Arc::new(Shared { script, exchanges }), serving: None };
+        let mut server = Self { port, shared: Arc::new(Shared { script, exchanges }), serving: None };
         server.listen().await?;
         Ok(server)
     }

@@ -24,6 +24,8 @@ pub struct Script {
     pub kv_used: f32,
     /// Share of the model said to lie in GPU memory; `None`: the model is not loaded.
     pub on_gpu: Option<f32>,
+    /// Answers with the text of the prompt's first source instead of `tokens`, so that what was asked with can be told from the answer.
+    pub quotes: bool,
 }
 
 impl Default for Script {
@@ -37,6 +39,7 @@ impl Default for Script {
             steps: None,
             kv_used: 0.0,
             on_gpu: Some(1.0),
+            quotes: false,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A Redis Cluster of Debian's `redis-server`: three masters and three replicas on loopback, nothing on disk but their node files.
+//! Debian's `redis-server` on loopback, nothing on disk but node files: one, or a Redis Cluster of three masters and three replicas.
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,6 +16,31 @@ const MASTERS: usize = 3;
 const NODE_TIMEOUT_MS: u32 = 2000;
 /// Forming the cluster, or failing a master over, on a machine that is busy with something else.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+
+/// One server. Dropping it kills it.
+pub struct RedisServer {
+    port: u16,
+    _process: Process,
+    _dir: TempDir,
+}
+
+impl RedisServer {
+    /// Starts one on a free port and waits until it answers.
+    pub async fn start() -> anyhow::Result<Self> {
+        let dir = TempDir::with_prefix("susui-redis-")?;
+        let port = free_ports(1)?[0];
+        let (number, place) = (port.to_string(), dir.path().display().to_string());
+        let arguments = ["--port", &number, "--dir", &place, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        let process = Process::start_program("redis", "redis-server", &arguments, &dir.path().join("log"))?;
+        wait_answering(port).await?;
+        Ok(Self { port, _process: process, _dir: dir })
+    }
+
+    /// The way in, as `redis_url` wants it.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
 
 /// The servers. Dropping it kills them.
 pub struct RedisCluster {
@@ -54,12 +79,7 @@ impl RedisCluster {
         }
         let cluster = Self { servers, _dir: dir };
         for (port, _) in &cluster.servers {
-            wait::until("redis-server to answer", SETTLED_WITHIN, || async {
-                let answer = cli(*port, &["PING"])?;
-                ensure!(answer == "PONG", "{answer}");
-                Ok(())
-            })
-            .await?;
+            wait_answering(*port).await?;
         }
         let addresses: Vec<String> = cluster.servers.iter().map(|(port, _)| format!("127.0.0.1:{port}")).collect();
         let mut create = vec!["--cluster", "create"];
@@ -149,6 +169,15 @@ fn is_whole(port: u16) -> anyhow::Result<()> {
     let info = cli(port, &["CLUSTER", "INFO"])?;
     ensure!(info.contains("cluster_state:ok"), "{info}");
     Ok(())
+}
+
+async fn wait_answering(port: u16) -> anyhow::Result<()> {
+    wait::until("redis-server to answer", SETTLED_WITHIN, || async {
+        let answer = cli(port, &["PING"])?;
+        ensure!(answer == "PONG", "{answer}");
+        Ok(())
+    })
+    .await
 }
 
 /// What `redis-cli` prints.

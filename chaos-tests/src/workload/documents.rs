@@ -13,7 +13,7 @@ use crate::history::{Action, History, Key, Level, Operation, Outcome, Version};
 use crate::vectors::unit_vector;
 
 /// Stands for a hit that is not what any put wrote; no put has it.
-const GARBLED: Version = Version::MAX;
+pub(super) const GARBLED: Version = Version::MAX;
 /// Searches sent at once when everything is read back.
 const SEARCHES_PER_CALL: usize = 128;
 /// Results looked through for a document's own vector.
@@ -212,19 +212,25 @@ pub fn id(key: Key) -> String {
     format!("k{key}")
 }
 
-fn text(key: Key, version: Version) -> String {
+pub(super) fn text(key: Key, version: Version) -> String {
     format!("k{key} v{version}")
 }
 
 /// The version of the document that stands first, if it is the one asked for.
-fn version_in(body: &Value, key: Key) -> Option<Version> {
+pub(super) fn version_in(body: &Value, key: Key) -> Option<Version> {
     let hit = body["hits"].get(0).filter(|hit| hit["document_id"] == id(key))?;
-    let version = hit["text"].as_str().and_then(|text| text.strip_prefix(&format!("k{key} v")));
-    Some(version.and_then(|version| version.parse().ok()).unwrap_or(GARBLED))
+    Some(hit["text"].as_str().map_or(GARBLED, |text| version_of(text, key)))
+}
+
+/// The version whose text this is, or begins with: a mark of a source may follow.
+pub(super) fn version_of(written: &str, key: Key) -> Version {
+    let version = written.strip_prefix(&format!("k{key} v"));
+    let digits = version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(GARBLED)
 }
 
 /// Refusals of the request itself change nothing; whatever else went wrong says nothing about a write.
-fn judged(answer: &anyhow::Result<Answer>) -> (Outcome, Option<String>) {
+pub(super) fn judged(answer: &anyhow::Result<Answer>) -> (Outcome, Option<String>) {
     match answer {
         Ok(answer) if answer.status.is_success() => (Outcome::Ok, None),
         Ok(answer) => {

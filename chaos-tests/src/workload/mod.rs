@@ -7,3 +7,4 @@ pub mod ingest;
 pub mod mixed;
 pub mod search;
 pub mod session;
+pub mod texts;

@@ -7,27 +7,35 @@ use futures::{StreamExt, stream};
 
 use super::ask_model;
 use crate::api::auth::Caller;
-use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, StoredAnswer};
+use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, Looked, StoredAnswer, Turn};
 use crate::cache::key::CacheKey;
 use crate::generate::pool::Generation;
 use crate::generate::{EventStream, FinishReason, GenerateError, GenerateEvent, GenerateRequest};
 use crate::services::Services;
 
 /// Generates, or gives the text that was kept for the same prompt, model and options of the same tenant. A kept text has cost no tokens
-/// and so reports no usage. What a model wrote that stood in is not kept.
+/// and so reports no usage. What a model wrote that stood in is not kept. Of equal requests that are not streamed one is written at a
+/// time: the others wait a while for it, where a stream would rather begin.
 ///
-/// Errors and Cancel: as [`ask_model`]. A text that was not read to its end is not kept.
+/// Errors and Cancel: as [`ask_model`]. A text that was not read to its end is not kept; who waited for it goes on.
 pub(super) async fn generate(
     services: &Services,
     caller: &Caller,
     request: GenerateRequest,
     deadline: Instant,
+    is_streamed: bool,
 ) -> Result<Generation, GenerateError> {
     let Some(answers) = &services.answers else { return ask_model(services, caller, request, deadline).await };
     let key = answers.key(&services.llm.identities(), &request);
-    if let Some(kept) = answers.get(&key).await {
-        return Ok(replay(&kept));
-    }
+    let looked = if is_streamed {
+        answers.get(&key).await.map_or_else(|| Looked::Missing(Turn::default()), Looked::Found)
+    } else {
+        answers.get_or_begin(&key, deadline).await
+    };
+    let turn = match looked {
+        Looked::Found(kept) => return Ok(replay(&kept)),
+        Looked::Missing(turn) => turn,
+    };
     let asked = request.model.clone();
     let generation = ask_model(services, caller, request, deadline).await?;
     if !services.llm.is_first_choice(asked.as_deref(), &generation.model) {
@@ -39,7 +47,8 @@ pub(super) async fn generate(
         text: String::new(),
         is_complete: false,
     };
-    Ok(Generation { events: keep(generation.events, Arc::clone(answers), key, draft), ..generation })
+    let keeper = Keeper { answers: Arc::clone(answers), key, _turn: turn };
+    Ok(Generation { events: keep(generation.events, keeper, draft), ..generation })
 }
 
 fn replay(kept: &StoredAnswer) -> Generation {
@@ -50,9 +59,18 @@ fn replay(kept: &StoredAnswer) -> Generation {
     Generation { backend: kept.backend.clone(), model: kept.model.clone(), events: stream::iter(events).boxed() }
 }
 
+/// Where a text goes once it has ended well. Equal requests wait until it is dropped.
+struct Keeper {
+    answers: Arc<AnswerCache>,
+    key: CacheKey,
+    _turn: Turn,
+}
+
 /// Passes the events on as they come, and keeps the text once it has ended well.
-fn keep(mut events: EventStream, answers: Arc<AnswerCache>, key: CacheKey, mut draft: StoredAnswer) -> EventStream {
+fn keep(mut events: EventStream, keeper: Keeper, mut draft: StoredAnswer) -> EventStream {
     async_stream::stream! {
+        // A local, so that the turn ends with the last event.
+        let keeper = keeper;
         let mut fits = true;
         while let Some(event) = events.next().await {
             match &event {
@@ -65,7 +83,7 @@ fn keep(mut events: EventStream, answers: Arc<AnswerCache>, key: CacheKey, mut d
                 Ok(GenerateEvent::Done { finish_reason }) if fits && !draft.text.is_empty() => match finish_reason {
                     FinishReason::Stop | FinishReason::Length => {
                         draft.is_complete = *finish_reason == FinishReason::Stop;
-                        answers.put(&key, std::mem::take(&mut draft));
+                        keeper.answers.put(&keeper.key, std::mem::take(&mut draft));
                     }
                     FinishReason::ContentFilter | FinishReason::Other => {}
                 },

@@ -20,6 +20,7 @@ use super::auth::Caller;
 use super::filter::FilterBody;
 use super::search::{SearchBody, in_range, read_search};
 use crate::answer::{self, AnswerEvent, TextOptions};
+use crate::embed::Purpose;
 use crate::error::{Error, Result};
 use crate::generate::{
     Affinity, Citation, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Message, Role, Source, Usage,
@@ -36,6 +37,8 @@ const MESSAGES_MAX: usize = 1024;
 const MODEL_BYTES_MAX: usize = 256;
 /// Most texts that end an answer; OpenAI takes four.
 const STOPS_MAX: usize = 16;
+/// A door's call of more texts to embed than this is somebody's ingestion.
+const QUERY_TEXTS_MAX: usize = 8;
 /// Bytes of a conversation's beginning that decide which backend probably has it in its prompt cache.
 const PREFIX_BYTES: usize = 1024;
 
@@ -95,7 +98,7 @@ pub(super) async fn converse(
     let reply = match collection_of(&conversation.model) {
         Some(collection) => {
             let collection = collection.to_owned();
-            ask_collection(services, caller, conversation, collection).await?
+            ask_collection(services, caller, conversation, collection, is_stream).await?
         }
         None => pass_through(services, caller, conversation).await?,
     };
@@ -169,6 +172,7 @@ async fn ask_collection(
     caller: &Caller,
     mut conversation: Conversation,
     collection: String,
+    is_streamed: bool,
 ) -> Result<Reply> {
     let asked = match conversation.messages.pop() {
         Some(message) if message.role == Role::User => message.content,
@@ -192,6 +196,7 @@ async fn ask_collection(
         history: conversation.messages,
         client: conversation.client.0,
         deadline: answer_deadline(),
+        is_streamed,
     };
     let answer = answer::run(services, question, text).await?;
     Ok(Reply {
@@ -307,11 +312,12 @@ impl OneOrMany {
     }
 }
 
-/// Embeds a door's texts. Returns the vectors and the tokens read.
+/// Embeds a door's texts, on the caller's account. Returns the vectors and the tokens read.
 ///
-/// Errors: `NotFound` (another model than the one embedder), a field, as `Embedder::embed`.
+/// Errors: `NotFound` (another model than the one embedder), a field, `RateLimited`, as `Embedder::embed`.
 pub(super) async fn embed(
     services: &Services,
+    caller: &Caller,
     model: &str,
     texts: Vec<String>,
     dimensions: Option<usize>,
@@ -331,13 +337,16 @@ pub(super) async fn embed(
     if texts.is_empty() {
         return Err(Error::field("input", "no texts", "give at least one"));
     }
+    services.tenants.check_tokens(caller)?;
     let counted = std::sync::Arc::clone(embedder);
     let (texts, tokens) = crate::ingest::blocking(move || {
         let tokens: usize = texts.iter().map(|text| counted.count_tokens(text).min(counted.tokens_max())).sum();
         Ok((texts, tokens as u64))
     })
     .await?;
-    let vectors = embedder.embed(texts, Instant::now() + services.default_timeout).await?;
+    let purpose = if texts.len() > QUERY_TEXTS_MAX { Purpose::Ingest } else { Purpose::Query };
+    let vectors = embedder.embed(texts, purpose, Instant::now() + services.default_timeout).await?;
+    services.tenants.record_tokens(caller, embedder.name(), tokens, 0);
     Ok((vectors, tokens))
 }
 

@@ -88,6 +88,9 @@ pub struct CitationBody {
     /// Page or slide that the chunk begins on, from 1, where the document has any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub page: Option<u32>,
+    /// Headings that the chunk stands under, outermost first, where the document has any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headings: Vec<String>,
 }
 
 /// Tokens spent by the model.
@@ -170,7 +173,7 @@ pub async fn post_query(
 ) -> ApiResult<Response> {
     let began = Instant::now();
     let (stream, explain) = (body.stream.unwrap_or(false), body.explain.unwrap_or(false));
-    let text = read_text_options(&body, client)?;
+    let text = read_text_options(&body, client, stream)?;
     let search = SearchBody {
         query: Some(body.query),
         collection: body.collection,
@@ -195,7 +198,7 @@ pub async fn post_query(
     Ok(tagged(json(StatusCode::OK, &collect_answer(answer, began, explain).await?), Some(etag), PRIVATE))
 }
 
-fn read_text_options(body: &QueryBody, client: ClientKey) -> Result<TextOptions> {
+fn read_text_options(body: &QueryBody, client: ClientKey, is_streamed: bool) -> Result<TextOptions> {
     if let Some(max_tokens) = body.max_tokens {
         in_range("max_tokens", f64::from(max_tokens), 1.0, f64::from(limits::LLM_TOKENS_MAX))?;
     }
@@ -213,7 +216,7 @@ fn read_text_options(body: &QueryBody, client: ClientKey) -> Result<TextOptions>
     // Text takes longer than a search: without a limit of the caller's it may take the longest time there is.
     let deadline = deadline(body.timeout_ms, Duration::from_millis(limits::TIMEOUT_MS_MAX))?;
     let history = Vec::new();
-    Ok(TextOptions { model: body.model.clone(), options, history, client: client.0, deadline })
+    Ok(TextOptions { model: body.model.clone(), options, history, client: client.0, deadline, is_streamed })
 }
 
 async fn collect_answer(mut answer: Answer, began: Instant, explain: bool) -> Result<QueryReply> {
@@ -308,6 +311,7 @@ pub(super) fn citation_body(citation: Citation) -> CitationBody {
         span: SpanBody { start: citation.span.start, end: citation.span.end },
         score: citation.score,
         page: citation.page,
+        headings: citation.headings,
     }
 }
 
@@ -325,6 +329,7 @@ fn source_body(marker: u32, source: &Source) -> CitationBody {
         span: SpanBody { start: source.span.start, end: source.span.end },
         score: source.score,
         page: source.page,
+        headings: source.headings.clone(),
     }
 }
 

@@ -5,19 +5,26 @@
 //! writes twice need not be equal, so who wants another text asks with another `temperature` or switches caching off.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::key::CacheKey;
 use super::metrics::{CacheMetrics, Kind, Tier};
-use super::redis::SharedCache;
+use super::redis::{Lease, Leased, SharedCache};
+use super::single_flight::{Flight, SingleFlight, half_way};
 use crate::generate::GenerateRequest;
 use crate::generate::backend::Identity;
 
 /// Longest text that is kept; longer ones are rare and push many others out.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest wait for another's text, and longest life of the lease of a coordinator that died: about what an answer takes. Who waited in
+/// vain asks a model of its own.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
+/// Pauses between looks at what another coordinator is writing: the first, doubled up to the last.
+const LEASE_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// A finished text. A change of any field raises the mark in `redis/frame`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +46,23 @@ pub struct AnswerCache {
     /// The configuration of the backends, part of every key.
     backends: String,
     metrics: CacheMetrics,
+    /// Equal texts under way in this process.
+    flights: SingleFlight,
+}
+
+/// What a lookup led to.
+pub enum Looked {
+    /// The text that was kept.
+    Found(Arc<StoredAnswer>),
+    /// To be written; equal requests wait for the caller until it drops the turn.
+    Missing(Turn),
+}
+
+/// The caller's turn to have a text written, in this process and among coordinators. Empty where it does not matter who does.
+#[derive(Default)]
+pub struct Turn {
+    _flight: Option<Flight>,
+    _lease: Option<Lease>,
 }
 
 impl AnswerCache {
@@ -55,7 +79,7 @@ impl AnswerCache {
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         let memory = Cache::builder().max_capacity(bytes_max).weigher(weight).time_to_live(ttl).build();
-        Self { memory, shared, backends, metrics }
+        Self { memory, shared, backends, metrics, flights: SingleFlight::default() }
     }
 
     /// The key of what is asked while the pool has these backends: some may have been added at run time.
@@ -71,10 +95,72 @@ impl AnswerCache {
             return found;
         }
         let shared = self.shared.as_ref()?;
-        let payload = shared.get(Kind::Answer, key).await;
-        let found: Option<StoredAnswer> = payload.and_then(|payload| postcard::from_bytes(&payload).ok());
+        let found = self.fetch(shared, key).await;
         self.count(Tier::Redis, found.is_some());
-        let found = Arc::new(found?);
+        found
+    }
+
+    /// As [`get`](Self::get), and where there is none the turn to have it written: after waiting for an equal request of this process
+    /// or of another coordinator, which may succeed, fail or leave.
+    ///
+    /// Cancel: dropping it gives every turn back.
+    pub async fn get_or_begin(&self, key: &CacheKey, deadline: Instant) -> Looked {
+        if let Some(found) = self.get(key).await {
+            return Looked::Found(found);
+        }
+        let now = Instant::now();
+        let until = half_way(now, deadline).min(now + ANSWER_WAIT_MAX);
+        let flight = self.flights.begin(key, until).await;
+        // It may have been written since the first look, whoever's turn it is now.
+        if let Some(found) = self.memory.get(key) {
+            return Looked::Found(found);
+        }
+        if flight.is_none() {
+            return Looked::Missing(Turn::default());
+        }
+        match self.lease(key, until).await {
+            Ok(lease) => Looked::Missing(Turn { _flight: flight, _lease: lease }),
+            Err(found) => Looked::Found(found),
+        }
+    }
+
+    /// The lease among coordinators (none where Redis does not say, or its owner takes too long), or what its owner wrote meanwhile.
+    async fn lease(&self, key: &CacheKey, until: Instant) -> Result<Option<Lease>, Arc<StoredAnswer>> {
+        let Some(shared) = &self.shared else { return Ok(None) };
+        let (mut pause, longest) = LEASE_PAUSES;
+        let mut has_waited = false;
+        loop {
+            let leased = shared.lease(key, ANSWER_WAIT_MAX).await;
+            // Looked at once more with the lease in hand: its last owner may have written and gone between two looks.
+            if let Some(found) = self.fetch(shared, key).await {
+                self.count(Tier::Redis, true);
+                if has_waited {
+                    self.metrics.waited(true);
+                }
+                return Err(found);
+            }
+            let lease = match leased {
+                Leased::Mine(lease) => Some(lease),
+                Leased::Unknown => None,
+                Leased::Theirs if Instant::now() + pause >= until => None,
+                Leased::Theirs => {
+                    has_waited = true;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(longest);
+                    continue;
+                }
+            };
+            if has_waited {
+                self.metrics.waited(false);
+            }
+            return Ok(lease);
+        }
+    }
+
+    /// What the shared tier has; then memory has it, too.
+    async fn fetch(&self, shared: &SharedCache, key: &CacheKey) -> Option<Arc<StoredAnswer>> {
+        let payload = shared.get(Kind::Answer, key).await?;
+        let found: Arc<StoredAnswer> = Arc::new(postcard::from_bytes(&payload).ok()?);
         self.memory.insert(*key, Arc::clone(&found));
         Some(found)
     }
@@ -91,5 +177,42 @@ impl AnswerCache {
 
     fn count(&self, tier: Tier, is_hit: bool) {
         self.metrics.looked_up(tier, Kind::Answer, u64::from(is_hit), u64::from(!is_hit));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> AnswerCache {
+        AnswerCache::new(1 << 20, ANSWER_WAIT_MAX, String::new(), None, CacheMetrics::new())
+    }
+
+    async fn turn(cache: &AnswerCache, key: &CacheKey) -> Option<Turn> {
+        match cache.get_or_begin(key, Instant::now() + Duration::from_secs(600)).await {
+            Looked::Found(_) => None,
+            Looked::Missing(turn) => Some(turn),
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_gets_what_was_written_and_goes_on_where_nothing_was() {
+        let cache = Arc::new(cache());
+        let answer = StoredAnswer { text: "kept".into(), ..StoredAnswer::default() };
+        for (name, written) in [("written", Some(answer)), ("failed", None)] {
+            let key = CacheKey::of_embedding("m", name);
+            let leader = turn(&cache, &key).await.expect("the first leads");
+            let follower = tokio::spawn({
+                let cache = Arc::clone(&cache);
+                async move { turn(&cache, &key).await.is_none() }
+            });
+            tokio::task::yield_now().await;
+            let is_written = written.is_some();
+            if let Some(answer) = written {
+                cache.put(&key, answer);
+            }
+            drop(leader);
+            assert_eq!(follower.await.expect("joins"), is_written, "{name}");
+        }
     }
 }

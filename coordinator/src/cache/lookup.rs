@@ -12,7 +12,7 @@ use super::key::CacheKey;
 use super::metrics::Kind;
 use super::positions::{Since, Verdict, Word};
 use super::redis::{Lease, Leased};
-use super::single_flight::Flight;
+use super::single_flight::{Flight, half_way};
 use super::{CachedResult, RetrievalCache};
 use crate::cluster::client::{CopyTarget, NodeClient};
 use crate::cluster::view::ClusterView;
@@ -22,6 +22,8 @@ use crate::retrieve::{RetrievalOptions, Retrieved};
 /// A position that takes longer to learn than this is not worth the wait: the search itself is asked instead.
 const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long a lease holds if its owner dies: about what a search takes on a busy cluster.
+const LEASE: Duration = Duration::from_millis(250);
 /// How long another coordinator's search is waited for: a lookup after each of these pauses. Together they bound what a dead owner of
 /// a lease costs; a search that takes longer is better asked twice than waited for.
 const LEASE_PAUSES_MS: [u64; 5] = [4, 6, 10, 15, 25];
@@ -94,7 +96,8 @@ impl RetrievalCache {
         if let Some(found) = self.look_up(asked).await {
             return Looked::Found(found);
         }
-        let Some(flight) = self.flights.begin(asked.key, asked.options.deadline).await else {
+        let until = half_way(Instant::now(), asked.options.deadline);
+        let Some(flight) = self.flights.begin(asked.key, until).await else {
             let found = self.look_up(asked).await;
             return found.map_or_else(|| Looked::Missing(Turn::default()), Looked::Found);
         };
@@ -107,7 +110,7 @@ impl RetrievalCache {
     /// The lease among coordinators (none where Redis does not say, or its owner is slow or dead), or what its owner computed meanwhile.
     async fn lease(&self, asked: &Asked<'_>) -> Result<Option<Lease>, Retrieved> {
         let Some(shared) = &self.shared else { return Ok(None) };
-        match shared.lease(asked.key).await {
+        match shared.lease(asked.key, LEASE).await {
             Leased::Mine(lease) => return Ok(Some(lease)),
             Leased::Unknown => return Ok(None),
             Leased::Theirs => {}

@@ -114,7 +114,7 @@ impl CacheMetrics {
         }
         let flights_waited = counters(
             "cache_flights_waited_total",
-            "waits for another coordinator's equal search, by whether its result came in time",
+            "waits for another coordinator's equal search or answer, by whether it came in time",
             &["outcome"],
         );
         for outcome in ["served", "given_up"] {

@@ -1,4 +1,4 @@
-//! Equal searches at the same time: one computes, the others wait for it and then look in the cache again.
+//! Equal work at the same time (searches, embeddings, answers): one computes, the others wait for it and then look in the cache again.
 //!
 //! Waiting never hands over the result itself. The one that waited may have begun after a write that the other did not see; only the
 //! lookup, which checks positions, decides.
@@ -14,7 +14,7 @@ use super::key::CacheKey;
 
 type Flights = Arc<Mutex<HashMap<CacheKey, watch::Receiver<()>>>>;
 
-/// Searches under way, by key. Bounded by the requests in flight.
+/// Work under way, by key. Bounded by the requests in flight.
 #[derive(Default)]
 pub struct SingleFlight {
     flights: Flights,
@@ -27,9 +27,14 @@ pub struct Flight {
     _done: watch::Sender<()>,
 }
 
+/// Until when another's work is waited for: half of what is left, so that the other half is there for one's own.
+pub fn half_way(now: Instant, deadline: Instant) -> Instant {
+    now + deadline.saturating_duration_since(now) / 2
+}
+
 impl SingleFlight {
-    /// The right to compute, or `None` after another flight of the same key has ended (or the deadline passed).
-    pub async fn begin(&self, key: &CacheKey, deadline: Instant) -> Option<Flight> {
+    /// The right to compute, or `None` after another flight of the same key has ended, or `until` has passed.
+    pub async fn begin(&self, key: &CacheKey, until: Instant) -> Option<Flight> {
         let mut under_way = {
             let mut flights = self.flights.lock();
             match flights.get(key) {
@@ -42,7 +47,7 @@ impl SingleFlight {
             }
         };
         // Ends with an error when the sender is dropped: that is the signal.
-        let _ = tokio::time::timeout_at(deadline.into(), under_way.changed()).await;
+        let _ = tokio::time::timeout_at(until.into(), under_way.changed()).await;
         None
     }
 }
@@ -58,6 +63,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn half_of_the_time_is_left_for_ones_own() {
+        let now = Instant::now();
+        assert_eq!(half_way(now, now + Duration::from_secs(4)), now + Duration::from_secs(2));
+        assert_eq!(half_way(now, now - Duration::from_secs(1)), now);
+    }
 
     #[tokio::test]
     async fn the_second_waits_until_the_first_is_gone_even_if_it_was_cancelled() {

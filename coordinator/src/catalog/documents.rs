@@ -9,7 +9,9 @@ use super::{Catalog, CatalogError, get_u32, get_u64, storable};
 use crate::clock::unix_ms;
 
 /// Most documents waiting for their job. Bounds the uploads at rest; far above what a healthy cluster ever has waiting.
-const OPEN_JOBS_MAX: u32 = 50_000;
+pub const OPEN_JOBS_MAX: u32 = 50_000;
+/// How many times the free places a tenant's own may be: a lone tenant gets three quarters, and who comes after it finds room.
+const OPEN_JOBS_SHARE: i64 = 3;
 
 /// Whose document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -143,6 +145,20 @@ pub struct Indexed {
 
 const COUNT_OPEN_JOBS: &str = "SELECT count(*) FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')";
 
+const COUNT_OPEN_JOBS_OF: &str = "SELECT count(*) FROM jobs
+    WHERE tenant = $1 AND state IN ('queued', 'parsing', 'chunking', 'embedding', 'indexing')";
+
+/// Whether so many wait that it matters whose they are: below, no tenant can have more than its share.
+fn needs_share(waiting: i64) -> bool {
+    let most = i64::from(OPEN_JOBS_MAX);
+    waiting >= most - most / (OPEN_JOBS_SHARE + 1)
+}
+
+/// Whether a tenant that has `own` of `waiting` jobs may add one: while it has fewer than [`OPEN_JOBS_SHARE`] times the free places.
+fn has_room(waiting: i64, own: i64) -> bool {
+    own < OPEN_JOBS_SHARE * (i64::from(OPEN_JOBS_MAX) - waiting)
+}
+
 const ROW_COLUMNS: &str = "document_id, state, title, metadata_json, media_type, file_name, content_bytes, chunk_count, \
                            job_id, created_ms, updated_ms";
 
@@ -176,8 +192,11 @@ impl Catalog {
             }
         }
         let waiting: i64 = sqlx::query_scalar(COUNT_OPEN_JOBS).fetch_one(&mut *connection).await?;
-        if waiting >= i64::from(OPEN_JOBS_MAX) {
-            return Err(CatalogError::QueueFull { waiting: OPEN_JOBS_MAX });
+        if needs_share(waiting) {
+            let own: i64 = sqlx::query_scalar(COUNT_OPEN_JOBS_OF).bind(tenant).fetch_one(&mut *connection).await?;
+            if !has_room(waiting, own) {
+                return Err(CatalogError::QueueFull { waiting: u32::try_from(waiting).unwrap_or(OPEN_JOBS_MAX) });
+            }
         }
         let stored = sqlx::query(
             "INSERT INTO documents (collection_id, tenant, document_id, version, state, title, metadata_json, media_type,
@@ -395,4 +414,27 @@ fn document_row(row: &AnyRow) -> Result<DocumentRow, CatalogError> {
         created_ms: row.try_get("created_ms")?,
         updated_ms: row.try_get("updated_ms")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_the_last_places_of_the_queue_for_itself() {
+        let most = i64::from(OPEN_JOBS_MAX);
+        for (waiting, own, expected) in [
+            (0, 0, true),
+            (most / 4 * 3 - 1, most / 4 * 3 - 1, true),
+            (most / 4 * 3, most / 4 * 3, false),
+            (most / 4 * 3, 0, true),
+            (most - 1, 2, true),
+            (most - 1, 3, false),
+            (most, 0, false),
+        ] {
+            assert_eq!(has_room(waiting, own), expected, "{own} of {waiting}");
+        }
+        let unshared = (0..=most).take_while(|waiting| !needs_share(*waiting));
+        assert!(unshared.last().is_some_and(|waiting| has_room(waiting, waiting)), "even if all are its own");
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use futures::future::BoxFuture;
 
-use super::{EmbedError, Embedder, Embedding};
+use super::{EmbedError, Embedder, Embedding, Purpose};
 
 /// The name under which a configuration asks for it.
 pub const NAME: &str = "none";
@@ -30,7 +30,12 @@ impl Embedder for AbsentEmbedder {
         0
     }
 
-    fn embed(&self, _texts: Vec<String>, _deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+    fn embed(
+        &self,
+        _texts: Vec<String>,
+        _purpose: Purpose,
+        _deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
         Box::pin(async { Err(EmbedError::Absent) })
     }
 }

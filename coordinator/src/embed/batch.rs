@@ -2,10 +2,10 @@
 //! next free thread takes what is there, up to `batch_max` texts or `BATCH_TOKENS` tokens. A lone query starts at once; no
 //! timer holds it back for company.
 //!
-//! Calls of few texts (queries) overtake calls of many (ingestion), except that every fourth batch serves the many, so
-//! that ingestion slows under queries but never stops, and a query waits for at most one batch per thread before it.
+//! Queries overtake ingestion ([`Purpose`]), except that every fourth batch serves ingestion first, so that it slows under
+//! queries but never stops, and a query waits for at most one batch per thread before it.
 //!
-//! Invariants: texts queued <= `limits::EMBED_QUEUE_MAX`, of them bulk at most `BULK_QUEUE_MAX`; a text whose caller has
+//! Invariants: texts queued <= `limits::EMBED_QUEUE_MAX`, of them for ingestion at most `INGEST_QUEUE_MAX`; a text whose caller has
 //! gone, or whose deadline has passed, is never embedded.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::metrics::EmbedMetrics;
-use super::{EmbedError, Embedding, INTERACTIVE_TEXTS_MAX};
+use super::{EmbedError, Embedding, Purpose};
 
 /// A model as the pool sees it. Blocking, called from pool threads only.
 pub trait Model: Send + Sync + 'static {
@@ -32,12 +32,12 @@ pub trait Model: Send + Sync + 'static {
 
 /// Enough for full speed of the matrix products; more only makes the next query wait longer.
 const BATCH_TOKENS: usize = 1024;
-/// One batch in this many takes bulk work first.
-const BULK_TURN: u64 = 4;
-/// Bulk work leaves the rest of the queue to queries.
-const BULK_QUEUE_MAX: usize = limits::EMBED_QUEUE_MAX / 4 * 3;
+/// One batch in this many takes ingestion first.
+const INGEST_TURN: u64 = 4;
+/// Ingestion leaves the rest of the queue to queries.
+const INGEST_QUEUE_MAX: usize = limits::EMBED_QUEUE_MAX / 4 * 3;
 
-const _: () = assert!(limits::EMBED_TEXTS_MAX <= BULK_QUEUE_MAX);
+const _: () = assert!(limits::EMBED_TEXTS_MAX <= INGEST_QUEUE_MAX);
 
 /// The pool. Dropping it ends the threads after their current batch.
 pub struct BatchPool {
@@ -54,8 +54,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    interactive: VecDeque<Job>,
-    bulk: VecDeque<Job>,
+    queries: VecDeque<Job>,
+    ingest: VecDeque<Job>,
     batches: u64,
     closed: bool,
 }
@@ -100,14 +100,19 @@ impl BatchPool {
     }
 
     /// See [`super::Embedder::embed`].
-    pub async fn embed(&self, texts: Vec<String>, deadline: Instant) -> Result<Vec<Embedding>, EmbedError> {
+    pub async fn embed(
+        &self,
+        texts: Vec<String>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Vec<Embedding>, EmbedError> {
         if texts.len() > limits::EMBED_TEXTS_MAX {
             return Err(EmbedError::TooLarge { texts: texts.len(), texts_max: limits::EMBED_TEXTS_MAX });
         }
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        let reply = self.shared.enqueue(texts, deadline)?;
+        let reply = self.shared.enqueue(texts, purpose, deadline)?;
         match tokio::time::timeout_at(deadline.into(), reply).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(EmbedError::Closed),
@@ -135,7 +140,7 @@ impl Drop for BatchPool {
 type Reply = oneshot::Receiver<Result<Vec<Embedding>, EmbedError>>;
 
 impl Shared {
-    fn enqueue(&self, texts: Vec<String>, deadline: Instant) -> Result<Reply, EmbedError> {
+    fn enqueue(&self, texts: Vec<String>, purpose: Purpose, deadline: Instant) -> Result<Reply, EmbedError> {
         let (sender, receiver) = oneshot::channel();
         let count = texts.len();
         let state = CallState { results: vec![None; count], missing: count, reply: Some(sender) };
@@ -144,14 +149,15 @@ impl Shared {
         if queue.closed {
             return Err(EmbedError::Closed);
         }
-        let is_bulk = count > INTERACTIVE_TEXTS_MAX;
-        let over =
-            queue.len() + count > limits::EMBED_QUEUE_MAX || is_bulk && queue.bulk.len() + count > BULK_QUEUE_MAX;
-        if over {
+        let is_ingest_full = purpose == Purpose::Ingest && queue.ingest.len() + count > INGEST_QUEUE_MAX;
+        if is_ingest_full || queue.len() + count > limits::EMBED_QUEUE_MAX {
             self.metrics.overloaded.inc_by(count as u64);
             return Err(EmbedError::Overloaded { queued_max: limits::EMBED_QUEUE_MAX });
         }
-        let lane = if is_bulk { &mut queue.bulk } else { &mut queue.interactive };
+        let lane = match purpose {
+            Purpose::Query => &mut queue.queries,
+            Purpose::Ingest => &mut queue.ingest,
+        };
         lane.extend(texts.into_iter().enumerate().map(|(place, text)| Job { text, place, call: call.clone() }));
         self.metrics.queued.set(queue.len() as i64);
         drop(queue);
@@ -195,7 +201,7 @@ impl Shared {
         loop {
             let mut batch = Vec::new();
             let mut tokens = 0;
-            let bulk_first = {
+            let ingest_first = {
                 let mut queue = self.queue.lock();
                 while queue.is_empty() && !queue.closed {
                     self.work.wait(&mut queue);
@@ -204,10 +210,10 @@ impl Shared {
                     return None;
                 }
                 queue.batches += 1;
-                queue.batches.is_multiple_of(BULK_TURN)
+                queue.batches.is_multiple_of(INGEST_TURN)
             };
             while batch.len() < self.batch_max && tokens < BATCH_TOKENS {
-                let Some(job) = self.pop(bulk_first) else { break };
+                let Some(job) = self.pop(ingest_first) else { break };
                 if !job.call.is_wanted() {
                     self.metrics.abandoned.inc();
                     continue;
@@ -228,10 +234,10 @@ impl Shared {
         }
     }
 
-    fn pop(&self, bulk_first: bool) -> Option<Job> {
+    fn pop(&self, ingest_first: bool) -> Option<Job> {
         let mut queue = self.queue.lock();
-        let Queue { interactive, bulk, .. } = &mut *queue;
-        let (first, second) = if bulk_first { (bulk, interactive) } else { (interactive, bulk) };
+        let Queue { queries, ingest, .. } = &mut *queue;
+        let (first, second) = if ingest_first { (ingest, queries) } else { (queries, ingest) };
         let job = first.pop_front().or_else(|| second.pop_front());
         self.metrics.queued.set(queue.len() as i64);
         job
@@ -240,8 +246,8 @@ impl Shared {
     fn close(&self) {
         let mut queue = self.queue.lock();
         queue.closed = true;
-        let Queue { interactive, bulk, .. } = &mut *queue;
-        for job in interactive.drain(..).chain(bulk.drain(..)) {
+        let Queue { queries, ingest, .. } = &mut *queue;
+        for job in queries.drain(..).chain(ingest.drain(..)) {
             job.call.answer(Err(EmbedError::Closed));
         }
         self.metrics.queued.set(0);
@@ -252,7 +258,7 @@ impl Shared {
 
 impl Queue {
     fn len(&self) -> usize {
-        self.interactive.len() + self.bulk.len()
+        self.queries.len() + self.ingest.len()
     }
 
     fn is_empty(&self) -> bool {

@@ -2,43 +2,59 @@
 //! in Redis where coordinators share one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use moka::sync::Cache;
 
-use super::{EmbedError, Embedder, Embedding, INTERACTIVE_TEXTS_MAX};
+use super::{EmbedError, Embedder, Embedding, Purpose};
 use crate::cache::key::CacheKey;
 use crate::cache::metrics::{CacheMetrics, Kind, Tier};
 use crate::cache::redis::SharedCache;
+use crate::cache::single_flight::{Flight, SingleFlight, half_way};
 
-/// An embedder behind a cache bounded by entries. Calls of more than [`INTERACTIVE_TEXTS_MAX`] texts are ingestion: they pass
-/// by, lest chunks that nobody asks for again push the queries out.
+/// What the vectors in memory may come to.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most vectors.
+    pub entries: u64,
+    /// Most bytes of all of them, estimated.
+    pub bytes: u64,
+    /// Longest life of one.
+    pub ttl: Duration,
+}
+
+/// An embedder behind a cache bounded in entries, bytes and time. What is ingested passes by, lest chunks that nobody asks for again
+/// push the queries out, and vectors of deleted documents stay. Of equal lone texts at the same time one is embedded.
 pub struct CachedEmbedder {
     inner: Arc<dyn Embedder>,
     memory: Cache<CacheKey, Embedding>,
     shared: Option<SharedCache>,
     metrics: CacheMetrics,
+    flights: SingleFlight,
 }
 
 impl CachedEmbedder {
-    /// Keeps at most `entries` vectors of `inner` in memory.
-    pub fn new(inner: Arc<dyn Embedder>, entries: u64, shared: Option<SharedCache>, metrics: CacheMetrics) -> Self {
-        Self { inner, memory: Cache::new(entries), shared, metrics }
+    /// Keeps vectors of `inner` in memory within `bounds`, and in the shared tier where there is one.
+    pub fn new(inner: Arc<dyn Embedder>, bounds: Bounds, shared: Option<SharedCache>, metrics: CacheMetrics) -> Self {
+        let entries = bounds.entries.min(bounds.bytes / entry_bytes(inner.dim()));
+        let memory = Cache::builder().max_capacity(entries).time_to_live(bounds.ttl).build();
+        Self { inner, memory, shared, metrics, flights: SingleFlight::default() }
     }
 
     async fn embed_cached(&self, texts: Vec<String>, deadline: Instant) -> Result<Vec<Embedding>, EmbedError> {
         let keys: Vec<CacheKey> = texts.iter().map(|text| CacheKey::of_embedding(self.inner.name(), text)).collect();
         let mut found: Vec<Option<Embedding>> = keys.iter().map(|key| self.memory.get(key)).collect();
         self.count(Tier::Memory, &found);
+        let _turn = self.take_turn(&keys, &mut found, deadline).await;
         if let Some(shared) = &self.shared {
             self.look_in(shared, &keys, &mut found).await;
         }
         let (places, missing): (Vec<usize>, Vec<String>) =
             texts.into_iter().enumerate().filter(|(place, _)| found[*place].is_none()).unzip();
         if !missing.is_empty() {
-            let embedded = self.inner.embed(missing, deadline).await?;
+            let embedded = self.inner.embed(missing, Purpose::Query, deadline).await?;
             for (place, vector) in places.into_iter().zip(embedded) {
                 self.memory.insert(keys[place], vector.clone());
                 if let Some(shared) = &self.shared {
@@ -48,6 +64,15 @@ impl CachedEmbedder {
             }
         }
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Waits while another call embeds the same lone text, and then looks again; else the turn to embed it, held until dropped. Calls of
+    /// several texts, which are rare, would have to wait for each other and do not. Who waited in vain embeds by itself.
+    async fn take_turn(&self, keys: &[CacheKey], found: &mut [Option<Embedding>], deadline: Instant) -> Option<Flight> {
+        let ([key], [place @ None]) = (keys, found) else { return None };
+        let turn = self.flights.begin(key, half_way(Instant::now(), deadline)).await;
+        *place = self.memory.get(key);
+        turn
     }
 
     /// Fills in what the shared tier has, all at once.
@@ -76,6 +101,11 @@ impl CachedEmbedder {
         let hits = found.iter().flatten().count();
         self.metrics.looked_up(tier, Kind::Embedding, hits as u64, (found.len() - hits) as u64);
     }
+}
+
+/// About what one vector takes in memory: its components, its key, the counts beside it.
+const fn entry_bytes(dim: usize) -> u64 {
+    (size_of::<CacheKey>() + size_of::<Embedding>() + 2 * size_of::<usize>() + dim * size_of::<f32>()) as u64
 }
 
 /// Little-endian components.
@@ -107,57 +137,18 @@ impl Embedder for CachedEmbedder {
         self.inner.count_tokens(text)
     }
 
-    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
-        if texts.len() > INTERACTIVE_TEXTS_MAX {
-            return self.inner.embed(texts, deadline);
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+        match purpose {
+            Purpose::Query => Box::pin(self.embed_cached(texts, deadline)),
+            Purpose::Ingest => self.inner.embed(texts, purpose, deadline),
         }
-        Box::pin(self.embed_cached(texts, deadline))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::super::fake::FakeEmbedder;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_repeated_text_is_a_hit_with_the_same_vector_in_its_place() {
-        let metrics = CacheMetrics::new();
-        let counted = || metrics.counted(Tier::Memory, Kind::Embedding);
-        let fake = FakeEmbedder::new(16);
-        let cached = CachedEmbedder::new(Arc::new(fake.clone()), 100, None, metrics.clone());
-        let deadline = Instant::now() + Duration::from_secs(600);
-        let texts = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-
-        cached.embed(texts(&["a", "b"]), deadline).await.expect("embeds");
-        let mixed = cached.embed(texts(&["c", "a", "d", "b"]), deadline).await.expect("embeds");
-        assert_eq!(counted(), (2, 4));
-        for (text, vector) in ["c", "a", "d", "b"].iter().zip(&mixed) {
-            assert_eq!(vector, &fake.vector(text), "{text}");
-        }
-
-        let bulk = texts(&["a"; INTERACTIVE_TEXTS_MAX + 1]);
-        assert_eq!(cached.embed(bulk, deadline).await.expect("embeds").len(), INTERACTIVE_TEXTS_MAX + 1);
-        assert_eq!(counted(), (2, 4), "bulk passes by");
-    }
-
-    #[tokio::test]
-    async fn a_failure_is_not_cached() {
-        let cached = CachedEmbedder::new(Arc::new(FakeEmbedder::new(16)), 100, None, CacheMetrics::new());
-        let past = Instant::now() - Duration::from_secs(1);
-        assert_eq!(cached.embed(vec!["a".into()], past).await, Err(EmbedError::DeadlineExceeded));
-        let deadline = Instant::now() + Duration::from_secs(600);
-        assert!(cached.embed(vec!["a".into()], deadline).await.is_ok());
-    }
-
-    #[test]
-    fn only_a_whole_vector_of_the_right_size_is_read() {
-        let vector: Embedding = Arc::from([1.0, -0.5]);
-        let bytes = to_bytes(&vector);
-        assert_eq!(from_bytes(&bytes, 2), Some(vector));
-        assert_eq!((from_bytes(&bytes, 3), from_bytes(&bytes[..7], 2), from_bytes(&[], 2)), (None, None, None));
-        assert_eq!(from_bytes(&to_bytes(&[1.0, f32::NAN]), 2), None);
-    }
-}
+mod tests;

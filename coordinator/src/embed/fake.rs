@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use unicode_segmentation::UnicodeSegmentation;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{EmbedError, Embedder, Embedding, normalize};
+use super::{EmbedError, Embedder, Embedding, Purpose, normalize};
 
 /// Components each word touches. More than one, so that two words rarely coincide wholly.
 const COMPONENTS_PER_WORD: u64 = 4;
@@ -65,7 +65,12 @@ impl Embedder for FakeEmbedder {
         text.unicode_words().count() + SPECIAL_TOKENS
     }
 
-    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        _purpose: Purpose,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
         Box::pin(async move {
             if Instant::now() >= deadline {
                 return Err(EmbedError::DeadlineExceeded);

@@ -14,7 +14,7 @@ use super::batch::{BatchPool, Model};
 use super::bert::{Bert, BertShape};
 use super::metrics::EmbedMetrics;
 use super::model::{self, ModelBytes, ModelError};
-use super::{EmbedError, Embedder, Embedding};
+use super::{EmbedError, Embedder, Embedding, Purpose};
 
 /// Longest text the model reads, special tokens included. It was trained on 128 and reads up to 512; 256 is what its
 /// publishers set (`sentence_bert_config.json`), the 128 in `tokenizer.json` is not.
@@ -64,8 +64,13 @@ impl Embedder for MiniLm {
         self.model.count.encode_fast(text, true).map_or(text.len() + 2, |encoding| encoding.len())
     }
 
-    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
-        Box::pin(self.pool.embed(texts, deadline))
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+        Box::pin(self.pool.embed(texts, purpose, deadline))
     }
 }
 

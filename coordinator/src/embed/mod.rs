@@ -24,14 +24,20 @@ use futures::future::BoxFuture;
 use metrics::EmbedMetrics;
 use model::ModelError;
 
-/// Calls of at most this many texts are taken for queries: they overtake larger calls and are cached.
-pub const INTERACTIVE_TEXTS_MAX: usize = 8;
-
 /// Components of the stand-in's vectors: those of MiniLM, so that one collection spec fits both.
 const FAKE_DIM: usize = 384;
 
 /// One embedding, `[dim]`, unit length. Shared, because the cache and a micro-batch hand the same one to several callers.
 pub type Embedding = Arc<[f32]>;
+
+/// What texts are embedded for. The vectors are the same; their turn and what is kept of them differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Somebody waits for an answer: it overtakes ingestion, and is kept for whoever asks the same.
+    Query,
+    /// A document's chunks, however few: behind queries, and kept nowhere.
+    Ingest,
+}
 
 /// A model that turns text into vectors.
 pub trait Embedder: Send + Sync {
@@ -48,12 +54,17 @@ pub trait Embedder: Send + Sync {
     /// (microseconds per sentence); for whole documents call it off the reactor.
     fn count_tokens(&self, text: &str) -> usize;
 
-    /// Embeds `texts`, in order.
+    /// Embeds `texts`, in order, for `purpose`.
     ///
     /// Errors: `Overloaded` (queue full), `DeadlineExceeded`, `TooLarge` (more than `limits::EMBED_TEXTS_MAX` texts),
     /// `Model` (the model failed), `Closed`.
     /// Cancel: dropping the future drops the work that has not begun.
-    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>>;
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>>;
 }
 
 /// Why texts were not embedded.

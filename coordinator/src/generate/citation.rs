@@ -117,6 +117,7 @@ impl Citation {
             span,
             score: source.score,
             page: source.page,
+            headings: source.headings.clone(),
         }
     }
 }
@@ -136,6 +137,7 @@ mod tests {
             span: n * 10..n * 10 + 4,
             score: 0.5,
             page: None,
+            headings: Vec::new(),
         }
     }
 

@@ -238,6 +238,7 @@ mod tests {
             span: start..start + text.len() as u64,
             score,
             page: None,
+            headings: Vec::new(),
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Source {
     pub score: f32,
     /// Page or slide that the chunk begins on, from 1, where the document has any.
     pub page: Option<u32>,
+    /// Headings that the chunk stands under, outermost first.
+    pub headings: Vec<String>,
 }
 
 /// A place in a source that the answer rests on.
@@ -60,6 +62,8 @@ pub struct Citation {
     pub score: f32,
     /// As in [`Source`].
     pub page: Option<u32>,
+    /// Headings that the chunk stands under, outermost first.
+    pub headings: Vec<String>,
 }
 
 /// Who speaks in a message.

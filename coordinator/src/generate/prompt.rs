@@ -190,6 +190,7 @@ mod tests {
             span: ordinal * 1000..ordinal * 1000 + text.len() as u64,
             score,
             page: None,
+            headings: Vec::new(),
         }
     }
 

@@ -18,8 +18,9 @@ use super::parse::{Parsed, Section};
 
 mod atoms;
 
-/// Raised whenever the same text is cut or embedded otherwise: documents cut by an earlier version are indexed again when they are sent again.
-pub const VERSION: u32 = 1;
+/// Raised whenever the same text is cut, embedded or described otherwise: documents cut by an earlier version are indexed again when
+/// they are sent again. 2: chunks name their headings.
+pub const VERSION: u32 = 2;
 
 /// One retrievable piece.
 #[derive(Clone, Debug, PartialEq, Eq)]

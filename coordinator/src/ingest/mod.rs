@@ -44,6 +44,8 @@ const RENEW_INTERVAL: Duration = Duration::from_millis(LEASE_MS as u64 / 3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Metadata field of a chunk that says on which page or slide it begins, from 1.
 pub const PAGE_FIELD: &str = "page";
+/// Metadata field of a chunk that lists the headings it stands under, outermost first.
+pub const HEADINGS_FIELD: &str = "headings";
 
 /// What is configured of ingestion.
 #[derive(Clone, Debug)]

@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 
 use super::chunk::{self, TextChunk};
 use super::parse::{self, Format, Parsed};
-use super::{Ingest, PAGE_FIELD, Stop, blocking, encode, stages};
+use super::{HEADINGS_FIELD, Ingest, PAGE_FIELD, Stop, blocking, encode, stages};
 use crate::catalog::documents::StoredUpload;
 use crate::catalog::jobs::{Claim, JobState};
+use crate::embed::Purpose;
 use crate::error::{Error, Result};
 
 /// Chunks embedded in one call: a few micro-batches, so that progress moves and queries get their turn in between.
@@ -66,7 +67,7 @@ impl Ingest {
                 embedded.push(Chunk {
                     ordinal: embedded.len() as u32,
                     text: text_chunk.text.clone(),
-                    metadata_json: chunk_metadata(spec, &claim.upload.metadata_json, page),
+                    metadata_json: chunk_metadata(spec, &claim.upload.metadata_json, page, &text_chunk.heading_path),
                     span: text_chunk.span.start as u64..text_chunk.span.end as u64,
                     vector,
                 });
@@ -90,7 +91,7 @@ impl Ingest {
         if let Some(vectors) = known.filter(|vectors| vectors.len() == texts.len()) {
             return Ok(vectors);
         }
-        let vectors = self.embedder.embed(texts, Instant::now() + EMBED_STEP_TIMEOUT).await?;
+        let vectors = self.embedder.embed(texts, Purpose::Ingest, Instant::now() + EMBED_STEP_TIMEOUT).await?;
         let stored = vectors.iter().map(|vector| encode::encode_stored(spec.metric, spec.dim as usize, vector));
         let stored = stored.collect::<Result<Vec<_>, _>>();
         let stored = stored.map_err(|error| Error::internal(format!("embedder {}: {error}", self.embedder.name())))?;
@@ -109,15 +110,27 @@ pub(super) fn choose_title(claim: &Claim, parsed: &Parsed) -> String {
     title
 }
 
-/// The document's metadata, and `page` where the format has pages, unless the caller has a field of that name, or the collection
-/// one that takes no numbers.
-fn chunk_metadata(spec: &CollectionSpec, metadata_json: &str, page: Option<u32>) -> String {
-    let takes_page = spec.fields.get(PAGE_FIELD).is_none_or(|kind| *kind == FieldType::Integer);
-    let fields = serde_json::from_str::<Map<String, Value>>(metadata_json).ok();
-    let Some((page, mut fields)) = page.filter(|_| takes_page).zip(fields) else { return metadata_json.to_owned() };
-    fields.entry(PAGE_FIELD).or_insert_with(|| page.into());
-    let with_page = Value::Object(fields).to_string();
-    if with_page.len() > limits::METADATA_BYTES_MAX { metadata_json.to_owned() } else { with_page }
+/// The document's metadata, with `page` and `headings` where the chunk has them: unless the caller has a field of that name, the collection
+/// one that takes no such value, or the metadata would become too long.
+fn chunk_metadata(spec: &CollectionSpec, metadata_json: &str, page: Option<u32>, headings: &[String]) -> String {
+    let found = [
+        (PAGE_FIELD, FieldType::Integer, page.map(Value::from)),
+        (HEADINGS_FIELD, FieldType::Keyword, (!headings.is_empty()).then(|| headings.into())),
+    ];
+    let mut text = metadata_json.to_owned();
+    let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(metadata_json) else { return text };
+    for (name, kind, value) in found {
+        let is_taken = fields.contains_key(name) || spec.fields.get(name).is_some_and(|declared| *declared != kind);
+        let Some(value) = value.filter(|_| !is_taken) else { continue };
+        fields.insert(name.to_owned(), value);
+        let longer = serde_json::to_string(&fields).unwrap_or_default();
+        if longer.is_empty() || longer.len() > limits::METADATA_BYTES_MAX {
+            fields.remove(name);
+        } else {
+            text = longer;
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -125,15 +138,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_goes_where_it_takes_nobodys_place() {
+    fn page_and_headings_go_where_they_take_nobodys_place() {
         let plain = CollectionSpec::new("c", 8);
-        let declared = |kind| CollectionSpec { fields: [(PAGE_FIELD.to_owned(), kind)].into(), ..plain.clone() };
-        assert_eq!(chunk_metadata(&plain, "{\"a\":1}", Some(3)), "{\"a\":1,\"page\":3}");
-        assert_eq!(chunk_metadata(&plain, "{}", None), "{}");
-        assert_eq!(chunk_metadata(&plain, "{\"page\":\"x\"}", Some(3)), "{\"page\":\"x\"}");
-        assert_eq!(chunk_metadata(&declared(FieldType::Integer), "{}", Some(3)), "{\"page\":3}");
-        assert_eq!(chunk_metadata(&declared(FieldType::Keyword), "{}", Some(3)), "{}");
+        let declared = |name: &str, kind| CollectionSpec { fields: [(name.to_owned(), kind)].into(), ..plain.clone() };
+        let headings = ["Limits".to_owned(), "Wind".to_owned()];
+        let cases = [
+            (&plain, "{\"a\":1}", Some(3), 0, "{\"a\":1,\"page\":3}"),
+            (&plain, "{}", None, 0, "{}"),
+            (&plain, "{\"page\":\"x\"}", Some(3), 0, "{\"page\":\"x\"}"),
+            (&plain, "{}", None, 2, "{\"headings\":[\"Limits\",\"Wind\"]}"),
+            (&plain, "{\"headings\":7}", Some(3), 1, "{\"headings\":7,\"page\":3}"),
+            (&declared(PAGE_FIELD, FieldType::Integer), "{}", Some(3), 0, "{\"page\":3}"),
+            (&declared(PAGE_FIELD, FieldType::Keyword), "{}", Some(3), 0, "{}"),
+            (&declared(HEADINGS_FIELD, FieldType::Keyword), "{}", None, 1, "{\"headings\":[\"Limits\"]}"),
+            (&declared(HEADINGS_FIELD, FieldType::Integer), "{}", None, 1, "{}"),
+        ];
+        for (spec, given, page, depth, expected) in cases {
+            assert_eq!(chunk_metadata(spec, given, page, &headings[..depth]), expected, "{given}");
+        }
+        let nearly_full = format!("{{\"a\":\"{}\"}}", "x".repeat(limits::METADATA_BYTES_MAX - 20));
+        let with_page = chunk_metadata(&plain, &nearly_full, Some(3), &headings);
+        assert!(with_page.contains("page") && !with_page.contains("headings"));
         let full = format!("{{\"a\":\"{}\"}}", "x".repeat(limits::METADATA_BYTES_MAX - 8));
-        assert_eq!(chunk_metadata(&plain, &full, Some(3)), full);
+        assert_eq!(chunk_metadata(&plain, &full, Some(3), &headings), full);
     }
 }

@@ -141,6 +141,13 @@ impl Hit {
     pub fn page(&self) -> Option<u32> {
         self.metadata.as_ref()?.get(crate::ingest::PAGE_FIELD)?.as_u64()?.try_into().ok()
     }
+
+    /// The headings it stands under, outermost first, where its document has headings and metadata was wanted.
+    pub fn headings(&self) -> Vec<String> {
+        let field = self.metadata.as_ref().and_then(|metadata| metadata.get(crate::ingest::HEADINGS_FIELD));
+        let headings = field.and_then(serde_json::Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        headings.iter().filter_map(|heading| heading.as_str().map(str::to_owned)).collect()
+    }
 }
 
 /// The result of one query.

@@ -121,12 +121,12 @@ impl Tenants {
         Ok(self.meter(caller).open_stream(&caller.limits)?)
     }
 
-    /// Whether a language model may be asked: the tokens of the last minute are below the bound. Errors: `RateLimited`.
+    /// Whether a model may be asked: the tokens of the last minute are below the bound. Errors: `RateLimited`.
     pub fn check_tokens(&self, caller: &Caller) -> Result<()> {
         Ok(self.meter(caller).check_tokens(&caller.limits)?)
     }
 
-    /// Notes what an answer took. Never waits: it is counted at once and stored within a second.
+    /// Notes what an answer or an embedding took. Never waits: it is counted at once and stored within a second.
     pub fn record_tokens(&self, caller: &Caller, model: &str, prompt_tokens: u64, completion_tokens: u64) {
         self.meter(caller).charge_tokens(&caller.limits, prompt_tokens + completion_tokens);
         self.usage.add(&caller.tenant, model, prompt_tokens, completion_tokens);

@@ -83,5 +83,23 @@ async fn json_is_compressed_on_request_and_only_then_and_streams_never() {
     assert!(!streamed.headers().contains_key("content-encoding"));
     let text = streamed.text().await.expect("text");
     assert!(text.contains("event: done"), "{text}");
+
+    let messages = json!([{"role": "user", "content": "lift"}]);
+    for (path, body, kind, end) in [
+        ("/v1/chat/completions", json!({"messages": messages}), "text/event-stream", "data: [DONE]"),
+        ("/v1/completions", json!({"prompt": "lift"}), "text/event-stream", "data: [DONE]"),
+        ("/api/chat", json!({"messages": messages}), "application/x-ndjson", "\"done\":true"),
+        ("/api/generate", json!({"prompt": "lift"}), "application/x-ndjson", "\"done\":true"),
+    ] {
+        let mut body = body;
+        body["model"] = json!("rag/t");
+        body["stream"] = json!(true);
+        let asked = c.http.post(format!("{}{path}", c.base)).header("accept-encoding", "gzip, br").json(&body);
+        let streamed = asked.send().await.expect("answers");
+        assert!(streamed.headers()["content-type"].to_str().is_ok_and(|value| value.starts_with(kind)), "{path}");
+        assert!(!streamed.headers().contains_key("content-encoding"), "{path}");
+        let text = streamed.text().await.expect("text");
+        assert!(text.contains(end), "{path}: {text}");
+    }
     c.stop().await;
 }

@@ -175,3 +175,31 @@ async fn hits_and_citations_of_a_pdf_name_the_page() {
     assert_eq!(citation["page"], 3, "{answer}");
     c.stop().await;
 }
+
+#[tokio::test]
+async fn hits_and_citations_name_the_headings_and_a_filter_finds_them() {
+    let c = Coordinator::start(Setup::default()).await;
+    let spec = json!({"embedder": "fake-hash-16", "shards": 2, "copies": 2, "fields": {"headings": "keyword"}});
+    c.put("/api/v1/collections/t", spec).await.ok();
+    let filler = "The keeper writes the weather into the book every morning and every evening. ".repeat(12);
+    let markdown =
+        format!("# Harbour\n\n{filler}\n\n## Fees\n\n### Yachts\n\nA yacht pays nine crowns a night. {filler}\n");
+    let html =
+        format!("<h1>Pilots</h1><p>{filler}</p><h2>Duties</h2><p>The pilot boards at the outer buoy. {filler}</p>");
+    for (id, name, text) in [("m", "harbour.md", markdown), ("h", "pilots.html", html)] {
+        assert_eq!(c.upload_file("t", id, name, text.as_bytes()).await["status"], "done", "{name}");
+    }
+    let cases = [("m", "Fees", json!(["Harbour", "Fees", "Yachts"])), ("h", "Duties", json!(["Pilots", "Duties"]))];
+    for (id, heading, path) in cases {
+        let filters = json!({"must": [{"field": "headings", "eq": heading}, {"field": "document_id", "eq": id}]});
+        let search = json!({"collection": "t", "query": "a night at the outer buoy in the wind", "filters": filters});
+        let answer = c.post("/api/v1/query", search).await.ok();
+        let hits = answer["hits"].as_array().expect("hits");
+        assert!(!hits.is_empty(), "{id}");
+        assert!(hits.iter().all(|hit| hit["metadata"]["headings"] == path), "{answer}");
+        assert_eq!(answer["citations"][0]["headings"], path, "{answer}");
+    }
+    let document = c.get("/api/v1/documents/m?collection=t").await.ok();
+    assert_eq!(document["metadata"], json!({}), "what the caller gave");
+    c.stop().await;
+}

@@ -1,6 +1,6 @@
 //! Tenants at the front doors: keys, isolation, and whose account an answer is on.
 
-use chaos_tests::llm::{End, Script, ScriptedLlm, Steps};
+use chaos_tests::llm::{End, Ending, Script, ScriptedLlm, Steps};
 use cluster_config::llm_config::LlmKind;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -112,5 +112,74 @@ async fn an_answer_is_on_its_tenants_account_even_if_nobody_reads_it_to_the_end(
     let refused = refused.expect("a token a minute is soon used up");
     assert_eq!(refused.body["error"]["code"], "rate_limit_exceeded", "{}", refused.body);
     assert!(refused.headers.contains_key("retry-after"));
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_door_embeds_is_on_its_tenants_account() {
+    let c = Coordinator::start(with_keys()).await;
+    let (_, acme) = make_key(&c, "acme", "read").await;
+    let (_, other) = make_key(&c, "other", "read").await;
+    // The fake embedder counts words, and two tokens more for each text.
+    let calls = [
+        ("/v1/embeddings", json!({"model": "fake-hash-16", "input": ["one two", "three"]}), 7),
+        ("/api/embed", json!({"model": "fake-hash-16", "input": "one two three"}), 5),
+        ("/api/embeddings", json!({"model": "fake-hash-16", "prompt": "one"}), 3),
+    ];
+    let mut total = 0;
+    for (path, body, tokens) in &calls {
+        c.call_as(&acme, Method::POST, path, Some(body.clone())).await.ok();
+        total += tokens;
+        loop {
+            let usage = c.call_as(&acme, Method::GET, "/api/v1/tenants/acme/usage", None).await.ok();
+            if usage["days"][0]["prompt_tokens"] == total {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    let limits = json!({"tokens_per_minute": 1});
+    c.call_as(OPERATOR, Method::PUT, "/api/v1/tenants/acme", Some(limits)).await.ok();
+    // The first call overdraws the account by far; it is minutes until that is paid back.
+    let (path, body, _) = &calls[0];
+    c.call_as(&acme, Method::POST, path, Some(body.clone())).await.ok();
+    for (path, body, _) in &calls {
+        let refused = c.call_as(&acme, Method::POST, path, Some(body.clone())).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}: {}", refused.body);
+        assert!(refused.headers.contains_key("retry-after"), "{path}");
+        c.call_as(&other, Method::POST, path, Some(body.clone())).await.ok();
+    }
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn a_door_s_stream_takes_one_of_its_tenants_places() {
+    // One token, and then nothing until the client leaves.
+    let script = Script { ending: Ending::Stall { after: 1 }, ..Script::default() };
+    let server = ScriptedLlm::start(script).await.expect("starts");
+    let c = Coordinator::start(Setup { llm: Some(pool_of(&[(&server, LlmKind::Openai)])), ..with_keys() }).await;
+    let (_, acme) = make_key(&c, "acme", "read").await;
+    let (_, other) = make_key(&c, "other", "read").await;
+    c.call_as(OPERATOR, Method::PUT, "/api/v1/tenants/acme", Some(json!({"streams_max": 1}))).await.ok();
+    let open = async |key: &str, path: &str, mut body: Value| {
+        body["stream"] = true.into();
+        c.http.post(format!("{}{path}", c.base)).bearer_auth(key).json(&body).send().await.expect("answers")
+    };
+    let [(first_path, first_body), _] = questions("small");
+    let first = open(&acme, first_path, first_body).await;
+    assert_eq!(first.status(), StatusCode::OK);
+    for (path, body) in questions("small") {
+        let refused = Coordinator::read(open(&acme, path, body.clone()).await).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}: {}", refused.body);
+        assert!(refused.headers.contains_key("retry-after"), "{path}");
+        assert_eq!(open(&other, path, body).await.status(), StatusCode::OK, "{path}: places of its own");
+    }
+    assert_eq!(server.exchanges().len(), 3, "nobody is asked for a stream that has no place");
+    drop(first);
+    // The server hears of it when it next writes or reads the connection.
+    let (path, body) = questions("small")[1].clone();
+    while open(&acme, path, body.clone()).await.status() != StatusCode::OK {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     c.stop().await;
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coordinator::embed::fake::FakeEmbedder;
-use coordinator::embed::{EmbedError, Embedder, Embedding};
+use coordinator::embed::{EmbedError, Embedder, Embedding, Purpose};
 use coordinator::startup::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -50,10 +50,15 @@ impl<B: Before> Embedder for Behind<B> {
         self.inner.count_tokens(text)
     }
 
-    fn embed(&self, texts: Vec<String>, deadline: Instant) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
+    fn embed(
+        &self,
+        texts: Vec<String>,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
         async move {
             self.before.before().await?;
-            self.inner.embed(texts, deadline).await
+            self.inner.embed(texts, purpose, deadline).await
         }
         .boxed()
     }

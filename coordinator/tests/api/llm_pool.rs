@@ -202,3 +202,25 @@ async fn a_backend_that_moved_writes_its_own_answers() {
     }
     c.stop().await;
 }
+
+/// vLLM tells in `/metrics`, Ollama in `/api/ps`.
+#[tokio::test]
+async fn what_servers_tell_of_their_load_comes_with_the_probe_and_makes_them_dearer() {
+    let cases = [
+        (LlmKind::Vllm, Script { kv_used: 0.9, ..Script::default() }, 9.1),
+        (LlmKind::Ollama, Script { on_gpu: Some(0.0), ..Script::default() }, 3.0),
+        (LlmKind::Ollama, Script { on_gpu: Some(0.5), ..Script::default() }, 2.0),
+    ];
+    for (kind, says, penalty) in cases {
+        let busy = ScriptedLlm::start(says).await.expect("starts");
+        let free = ScriptedLlm::start(Script::default()).await.expect("starts");
+        let routing = LlmRouting { probe_interval: Duration::from_millis(20), ..LlmRouting::default() };
+        let c = with_text(pool_with(routing, &[(&busy, kind), (&free, kind)])).await;
+        let penalty_of = async |position: usize| backends(&c).await[position]["penalty"].as_f64().expect("a number");
+        while (penalty_of(0).await - penalty).abs() > 0.01 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(penalty_of(1).await, 1.0);
+        c.stop().await;
+    }
+}

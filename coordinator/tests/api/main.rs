@@ -24,6 +24,7 @@ mod redis_server;
 mod refusals;
 mod search;
 mod shared_cache;
+mod single_flight;
 mod support;
 mod tenants;
 mod two_coordinators;

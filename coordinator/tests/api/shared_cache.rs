@@ -20,6 +20,9 @@ use super::support::{Coordinator, Setup};
 /// Reads that fail before the breaker keeps requests from asking.
 const FAILED_READS_MAX: u64 = 5;
 
+/// Life of a lease whose owner dies.
+const LEASE: Duration = Duration::from_millis(250);
+
 /// One coordinator's end of the tier.
 struct End {
     cache: SharedCache,
@@ -105,13 +108,13 @@ async fn what_one_end_puts_the_other_gets_with_a_life_and_strange_values_are_mis
 async fn one_end_has_the_lease_until_it_gives_it_back_or_dies() {
     let server = RedisServer::start();
     let (a, b) = (End::connected(&server).await, End::connected(&server).await);
-    let lease = a.cache.lease(&key("q")).await;
+    let lease = a.cache.lease(&key("q"), LEASE).await;
     assert!(matches!(lease, Leased::Mine(_)));
-    assert!(matches!(b.cache.lease(&key("other")).await, Leased::Mine(_)));
+    assert!(matches!(b.cache.lease(&key("other"), LEASE).await, Leased::Mine(_)));
     drop(lease);
-    until(async || matches!(b.cache.lease(&key("q")).await, Leased::Mine(_))).await;
-    std::mem::forget(a.cache.lease(&key("dead")).await);
-    until(async || matches!(b.cache.lease(&key("dead")).await, Leased::Mine(_))).await;
+    until(async || matches!(b.cache.lease(&key("q"), LEASE).await, Leased::Mine(_))).await;
+    std::mem::forget(a.cache.lease(&key("dead"), LEASE).await);
+    until(async || matches!(b.cache.lease(&key("dead"), LEASE).await, Leased::Mine(_))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,6 +69,9 @@ async fn keys_open_what_their_scope_says() {
     ] {
         let answer = c.call_as(key, method.clone(), path, Some(body)).await;
         assert_eq!(answer.status.as_u16(), status, "{method} {path}: {}", answer.body);
+        if status == 403 {
+            assert!(answer.body["error"]["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{}", answer.body);
+        }
     }
     // An administrator is the operator, not a tenant.
     let body = json!({"tenant": "acme", "name": "x", "scope": "admin"});
@@ -261,6 +264,7 @@ async fn a_tenant_s_limits_hold_for_it_alone() {
     let refused = refused.expect("fifty requests within fifty seconds");
     assert_eq!((refused.status.as_u16(), &refused.body["error"]["type"]), (429, &json!("rate_limited")));
     assert_eq!(refused.headers["retry-after"], "1");
+    assert!(refused.body["error"]["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{}", refused.body);
 
     c.stop().await;
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::CatalogError;
-use coordinator::catalog::documents::DocumentState;
+use coordinator::catalog::documents::{DocumentState, OPEN_JOBS_MAX};
 use coordinator::catalog::jobs::{ClaimLost, JobState};
 use coordinator::catalog::stages::Part;
 use futures::future::join_all;
+use sqlx::Connection;
 
 use super::support::{document, finish, upload};
 use crate::database::Database;
@@ -212,4 +213,22 @@ pub(crate) async fn a_document_is_locked_by_one_at_a_time(database: &Database) {
     assert!(!is_taken, "two hold the lock");
     drop(held);
     drop(waiting.await.expect("is free again"));
+}
+
+pub(crate) async fn a_tenant_cannot_fill_the_queue_for_all(database: &Database) {
+    let catalog = database.open().await;
+    let mut connection = sqlx::AnyConnection::connect(&database.url).await.expect("connects");
+    // As if it had uploaded three quarters of what may wait.
+    let fill = format!(
+        "INSERT INTO jobs (job_id, collection_id, tenant, document_id, document_version, state, progress, attempt,
+             run_after_ms, created_ms, updated_ms)
+         WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < {})
+         SELECT 'job-' || number, 1, 'greedy', 'd-' || number, 1, 'queued', 0, 0, 0, 0, 0 FROM numbers",
+        OPEN_JOBS_MAX / 4 * 3
+    );
+    sqlx::query(sqlx::AssertSqlSafe(fill)).execute(&mut connection).await.expect("writes");
+    let refused = catalog.enqueue(upload("greedy", "one more", "text")).await.expect_err("has its share");
+    assert!(matches!(refused, CatalogError::QueueFull { .. }) && refused.kind() == ErrorKind::Overloaded, "{refused}");
+    catalog.enqueue(upload("modest", "d", "text")).await.expect("finds room");
+    catalog.close().await;
 }

@@ -17,6 +17,7 @@ on_both_engines! {
     crate::jobs::odd_texts_come_back => odd_texts_come_back,
     crate::jobs::uploads_and_ends_of_one_document_never_deadlock => uploads_and_ends_of_one_document_never_deadlock,
     crate::jobs::a_document_is_locked_by_one_at_a_time => a_document_is_locked_by_one_at_a_time,
+    crate::jobs::a_tenant_cannot_fill_the_queue_for_all => a_tenant_cannot_fill_the_queue_for_all,
     crate::schema::opening_again_keeps_what_is_there => opening_again_keeps_what_is_there,
     crate::schema::upkeep_counts_anew_and_takes_turns => upkeep_counts_anew_and_takes_turns,
     crate::schema::usage_adds_up => usage_adds_up,

@@ -3,14 +3,19 @@
     report.py usage                    CPU seconds of now, as JSON
     report.py locust STATS.csv BEFORE  the table of a locust run begun at BEFORE (the JSON of `usage`)
     report.py ab OUTPUT.txt BEFORE     the table of an ab run
+    report.py calls WAIT_MS FILES      calls one after the other, beside the guide's targets for each; WAIT_MS is what the language
+                                       model behind the coordinator takes for an answer by itself, FILES a collection for uploads
 """
 
 import csv
 import json
 import os
+import random
 import re
+import statistics
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 # Requests/s, milliseconds, megabytes, percent of the machine: the guide's own.
@@ -80,8 +85,75 @@ def ab(path):
     yield "all", figures
 
 
+def post(path, body):
+    """Milliseconds of the call, and its answer."""
+    request = urllib.request.Request(
+        os.environ["SUSUI_URL"] + path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    began = time.monotonic()
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer = json.load(response)
+    return (time.monotonic() - began) * 1000, answer
+
+
+def indexed(accepted):
+    """Waits until an upload is searchable."""
+    while True:
+        with urllib.request.urlopen(f"{os.environ['SUSUI_URL']}/api/v1/jobs/{accepted['job_id']}", timeout=10) as response:
+            job = json.load(response)
+        if job["terminal"]:
+            if job["status"] != "done":
+                sys.exit(f"the upload failed: {job}")
+            return
+        time.sleep(0.02)
+
+
+# Questions, searches and uploads that are measured, one after the other.
+QUESTIONS, SEARCHES, UPLOADS = 40, 200, 2
+MEGABYTE = 1_000_000
+
+
+def calls(wait_ms, files):
+    collection = os.environ["SUSUI_COLLECTION"]
+    questions, searches, uploads, searchable = [], [], [], []
+    for number in range(QUESTIONS):
+        query = f"What should an operator do when node {number} dies at night?"
+        took, answer = post("/api/v1/query", {"query": query, "collection": collection})
+        if answer["generator"] == "extractive":
+            sys.exit(f"no language model answered: {answer.get('degraded')}")
+        questions.append(took)
+    for number in range(SEARCHES):
+        draw = random.Random(number)
+        vector = [draw.gauss(0, 1) for _ in range(384)]
+        searches.append(post("/api/v1/search", {"vector": vector, "collection": collection})[0])
+    for number in range(UPLOADS):
+        line = f"In upload {number}, line {{}} says that a copy takes over when the primary is silent.\n"
+        text = "".join(line.format(count) for count in range(MEGABYTE // len(line) + 1))[:MEGABYTE]
+        began = time.monotonic()
+        took, accepted = post("/api/v1/documents", {"id": f"megabyte-{number}", "text": text, "collection": files})
+        uploads.append(took)
+        indexed(accepted)
+        searchable.append((time.monotonic() - began) * 1000)
+    # What is measured, the guide's target, how much of each call is the model's own waiting.
+    rows = [
+        ("query with LLM", questions, "< 2000", wait_ms),
+        ("vector search", searches, "< 50", 0),
+        ("upload of 1 MB", uploads, "< 1000", 0),
+        ("until searchable", searchable, "", 0),
+    ]
+    columns = ["calls", "p50 ms", "max ms", "the LLM's ms", "ours p50 ms", "target ms"]
+    print(f"{'':18}" + "".join(f"{column:>14}" for column in columns))
+    for name, took, target, waited in rows:
+        p50 = statistics.median(took)
+        figures = [len(took), f"{p50:.1f}", f"{max(took):.1f}", f"{waited:.0f}", f"{p50 - waited:.1f}", target]
+        print(f"{name:18}" + "".join(f"{figure:>14}" for figure in figures))
+
+
 def main():
     verb = sys.argv[1]
+    if verb == "calls":
+        calls(float(sys.argv[2]), sys.argv[3])
+        return
     if verb == "usage":
         print(json.dumps(usage()))
         return

@@ -189,6 +189,12 @@ pub struct Citation {
     pub span: Span,
     /// Larger is better.
     pub score: f64,
+    /// Page or slide, where the document has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<u32>,
+    /// Headings above the passage, outermost first, where the document has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headings: Vec<String>,
 }
 
 /// Byte offsets, end excluded.

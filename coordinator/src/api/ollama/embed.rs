@@ -9,6 +9,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::super::auth::Caller;
 use super::super::doors::{self, OneOrMany};
 use super::super::error::ApiResult;
 use super::super::json::{StrictJson, json as json_response};
@@ -32,10 +33,12 @@ pub(super) struct EmbeddingsBody {
 /// Embeds texts.
 pub(super) async fn post_embed(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<EmbedBody>,
 ) -> ApiResult<Response> {
     let began = Instant::now();
-    let (vectors, tokens) = doors::embed(&services, &body.model, body.input.into_vec(), body.dimensions).await?;
+    let (vectors, tokens) =
+        doors::embed(&services, &caller, &body.model, body.input.into_vec(), body.dimensions).await?;
     let vectors: Vec<&[f32]> = vectors.iter().map(|vector| &vector[..]).collect();
     let total_duration = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let reply = json!({
@@ -48,9 +51,10 @@ pub(super) async fn post_embed(
 /// Embeds one text.
 pub(super) async fn post_embeddings(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<EmbeddingsBody>,
 ) -> ApiResult<Response> {
-    let (vectors, _) = doors::embed(&services, &body.model, vec![body.prompt], None).await?;
+    let (vectors, _) = doors::embed(&services, &caller, &body.model, vec![body.prompt], None).await?;
     let vector = vectors.first().map(|vector| &vector[..]).unwrap_or_default();
     Ok(json_response(StatusCode::OK, &json!({"embedding": vector})))
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::auth::Caller;
 use super::super::doors::{self, OneOrMany};
 use super::super::error::ApiResult;
 use super::super::json::{StrictJson, json as json_response};
@@ -45,6 +46,7 @@ enum Encoding {
 /// Embeds texts.
 pub(super) async fn post_embeddings(
     State(services): State<Arc<Services>>,
+    caller: Caller,
     StrictJson(body): StrictJson<EmbeddingsBody>,
 ) -> ApiResult<Response> {
     let encoding = read_encoding(body.encoding_format.as_deref())?;
@@ -52,7 +54,7 @@ pub(super) async fn post_embeddings(
         Input::Texts(texts) => texts.into_vec(),
         Input::Other(_) => return Err(Error::field("input", "not a text", "send a text or a list of texts").into()),
     };
-    let (vectors, tokens) = doors::embed(&services, &body.model, texts, body.dimensions).await?;
+    let (vectors, tokens) = doors::embed(&services, &caller, &body.model, texts, body.dimensions).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

@@ -30,9 +30,6 @@ use self::writer::{Job, Queue, Writes};
 use super::key::CacheKey;
 use super::metrics::{CacheMetrics, Kind};
 
-/// How long a lease holds if its owner dies: about what a search takes on a busy cluster.
-const LEASE: Duration = Duration::from_millis(250);
-
 /// The handle that requests use. Clones share everything.
 #[derive(Clone)]
 pub struct SharedCache {
@@ -114,11 +111,11 @@ impl SharedCache {
         }
     }
 
-    /// The right to compute what belongs under the key, among all coordinators.
-    pub async fn lease(&self, key: &CacheKey) -> Leased {
+    /// The right to compute what belongs under the key, among all coordinators; for at most `life` if its owner dies.
+    pub async fn lease(&self, key: &CacheKey, life: Duration) -> Leased {
         let name = format!("{}:lease:{key}", self.link.prefix);
         let token = Uuid::new_v4().simple().to_string();
-        let millis = LEASE.as_millis() as u64;
+        let millis = life.as_millis() as u64;
         let command = redis::cmd("SET").arg(&name).arg(&token).arg("NX").arg("PX").arg(millis).to_owned();
         match self.ask::<Option<String>>(&name, &command).await {
             Some(Ok(Some(_))) => Leased::Mine(Lease { name, token, queue: self.queue.clone() }),

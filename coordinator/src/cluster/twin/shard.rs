@@ -237,26 +237,34 @@ fn score(metric: Metric, query: &[f32], stored: &[u8]) -> f32 {
 fn passes(filter: &Filter, row: &Row) -> bool {
     let metadata: serde_json::Value = serde_json::from_str(&row.chunk.metadata_json).unwrap_or_default();
     let holds = |condition: &Condition| {
-        let value = if condition.field == DOCUMENT_ID_FIELD {
-            Some(FieldValue::Keyword(row.key.document_id.clone()))
+        let values = if condition.field == DOCUMENT_ID_FIELD {
+            vec![FieldValue::Keyword(row.key.document_id.clone())]
         } else {
-            metadata.get(&condition.field).and_then(|value| serde_json::from_value(value.clone()).ok())
+            metadata.get(&condition.field).map(field_values).unwrap_or_default()
         };
-        match (&condition.predicate, value) {
-            (Predicate::Exists(wanted), value) => value.is_some() == *wanted,
-            (_, None) => false,
-            (Predicate::Eq(wanted), Some(value)) => value == *wanted,
-            (Predicate::In(wanted), Some(value)) => wanted.contains(&value),
-            (Predicate::Range { lower, upper }, Some(value)) => {
+        match &condition.predicate {
+            Predicate::Exists(wanted) => values.is_empty() != *wanted,
+            Predicate::Eq(wanted) => values.contains(wanted),
+            Predicate::In(wanted) => values.iter().any(|value| wanted.contains(value)),
+            Predicate::Range { lower, upper } => values.iter().any(|value| {
                 let above =
-                    lower.as_ref().is_none_or(|(bound, inclusive)| value > *bound || (*inclusive && value == *bound));
+                    lower.as_ref().is_none_or(|(bound, inclusive)| value > bound || (*inclusive && value == bound));
                 let below =
-                    upper.as_ref().is_none_or(|(bound, inclusive)| value < *bound || (*inclusive && value == *bound));
+                    upper.as_ref().is_none_or(|(bound, inclusive)| value < bound || (*inclusive && value == bound));
                 above && below
-            }
+            }),
         }
     };
     filter.must.iter().all(holds)
         && !filter.must_not.iter().any(holds)
         && (filter.should.is_empty() || filter.should.iter().any(holds))
+}
+
+/// The values of a field: one, or those of a list.
+fn field_values(value: &serde_json::Value) -> Vec<FieldValue> {
+    let one = |value: &serde_json::Value| serde_json::from_value(value.clone()).ok();
+    match value {
+        serde_json::Value::Array(items) => items.iter().filter_map(one).collect(),
+        value => one(value).into_iter().collect(),
+    }
 }

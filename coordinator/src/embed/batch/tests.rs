@@ -43,10 +43,18 @@ impl Stage {
         Self { pool: Arc::new(pool), permit, begun, metrics }
     }
 
-    /// Queues a call of texts with these lengths and returns once it is queued.
+    /// Queues a query of texts with these lengths and returns once it is queued.
     fn call(&self, lengths: &[usize]) -> impl Future<Output = Result<Vec<Embedding>, EmbedError>> + use<> {
+        self.call_for(Purpose::Query, lengths)
+    }
+
+    fn call_for(
+        &self,
+        purpose: Purpose,
+        lengths: &[usize],
+    ) -> impl Future<Output = Result<Vec<Embedding>, EmbedError>> + use<> {
         let texts = lengths.iter().map(|length| "x".repeat(*length)).collect();
-        let reply = self.pool.shared.enqueue(texts, far()).expect("queued");
+        let reply = self.pool.shared.enqueue(texts, purpose, far()).expect("queued");
         async move { reply.await.unwrap_or(Err(EmbedError::Closed)) }
     }
 }
@@ -74,23 +82,38 @@ async fn what_queues_behind_a_busy_thread_becomes_one_batch_in_order() {
 }
 
 #[tokio::test]
-async fn queries_overtake_bulk_but_bulk_has_its_turn() {
+async fn queries_overtake_ingestion_but_that_has_its_turn() {
     let stage = Stage::new(1);
     let opening = stage.call(&[9]);
     assert_eq!(stage.begun.recv().expect("begins"), [9]);
-    let bulk = stage.call(&[5; INTERACTIVE_TEXTS_MAX + 1]);
+    let chunks = stage.call_for(Purpose::Ingest, &[5; 9]);
     let queries: Vec<_> = (0..4).map(|_| stage.call(&[1])).collect();
     let mut order = Vec::new();
     for _ in 0..queries.len() + 1 {
         stage.permit.send(()).expect("open");
         order.extend(stage.begun.recv().expect("begins"));
     }
-    assert_eq!(order, [1, 1, 5, 1, 1], "the fourth batch of all is the bulk lane's");
+    assert_eq!(order, [1, 1, 5, 1, 1], "the fourth batch of all is ingestion's");
     for _ in 0..20 {
         let _ = stage.permit.try_send(());
     }
     opening.await.expect("done");
-    bulk.await.expect("done");
+    chunks.await.expect("done");
+}
+
+#[tokio::test]
+async fn a_question_overtakes_a_document_of_one_chunk() {
+    let stage = Stage::new(1);
+    let opening = stage.call(&[9]);
+    assert_eq!(stage.begun.recv().expect("begins"), [9]);
+    let document = stage.call_for(Purpose::Ingest, &[5]);
+    let question = stage.call_for(Purpose::Query, &[1, 1]);
+    (0..4).for_each(|_| stage.permit.send(()).expect("open"));
+    let order: Vec<usize> = (0..3).flat_map(|_| stage.begun.recv().expect("begins")).collect();
+    assert_eq!(order, [1, 1, 5]);
+    for call in [opening.await, document.await, question.await] {
+        call.expect("done");
+    }
 }
 
 #[tokio::test]
@@ -112,7 +135,7 @@ async fn work_nobody_waits_for_is_skipped() {
     let opening = stage.call(&[1]);
     stage.begun.recv().expect("begins");
     drop(stage.call(&[2, 2]));
-    let late = stage.pool.shared.enqueue(vec!["xxx".into()], Instant::now()).expect("queued");
+    let late = stage.pool.shared.enqueue(vec!["xxx".into()], Purpose::Query, Instant::now()).expect("queued");
     let kept = stage.call(&[4]);
     (0..2).for_each(|_| stage.permit.send(()).expect("open"));
     assert_eq!(stage.begun.recv().expect("begins"), [4]);
@@ -123,15 +146,16 @@ async fn work_nobody_waits_for_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_bulk_before_queries() {
+async fn a_full_queue_refuses_ingestion_before_queries() {
     let stage = Stage::new(8);
     let opening = stage.call(&[1]);
     stage.begun.recv().expect("begins");
-    let _held = (stage.call(&[1; limits::EMBED_TEXTS_MAX]), stage.call(&[1; BULK_QUEUE_MAX - limits::EMBED_TEXTS_MAX]));
-    let full = |texts: usize| stage.pool.shared.enqueue(vec!["x".into(); texts], far()).err();
-    assert!(matches!(full(INTERACTIVE_TEXTS_MAX + 1), Some(EmbedError::Overloaded { .. })));
-    assert_eq!(full(INTERACTIVE_TEXTS_MAX), None);
-    let too_many = stage.pool.embed(vec![String::new(); limits::EMBED_TEXTS_MAX + 1], far()).await;
+    let most = limits::EMBED_TEXTS_MAX;
+    let _held = [most, INGEST_QUEUE_MAX - most].map(|count| stage.call_for(Purpose::Ingest, &vec![1; count]));
+    let full = |purpose| stage.pool.shared.enqueue(vec!["x".into()], purpose, far()).err();
+    assert!(matches!(full(Purpose::Ingest), Some(EmbedError::Overloaded { .. })));
+    assert_eq!(full(Purpose::Query), None);
+    let too_many = stage.pool.embed(vec![String::new(); most + 1], Purpose::Query, far()).await;
     assert!(matches!(too_many, Err(EmbedError::TooLarge { .. })));
     drop((stage, opening));
 }
@@ -141,7 +165,7 @@ async fn a_bad_text_fails_its_own_call_only_and_closing_answers_the_rest() {
     let stage = Stage::new(8);
     let opening = stage.call(&[1]);
     stage.begun.recv().expect("begins");
-    let bad = stage.pool.shared.enqueue(vec!["\u{1}".into()], far()).expect("queued");
+    let bad = stage.pool.shared.enqueue(vec!["\u{1}".into()], Purpose::Query, far()).expect("queued");
     let good = stage.call(&[2]);
     (0..2).for_each(|_| stage.permit.send(()).expect("open"));
     assert_eq!(stage.begun.recv().expect("begins"), [2]);
@@ -157,12 +181,12 @@ async fn a_bad_text_fails_its_own_call_only_and_closing_answers_the_rest() {
     stage.permit.send(()).expect("open");
     held.await.expect("the batch in hand is finished");
     stage.pool.close();
-    assert_eq!(stage.pool.embed(vec!["x".into()], far()).await, Err(EmbedError::Closed));
+    assert_eq!(stage.pool.embed(vec!["x".into()], Purpose::Query, far()).await, Err(EmbedError::Closed));
 }
 
 #[tokio::test]
 async fn the_deadline_is_the_callers() {
     let stage = Stage::new(8);
-    let result = stage.pool.embed(vec!["x".into()], Instant::now() + Duration::from_millis(20)).await;
+    let result = stage.pool.embed(vec!["x".into()], Purpose::Query, Instant::now() + Duration::from_millis(20)).await;
     assert_eq!(result, Err(EmbedError::DeadlineExceeded));
 }

@@ -84,7 +84,7 @@ impl Wish {
 /// A request in the queue.
 pub(super) struct Waiter {
     wish: Wish,
-    answer: oneshot::Sender<Wanted>,
+    answer: oneshot::Sender<Result<Wanted, GenerateError>>,
 }
 
 /// What asking for a place comes to.
@@ -99,7 +99,7 @@ pub(super) enum Wanted {
 impl Shared {
     /// A place at one of the backends that the wish allows, waiting for one if all of the healthy are full.
     ///
-    /// Errors: `Overloaded` (the queue is full, or its timeout over), `DeadlineExceeded`.
+    /// Errors: `Overloaded` (the queue is full and this tenant has the most in it, now or later; or its timeout over), `DeadlineExceeded`.
     /// Cancel: dropping the future frees the place in the queue, or the place at the backend that it was just given.
     pub(super) async fn permit(self: &Arc<Self>, wish: &Wish, deadline: Instant) -> Result<Wanted, GenerateError> {
         let patience = deadline.min(Instant::now() + self.policy.timeouts.queue);
@@ -112,7 +112,9 @@ impl Shared {
                 return Ok(wanted);
             }
             if state.queue.len() >= limits::LLM_QUEUE_MAX {
-                return Err(GenerateError::Overloaded { retry_after: retry_after(&state) });
+                let overloaded = GenerateError::Overloaded { retry_after: retry_after(&state) };
+                let Some(gone) = state.queue.make_room(&wish.tenant) else { return Err(overloaded) };
+                drop(gone.answer.send(Err(overloaded)));
             }
             let waiter = Waiter { wish: wish.clone(), answer };
             let ticket = state.queue.push(&wish.tenant, waiter);
@@ -124,7 +126,7 @@ impl Shared {
         let outcome = timeout_at(patience.into(), answered).await;
         drop(waiting);
         match outcome {
-            Ok(Ok(wanted)) => Ok(wanted),
+            Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(GenerateError::Unavailable { reason: "the pool is closed".to_owned() }),
             Err(_) if patience == deadline => Err(GenerateError::DeadlineExceeded),
             Err(_) => Err(GenerateError::Overloaded { retry_after: retry_after(&self.state.lock()) }),
@@ -166,7 +168,7 @@ impl Shared {
         }
         // Outside of the lock: a permit that nobody waits for any more is given back here.
         for (answer, wanted) in served {
-            drop(answer.send(wanted));
+            drop(answer.send(Ok(wanted)));
         }
     }
 

@@ -78,11 +78,34 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
     let waiting: Vec<_> = (0..limits::LLM_QUEUE_MAX).map(|_| asked_by(&pool, "a")).collect();
     until(|| pool.waiting() == limits::LLM_QUEUE_MAX).await;
     pool.shared.state.lock().held.observe(Duration::from_millis(100));
-    let Err(GenerateError::Overloaded { retry_after }) = ask(&pool).await else { panic!("refused") };
+    let refused = asked_by(&pool, "a").await.expect("no panic");
+    let Err(GenerateError::Overloaded { retry_after }) = refused else { panic!("refused") };
     // 257 to be served at one place in 0.1 s each.
     assert_eq!(retry_after, Duration::from_secs(26));
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     until(|| pool.waiting() == 0).await;
+}
+
+#[tokio::test]
+async fn one_tenant_that_fills_the_queue_makes_room_for_another() {
+    let (sender, act) = live();
+    let one = backend("one", vec![act, answer("of b")]);
+    let pool = pool(&[&one], 1, Timeouts::default());
+    sender.send(delta("x")).await.expect("open");
+    let held = ask(&pool).await.expect("begun");
+    let mut of_a = Vec::new();
+    for count in 1..=limits::LLM_QUEUE_MAX {
+        of_a.push(asked_by(&pool, "a"));
+        until(|| pool.waiting() == count).await;
+    }
+    let of_b = asked_by(&pool, "b");
+    let newest = of_a.pop().expect("waits").await.expect("no panic");
+    assert!(matches!(newest, Err(GenerateError::Overloaded { .. })));
+    assert_eq!(pool.waiting(), limits::LLM_QUEUE_MAX, "b has its place");
+    of_a.iter().for_each(tokio::task::JoinHandle::abort);
+    until(|| pool.waiting() == 1).await;
+    drop(held);
+    assert_eq!(text_of(of_b.await.expect("no panic").expect("served")).await, "of b");
 }
 
 /// Answers each request after a few turns of the scheduler, and notes the most it had at once.
