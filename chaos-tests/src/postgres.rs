@@ -74,6 +74,25 @@ impl PostgresServer {
         format!("postgres://susui@localhost/postgres?host={}", self.dir.path().display())
     }
 
+    /// Runs a statement as a shell would. Errors carry what the server said.
+    pub fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        let psql = Command::new(bin_dir()?.join("psql"))
+            .args([
+                "--no-psqlrc",
+                "--set",
+                "ON_ERROR_STOP=1",
+                "--username=susui",
+                "--dbname=postgres",
+                "--command",
+                sql,
+            ])
+            .arg("--host")
+            .arg(self.dir.path())
+            .output()?;
+        ensure!(psql.status.success(), "psql: {}", String::from_utf8_lossy(&psql.stderr));
+        Ok(())
+    }
+
     /// Ends the server at once, as a crash would; what was committed is on its disk.
     pub fn stop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {

@@ -1,5 +1,6 @@
 //! `kill -9` of the coordinator at every stage of an ingestion: after it, every acknowledged document is there, each once, and
-//! nothing else is.
+//! nothing else is. With either catalog: a file, whose next owner takes the dead one's jobs at once, and a Postgres, where a
+//! dead one's leases have to lapse.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,20 +9,25 @@ use anyhow::{Context, ensure};
 use chaos_tests::checker::copies_agree;
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
+use chaos_tests::postgres::PostgresServer;
 use chaos_tests::wait;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-const DOCUMENTS: usize = 50;
 const SHARDS: u32 = 3;
 const COPIES: usize = 2;
 /// Every stage's end, in order.
 const STAGES: [&str; 6] =
     ["ingest-claimed", "ingest-parsed", "ingest-chunked", "ingest-embedded", "ingest-written", "ingest-finished"];
-/// Documents that pass a stage before the process dies there.
-const PASSES: usize = 3;
-/// Uploads begun in each life: at least one more than pass.
-const UPLOADS_PER_LIFE: usize = 8;
+/// How much is ingested.
+struct Load {
+    documents: usize,
+    /// Documents that pass a stage before the process dies there.
+    passes: usize,
+    /// Uploads begun in each life: at least one more than pass.
+    uploads_per_life: usize,
+}
+
 /// Chunks of a long document: several steps of the embedder.
 const LONG_CHUNKS: usize = 150;
 
@@ -59,16 +65,17 @@ async fn upload(client: &Client, number: usize) -> anyhow::Result<String> {
 /// Lives until the process dies at `stage`. Uploads that were not answered are left for the next life.
 async fn live_and_die(
     cluster: &mut Cluster,
+    load: &Load,
     stage: &str,
     accepted: &mut BTreeMap<usize, String>,
 ) -> anyhow::Result<()> {
-    let points = format!("{stage}={PASSES}*off->return");
+    let points = format!("{stage}={}*off->return", load.passes);
     cluster.start_coordinator_with(&[("SUSUI_FAILPOINTS", &points)])?;
     let client = cluster.client();
     // It may be dead before it is ready: jobs of the life before are taken up at once.
     let mut begun = 0;
-    while cluster.coordinator()?.is_running() && begun < UPLOADS_PER_LIFE {
-        let next = (0..DOCUMENTS).find(|number| !accepted.contains_key(number));
+    while cluster.coordinator()?.is_running() && begun < load.uploads_per_life {
+        let next = (0..load.documents).find(|number| !accepted.contains_key(number));
         match (next, client.ready().await) {
             (Some(number), Ok(())) => {
                 begun += 1;
@@ -96,7 +103,25 @@ async fn job(client: &Client, job: &str) -> anyhow::Result<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_documents_each_once_whatever_stage_it_died_in() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { fake_embedder: true, ..Options::default() }).await?;
+    each_once(&Load { documents: 50, passes: 3, uploads_per_life: 8 }, None).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_document_once_with_the_catalog_in_postgres() -> anyhow::Result<()> {
+    let server = PostgresServer::start().await?;
+    each_once(&Load { documents: 20, passes: 1, uploads_per_life: 3 }, Some(&server)).await
+}
+
+/// Puts the ends of the dead one's leases forward, which are 30 s away.
+fn lapse(server: Option<&PostgresServer>) -> anyhow::Result<()> {
+    let ended = "UPDATE jobs SET lease_until_ms = 0 WHERE lease_until_ms IS NOT NULL";
+    server.map_or(Ok(()), |server| server.execute(ended))
+}
+
+async fn each_once(load: &Load, server: Option<&PostgresServer>) -> anyhow::Result<()> {
+    let catalog = server.map(|server| format!("[catalog]\nurl = \"{}\"\n", server.url()));
+    let options = Options { fake_embedder: true, coordinator_extra: catalog.unwrap_or_default(), ..Options::default() };
+    let mut cluster = Cluster::start(options).await?;
     let client = cluster.client();
     let spec = json!({ "embedder": "fake-hash-384", "shards": SHARDS, "copies": COPIES });
     client.create_collection("notes", &spec).await?;
@@ -104,12 +129,13 @@ async fn fifty_documents_each_once_whatever_stage_it_died_in() -> anyhow::Result
 
     let mut accepted = BTreeMap::new();
     for stage in STAGES {
-        live_and_die(&mut cluster, stage, &mut accepted).await?;
-        println!("died at {stage}; {} of {DOCUMENTS} documents accepted so far", accepted.len());
+        live_and_die(&mut cluster, load, stage, &mut accepted).await?;
+        lapse(server)?;
+        println!("died at {stage}; {} of {} documents accepted so far", accepted.len(), load.documents);
     }
     cluster.start_coordinator()?;
     cluster.wait_ready().await?;
-    for number in 0..DOCUMENTS {
+    for number in 0..load.documents {
         if let std::collections::btree_map::Entry::Vacant(entry) = accepted.entry(number) {
             entry.insert(upload(&client, number).await?);
         }
@@ -131,11 +157,11 @@ async fn fifty_documents_each_once_whatever_stage_it_died_in() -> anyhow::Result
     let page =
         client.send(Method::GET, "/api/v1/documents?collection=notes&limit=1000&consistency=strong", None).await?;
     let listed = page.ok()?["documents"].as_array().context("no documents")?.clone();
-    ensure!(listed.len() == DOCUMENTS, "{} documents are listed", listed.len());
+    ensure!(listed.len() == load.documents, "{} documents are listed", listed.len());
     for document in &listed {
         ensure!(document["status"] == "ready" && document["searchable"] == true, "{document}");
     }
-    for number in 0..DOCUMENTS {
+    for number in 0..load.documents {
         let body = json!({ "collection": "notes", "query": words(number), "top_k": 1, "consistency": "strong" });
         let found = client.send(Method::POST, "/api/v1/search", Some(&body)).await?.ok()?;
         ensure!(found["hits"][0]["document_id"] == id(number).as_str(), "{number}: {found}");

@@ -22,7 +22,7 @@ use crate::cache::RetrievalCache;
 use crate::cache::answers::AnswerCache;
 use crate::cache::memory::MemoryTier;
 use crate::cache::redis::{SharedCache, SharedWorker};
-use crate::catalog::{Catalog, CatalogOptions};
+use crate::catalog::{Catalog, CatalogOptions, LEASE};
 use crate::cluster::client::NodeClient;
 use crate::cluster::remote::RemoteNodes;
 use crate::cluster::stats::NodeStats;
@@ -144,6 +144,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             pool_size: config.catalog.pool_size,
             max_overflow: config.catalog.max_overflow,
             pool_timeout: config.catalog.pool_timeout,
+            lease: LEASE,
         },
         tenants: tenant_options(&config.auth, |name| std::env::var(name).ok())?,
         cache: config.cache.enabled.then(|| CacheOptions {
@@ -213,6 +214,7 @@ impl Running {
         let cancel = CancellationToken::new();
         let tasks = TaskTracker::new();
         let catalog = Catalog::open(&parts.catalog).await?;
+        catalog.register(parts.metrics.registry())?;
         let view = Arc::new(ClusterView::default());
         let stats = Arc::new(NodeStats::default());
         parts.metrics.follow_nodes(Arc::clone(&stats));
@@ -349,7 +351,8 @@ impl Running {
         served.context("the HTTP server panicked")?.context("the HTTP server failed")
     }
 
-    /// Stops background work and closes the catalog. A job in hand goes back to the queue.
+    /// Stops background work and closes the catalog. A job in hand goes back to the queue, unless it is being written: that is waited for,
+    /// within a bound.
     pub async fn close(self) {
         self.cancel.cancel();
         self.tasks.close();

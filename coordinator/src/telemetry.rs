@@ -149,12 +149,12 @@ impl Metrics {
             catalog_connections: gauges("catalog_pool_connections", "connections of the catalog's pool", &["state"])?,
             catalog_upkeep: gauges(
                 "catalog_upkeep_last_run_timestamp_seconds",
-                "when each regular task on the catalog was begun last, by any coordinator; 0 is never",
+                "when each regular task on the catalog was done last, by any coordinator; 0 is never",
                 &["task"],
             )?,
             catalog_pool_timeouts: counter(
                 "catalog_pool_timeouts_total",
-                "waits for a connection that ended with a 503",
+                "waits for a connection, or for the turn to write, that ended with a 503",
             )?,
             state_version: gauge("cluster_state_version", "version of the cluster state that is followed")?,
             nodes: gauges("cluster_nodes", "nodes by liveness", &["liveness"])?,
@@ -191,7 +191,7 @@ impl Metrics {
         self.catalog_pool_timeouts.inc_by(counts.timeouts.saturating_sub(self.catalog_pool_timeouts.get()));
     }
 
-    /// Shows when each regular task on the catalog was begun, Unix milliseconds.
+    /// Shows when each regular task on the catalog was done, Unix milliseconds.
     pub fn show_catalog_upkeep(&self, runs: &[(String, i64)]) {
         for (task, ran_ms) in runs {
             self.catalog_upkeep.with_label_values(&[task]).set(ran_ms / 1000);

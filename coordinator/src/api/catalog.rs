@@ -44,7 +44,7 @@ pub struct PoolReply {
 pub struct UpkeepReply {
     /// Its name.
     pub task: String,
-    /// When it was begun last, Unix milliseconds; 0: never.
+    /// When it was done last, Unix milliseconds; 0: never.
     pub ran_ms: i64,
 }
 

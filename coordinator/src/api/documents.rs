@@ -1,6 +1,5 @@
 //! `POST/GET/DELETE /api/v1/documents`: whole documents, chunked and embedded by us.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,21 +25,19 @@ use super::search::{DEFAULT_COLLECTION, read_consistency, read_session};
 use crate::catalog::documents::{DocumentRef, DocumentRow, Upload};
 use crate::error::{Error, Result};
 use crate::ingest::parse::Format;
-use crate::retrieve::documents::{DocumentRead, Listing};
+use crate::retrieve::documents::DocumentRead;
 use crate::services::Services;
 
 /// Bytes that a form's other fields and boundaries may add to the file.
 const FORM_OVERHEAD_BYTES: usize = 256 * 1024;
 /// Longest idempotency key.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
-/// Rows of a page where the caller names no number.
-const PAGE_ROWS_DEFAULT: u32 = 100;
 
 /// A document as text.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentBody {
-    /// Chosen by the caller, or made here.
+    /// Chosen by the caller, or made here: from all that is sent, so that the same request again is the same document.
     pub id: Option<String>,
     /// Shown in citations.
     pub title: Option<String>,
@@ -103,18 +100,6 @@ pub struct DocumentReply {
     pub session: Option<String>,
 }
 
-/// A page of documents.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct DocumentsReply {
-    /// In id order.
-    pub documents: Vec<DocumentReply>,
-    /// Give it as `cursor` for the next page; absent on the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_cursor: Option<String>,
-    /// Send it with later reads to never see less than now.
-    pub session: String,
-}
-
 /// Which document.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -138,23 +123,6 @@ pub struct DeleteDocumentQuery {
     /// Collection; `default` if not given.
     pub collection: Option<String>,
     /// Session token of an earlier answer; it comes back raised.
-    pub session: Option<String>,
-}
-
-/// Which page.
-#[derive(Clone, Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct DocumentsQuery {
-    /// Collection; `default` if not given.
-    pub collection: Option<String>,
-    /// Rows, 1 to 1000; 100 if not given.
-    pub limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    pub cursor: Option<String>,
-    /// `eventual` (default), `session` or `strong`, for the searchable documents.
-    pub consistency: Option<String>,
-    /// Session token of an earlier answer.
     pub session: Option<String>,
 }
 
@@ -287,40 +255,51 @@ async fn check_upload(
         return Err(Error::field(field, "the document has no text", "send a document with text"));
     }
     Format::detect(&incoming.content, &incoming.media_type, &incoming.file_name)?;
-    let given_id = incoming.id.is_some();
-    let key = caller.document_key("id", incoming.id.unwrap_or_else(|| Uuid::now_v7().to_string()))?;
+    let given = incoming.id.map(|id| caller.document_key("id", id)).transpose()?.map(|key| key.document_id);
     check_title("title", &incoming.title)?;
     let metadata_json = check_metadata("metadata", &collection.spec, incoming.metadata)?;
-    let document = DocumentRef { collection_id: collection.id.0, tenant: key.tenant, document_id: key.document_id };
+    let (collection_id, tenant) = (collection.id.0, caller.tenant.to_string());
     crate::ingest::blocking(move || {
         let content_hash: [u8; 32] = Sha256::digest(&incoming.content).into();
-        let idempotency = idempotency_key.map(|key| {
-            // Over all that makes the request; an id made here is not part of it.
-            let id = if given_id { document.document_id.as_str() } else { "" };
-            let whole = serde_json::json!([
-                document.collection_id,
-                id,
-                incoming.title,
-                metadata_json,
-                incoming.media_type,
-                incoming.file_name,
-                content_hash,
-            ]);
-            (key, Sha256::digest(whole.to_string()).into())
-        });
+        // Over all that makes the request; an id made here is not part of it.
+        let whole = serde_json::json!([
+            collection_id,
+            given.as_deref().unwrap_or_default(),
+            incoming.title,
+            metadata_json,
+            incoming.media_type,
+            incoming.file_name,
+            content_hash,
+        ]);
+        let request_hash: [u8; 32] = Sha256::digest(whole.to_string()).into();
+        let document_id = match (given, &idempotency_key) {
+            (Some(id), _) => id,
+            // The key says what is the same.
+            (None, Some(_)) => Uuid::now_v7().to_string(),
+            (None, None) => derived_id(&tenant, &request_hash),
+        };
         Ok(Upload {
-            document,
+            document: DocumentRef { collection_id, tenant, document_id },
             title: incoming.title,
             metadata_json,
             media_type: incoming.media_type,
             file_name: incoming.file_name,
             content_hash,
             content: incoming.content,
-            idempotency,
+            idempotency: idempotency_key.map(|key| (key, request_hash)),
             priority: 0,
         })
     })
     .await
+}
+
+/// The id of a document that was sent without one: the same for the same request of the same tenant, so that sending it twice makes one
+/// document. A UUID of version 8, which is for ids of one's own making.
+fn derived_id(tenant: &str, request_hash: &[u8; 32]) -> String {
+    let hash = Sha256::new().chain_update(tenant).chain_update(request_hash).finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
 }
 
 /// Where a document stands.
@@ -377,57 +356,19 @@ pub async fn delete_document(
     StrictQuery(query): StrictQuery<DeleteDocumentQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
-    let document = document_ref(&collection, &caller.document_key("id", id)?);
+    let key = caller.document_key("id", id)?;
     let mut session = read_session(query.session.as_deref())?;
     let deadline = Instant::now() + services.default_timeout;
-    let (_, written) = services.ingest.delete(&collection, &document, deadline).await?;
+    let written = services.ingest.delete(&collection, &key.tenant, &[key.document_id], deadline).await?;
     session.merge(&written.session);
     Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
 }
 
-/// Documents in id order: those searchable, and those on their way through this coordinator.
-#[utoipa::path(get, path = "/api/v1/documents", tag = "documents", params(DocumentsQuery),
-    responses((status = 200, body = DocumentsReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
-pub async fn list_documents(
-    State(services): State<Arc<Services>>,
-    caller: Caller,
-    StrictQuery(query): StrictQuery<DocumentsQuery>,
-) -> ApiResult<Response> {
-    let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
-    let limit = query.limit.unwrap_or(PAGE_ROWS_DEFAULT);
-    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
-    let after = query.cursor.unwrap_or_default();
-    let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
-    let (listing, rows) = tokio::join!(
-        services.retriever.list_documents(&collection, &caller.tenant, &after, limit, &read),
-        services.catalog.documents(collection.id.0, &caller.tenant, &after, limit + 1)
-    );
-    let Listing { documents: listed, more: shards_have_more, session } = listing?;
-    let rows = rows?;
-    // A source that gave a full page says nothing about ids behind its last one.
-    let horizon = if shards_have_more { listed.last().map(|document| document.key.document_id.clone()) } else { None };
-    let rows_horizon = if rows.len() as u32 > limit { rows.last().map(|row| row.document_id.clone()) } else { None };
-    let mut merged: BTreeMap<String, DocumentReply> = BTreeMap::new();
-    for document in listed {
-        let reply = listed_reply(&document.key.document_id, &document.title, document.chunk_count);
-        merged.insert(document.key.document_id, DocumentReply { searchable: true, ..reply });
-    }
-    for row in rows {
-        let chunk_count = merged.get(&row.document_id).map_or(0, |listed| listed.chunk_count);
-        merged.insert(row.document_id.clone(), from_row(row, Some(chunk_count)));
-    }
-    let total = merged.len();
-    let is_known = |id: &String| {
-        horizon.as_ref().is_none_or(|last| id <= last) && rows_horizon.as_ref().is_none_or(|last| id <= last)
-    };
-    let documents: Vec<DocumentReply> =
-        merged.into_iter().filter(|(id, _)| is_known(id)).map(|(_, reply)| reply).take(limit as usize).collect();
-    let has_more = documents.len() < total || horizon.is_some() || rows_horizon.is_some();
-    let next_cursor = documents.last().filter(|_| has_more).map(|last| last.id.clone());
-    Ok(json(StatusCode::OK, &DocumentsReply { documents, next_cursor, session: session.to_string() }))
-}
-
-fn document_read(services: &Services, consistency: Option<&str>, session: Option<&str>) -> Result<DocumentRead> {
+pub(super) fn document_read(
+    services: &Services,
+    consistency: Option<&str>,
+    session: Option<&str>,
+) -> Result<DocumentRead> {
     Ok(DocumentRead {
         consistency: read_consistency(consistency)?,
         session: read_session(session)?,
@@ -439,7 +380,7 @@ fn document_ref(collection: &Collection, key: &DocumentKey) -> DocumentRef {
     DocumentRef { collection_id: collection.id.0, tenant: key.tenant.clone(), document_id: key.document_id.clone() }
 }
 
-fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
+pub(super) fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
     DocumentReply {
         id: id.to_owned(),
         status: "ready",
@@ -456,7 +397,7 @@ fn listed_reply(id: &str, title: &str, chunk_count: u32) -> DocumentReply {
     }
 }
 
-fn from_row(row: DocumentRow, searchable_chunks: Option<u32>) -> DocumentReply {
+pub(super) fn from_row(row: DocumentRow, searchable_chunks: Option<u32>) -> DocumentReply {
     let chunk_count = searchable_chunks.unwrap_or(row.chunk_count);
     DocumentReply {
         id: row.document_id,

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod collections;
 mod compression;
 mod conditional;
+pub mod document_list;
 pub mod documents;
 pub mod doors;
 pub mod error;
@@ -63,7 +64,7 @@ pub fn router(services: Arc<Services>) -> Router {
         )
         .route("/api/v1/collections/{collection}/points", put(points::put_points))
         .route("/api/v1/collections/{collection}/points:delete", post(points::delete_points))
-        .route("/api/v1/documents", post(documents::post_document).get(documents::list_documents))
+        .route("/api/v1/documents", post(documents::post_document).get(document_list::list_documents))
         .route("/api/v1/documents/{id}", get(documents::get_document).delete(documents::delete_document))
         .route("/api/v1/jobs", get(jobs::list_jobs))
         .route("/api/v1/jobs/{id}/retry", post(jobs::retry_job))

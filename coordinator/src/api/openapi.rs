@@ -32,7 +32,7 @@ use super::conditional::{STATIC, has_current, not_modified, tagged};
         super::documents::post_document,
         super::documents::get_document,
         super::documents::delete_document,
-        super::documents::list_documents,
+        super::document_list::list_documents,
         super::jobs::list_jobs,
         super::jobs::get_job,
         super::jobs::retry_job,

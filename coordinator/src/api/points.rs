@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::filter::{FieldValue, Filter, field_accepts};
-use cluster_config::ids::DocumentKey;
 use cluster_config::limits;
 use cluster_config::operation::{Chunk, Operation};
 use cluster_config::search::{Consistency, SearchKnobs, ShardQuery};
@@ -114,7 +113,8 @@ pub async fn put_points(
     Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
 }
 
-/// Deletes points. Safe to repeat; deleting what is not there is fine.
+/// Deletes points and documents, with all that the catalog has of them; uploads of them that wait to be indexed are cancelled. Safe
+/// to repeat; deleting what is not there is fine.
 #[utoipa::path(post, path = "/api/v1/collections/{collection}/points:delete", tag = "points", request_body = DeletePointsBody,
     params(("collection" = String, Path, description = "its name")),
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
@@ -240,9 +240,12 @@ async fn delete_ids(
         let hint = format!("send at most {} at once", limits::DELETES_PER_BATCH_MAX);
         return Err(Error::field("ids", format!("{} ids", ids.len()), hint));
     }
-    let keys = ids.into_iter().enumerate().map(|(position, id)| caller.document_key(&format!("ids[{position}]"), id));
-    let operations = keys.map(|key| Ok(Operation::DeleteDocument { key: key? })).collect::<Result<Vec<_>>>()?;
-    Ok(services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?)
+    let checked = ids.into_iter().enumerate().map(|(position, id)| {
+        let key = caller.document_key(&format!("ids[{position}]"), id)?;
+        Ok(key.document_id)
+    });
+    let ids = checked.collect::<Result<Vec<_>>>()?;
+    services.ingest.delete(collection, &caller.tenant, &ids, deadline).await
 }
 
 /// Finds what passes the filter by exact strong searches, round by round, deleting what each round found: whatever was acknowledged before
@@ -269,7 +272,6 @@ async fn delete_matching(
         knobs: SearchKnobs { exact: true, ..SearchKnobs::default() },
     };
     let mut total = Written::default();
-    let mut fewest_copies = u32::MAX;
     loop {
         let options = RetrievalOptions {
             consistency: Consistency::Strong,
@@ -284,20 +286,14 @@ async fn delete_matching(
         let ids: BTreeSet<String> =
             found.results.iter().flat_map(|result| result.hits.iter().map(|hit| hit.document_id.clone())).collect();
         if ids.is_empty() {
-            break;
+            return Ok((total, false));
         }
-        let keys = ids.into_iter().map(|document_id| DocumentKey { tenant: caller.tenant.to_string(), document_id });
-        let operations = keys.map(|key| Operation::DeleteDocument { key }).collect();
-        let written = services.writer.write(collection, operations, Uuid::new_v4(), deadline).await?;
-        total.acked += written.acked;
-        fewest_copies = fewest_copies.min(written.copies_acked_min);
+        let ids: Vec<String> = ids.into_iter().collect();
+        let written = services.ingest.delete(collection, &caller.tenant, &ids, deadline).await?;
         total.session = found.session;
-        total.session.merge(&written.session);
+        total.add(written);
         if total.acked as usize >= limits::DELETES_PER_BATCH_MAX {
-            total.copies_acked_min = fewest_copies;
             return Ok((total, true));
         }
     }
-    total.copies_acked_min = if fewest_copies == u32::MAX { 0 } else { fewest_copies };
-    Ok((total, false))
 }

@@ -3,17 +3,20 @@
 //!
 //! Within this process a mutex; between processes an advisory lock of Postgres. It is held by an open transaction, so for as long as
 //! that connection lives: a coordinator that hangs keeps it, and one that dies lets go of it. Waiting is bounded: here by the pool
-//! timeout, there by the session's `lock_timeout`.
+//! timeout, there by the session's `lock_timeout`. Who takes several takes them in one order, so that no two wait for each other.
 
+use std::collections::BTreeSet;
+use std::slice;
 use std::sync::Arc;
 
+use cluster_config::limits;
 use sqlx::{Any, Transaction};
 use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::documents::DocumentRef;
 use super::engine::Engine;
-use super::{Catalog, CatalogError};
+use super::{Catalog, CatalogError, row_parameters};
 
 /// Locks that documents share by hash: more than workers and deletions at one time.
 const LOCKS: usize = 256;
@@ -25,11 +28,11 @@ pub(super) struct DocumentLocks {
     connections: Semaphore,
 }
 
-/// The document is its holder's until this is dropped.
+/// The documents are their holder's until this is dropped.
 pub struct DocumentLock<'a> {
     // Dropped in this order. The transaction ends when its connection goes back to the pool, so the next one here may still wait for a moment.
     _elsewhere: Option<(Transaction<'static, Any>, SemaphorePermit<'a>)>,
-    _here: MutexGuard<'a, ()>,
+    _here: Vec<MutexGuard<'a, ()>>,
 }
 
 impl DocumentLocks {
@@ -45,23 +48,50 @@ impl Catalog {
     /// # Errors
     /// `Busy` or `Contended` if it did not come in time.
     pub async fn lock_document(&self, document: &DocumentRef) -> Result<DocumentLock<'_>, CatalogError> {
-        let hash = hash(document);
-        let here = self.in_time("turn at the document", self.locks.here[hash as usize % LOCKS].lock()).await?;
+        self.lock_documents(slice::from_ref(document)).await
+    }
+
+    /// Waits for the turn at all of the documents, at most [`DOCUMENTS_LOCKED_MAX`](limits::DOCUMENTS_LOCKED_MAX): the server has room
+    /// for some thousand locks of all its sessions.
+    ///
+    /// # Errors
+    /// `Busy` or `Contended` if it did not come in time.
+    pub async fn lock_documents(&self, documents: &[DocumentRef]) -> Result<DocumentLock<'_>, CatalogError> {
+        debug_assert!(documents.len() <= limits::DOCUMENTS_LOCKED_MAX, "{}", documents.len());
+        let hashes: BTreeSet<u64> = documents.iter().map(hash).collect();
+        let places: BTreeSet<usize> = hashes.iter().map(|hash| *hash as usize % LOCKS).collect();
+        let take = async {
+            let mut guards = Vec::with_capacity(places.len());
+            for place in places {
+                guards.push(self.locks.here[place].lock().await);
+            }
+            guards
+        };
+        let here = self.in_time("turn at the document", take).await?;
         let elsewhere = match self.engine {
             Engine::Sqlite => None,
-            Engine::Postgres => {
-                let permit = self.in_time("connection for a lock", self.locks.connections.acquire()).await?;
-                let permit = permit.map_err(|error| CatalogError::Failed(error.to_string()))?;
-                let begun = self.pool.begin_with(self.engine.begin()).await;
-                let mut transaction = begun.map_err(|error| self.refusal(error))?;
-                sqlx::query("SELECT 1 FROM pg_advisory_xact_lock($1)")
-                    .bind(hash.cast_signed())
-                    .execute(&mut *transaction)
-                    .await?;
-                Some((transaction, permit))
-            }
+            Engine::Postgres => Some(self.lock_elsewhere(&hashes).await?),
         };
         Ok(DocumentLock { _elsewhere: elsewhere, _here: here })
+    }
+
+    async fn lock_elsewhere(
+        &self,
+        hashes: &BTreeSet<u64>,
+    ) -> Result<(Transaction<'static, Any>, SemaphorePermit<'_>), CatalogError> {
+        let permit = self.in_time("connection for a lock", self.locks.connections.acquire()).await?;
+        let permit = permit.map_err(|error| CatalogError::Failed(error.to_string()))?;
+        let begun = self.pool.begin_with(self.engine.begin()).await;
+        let mut transaction = begun.map_err(|error| self.refusal(error))?;
+        // The rows of VALUES are visited in their order, which is that of the hashes.
+        let sql = format!(
+            "SELECT 1 FROM (VALUES {}) AS wanted (hash), pg_advisory_xact_lock(CAST(wanted.hash AS BIGINT))",
+            row_parameters(hashes.len(), 1)
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(hashes.len() == 1);
+        let query = hashes.iter().fold(query, |query, hash| query.bind(hash.cast_signed()));
+        query.execute(&mut *transaction).await?;
+        Ok((transaction, permit))
     }
 }
 

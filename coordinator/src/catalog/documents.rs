@@ -278,7 +278,64 @@ impl Catalog {
         let rows = sqlx::query(sql)
             .bind(as_stored(collection_id))
             .bind(tenant)
-            .bind(after)
+            .bind(&*storable(after))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.iter().map(document_row).collect()
+    }
+
+    /// Documents first uploaded before `before` (a time and an id, of the last one seen), newest first, at most `limit`.
+    pub async fn newest_documents(
+        &self,
+        collection_id: u64,
+        tenant: &str,
+        before: Option<(i64, &str)>,
+        limit: u32,
+    ) -> Result<Vec<DocumentRow>, CatalogError> {
+        let (created_ms, document_id) = before.unwrap_or((i64::MAX, ""));
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {ROW_COLUMNS} FROM documents
+             WHERE collection_id = $1 AND tenant = $2 AND (created_ms, document_id) < ($3, $4)
+             ORDER BY created_ms DESC, document_id DESC LIMIT $5"
+        ));
+        let rows = sqlx::query(sql)
+            .bind(as_stored(collection_id))
+            .bind(tenant)
+            .bind(created_ms)
+            .bind(&*storable(document_id))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+        rows.iter().map(document_row).collect()
+    }
+
+    /// Documents whose title begins with `prefix`, after `after` (a title and an id, of the last one seen), in the order of their titles'
+    /// bytes, at most `limit`.
+    pub async fn titled_documents(
+        &self,
+        collection_id: u64,
+        tenant: &str,
+        prefix: &str,
+        after: Option<(&str, &str)>,
+        limit: u32,
+    ) -> Result<Vec<DocumentRow>, CatalogError> {
+        // Nothing that begins with the prefix is behind this.
+        let end = format!("{prefix}{}", char::MAX);
+        let (title, document_id) = after.unwrap_or((prefix, ""));
+        let mut connection = self.read().await?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {ROW_COLUMNS} FROM documents
+             WHERE collection_id = $1 AND tenant = $2 AND (title, document_id) > ($3, $4) AND title < $5
+             ORDER BY title, document_id LIMIT $6"
+        ));
+        let rows = sqlx::query(sql)
+            .bind(as_stored(collection_id))
+            .bind(tenant)
+            .bind(&*storable(title))
+            .bind(&*storable(document_id))
+            .bind(&*storable(&end))
             .bind(i64::from(limit))
             .fetch_all(&mut *connection)
             .await?;
@@ -297,56 +354,6 @@ impl Catalog {
         .fetch_optional(&mut *connection)
         .await?;
         Ok(text.flatten())
-    }
-
-    /// Removes a document and cancels its jobs. Whether it was there.
-    pub async fn delete_document(&self, document: &DocumentRef) -> Result<bool, CatalogError> {
-        let mut write = self.write().await?;
-        let connection = &mut *write.transaction;
-        let content_bytes: Option<i64> = sqlx::query_scalar(
-            "DELETE FROM documents WHERE collection_id = $1 AND tenant = $2 AND document_id = $3 RETURNING content_bytes",
-        )
-        .bind(as_stored(document.collection_id))
-        .bind(&document.tenant)
-        .bind(&document.document_id)
-        .fetch_optional(&mut *connection)
-        .await?;
-        cancel_open_jobs(connection, document, "the document was deleted", unix_ms()).await?;
-        if let Some(content_bytes) = content_bytes {
-            count_stored(connection, &document.tenant, -content_bytes).await?;
-        }
-        write.commit().await?;
-        Ok(content_bytes.is_some())
-    }
-
-    /// Removes all that belongs to a deleted collection.
-    pub async fn delete_collection(&self, collection_id: u64) -> Result<(), CatalogError> {
-        let mut write = self.write().await?;
-        let connection = &mut *write.transaction;
-        let stored: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT tenant, CAST(sum(content_bytes) AS BIGINT) FROM documents WHERE collection_id = $1
-             GROUP BY tenant ORDER BY tenant",
-        )
-        .bind(as_stored(collection_id))
-        .fetch_all(&mut *connection)
-        .await?;
-        sqlx::query("DELETE FROM documents WHERE collection_id = $1")
-            .bind(as_stored(collection_id))
-            .execute(&mut *connection)
-            .await?;
-        sqlx::query(
-            "UPDATE jobs SET state = 'cancelled', error_message = 'the collection was deleted', lease_until_ms = NULL,
-                 updated_ms = $2
-             WHERE collection_id = $1 AND state NOT IN ('done', 'failed', 'cancelled')",
-        )
-        .bind(as_stored(collection_id))
-        .bind(unix_ms())
-        .execute(&mut *connection)
-        .await?;
-        for (tenant, content_bytes) in stored {
-            count_stored(connection, &tenant, -content_bytes).await?;
-        }
-        write.commit().await
     }
 }
 

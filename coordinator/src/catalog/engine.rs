@@ -59,6 +59,14 @@ impl Engine {
         }
     }
 
+    /// Ends a `SELECT` of rows that must stay as they are until this transaction ends. SQLite has one writer.
+    pub(super) fn for_share(self) -> &'static str {
+        match self {
+            Self::Sqlite => "",
+            Self::Postgres => "FOR SHARE",
+        }
+    }
+
     /// How a writing transaction begins. SQLite takes the write lock at once instead of failing half-way.
     pub(super) fn begin(self) -> &'static str {
         match self {
@@ -137,8 +145,9 @@ pub(super) fn read_code(code: &str, text: &str) -> CatalogError {
     let contended = || CatalogError::Contended(text.to_owned());
     match code {
         "53100" => CatalogError::Full,
-        // lock_not_available, deadlock_detected, serialization_failure, too_many_connections
-        "55P03" | "40P01" | "40001" | "53300" => contended(),
+        // lock_not_available, deadlock_detected, serialization_failure, too_many_connections, and out_of_memory: no room for
+        // more locks
+        "55P03" | "40P01" | "40001" | "53300" | "53200" => contended(),
         // admin_shutdown, crash_shutdown, cannot_connect_now, and the class of connection exceptions
         "57P01" | "57P02" | "57P03" => CatalogError::Unreachable(text.to_owned()),
         code if code.len() == 5 && code.starts_with("08") => CatalogError::Unreachable(text.to_owned()),
@@ -164,6 +173,7 @@ mod tests {
             ("5", ErrorKind::Overloaded),
             ("517", ErrorKind::Overloaded),
             ("40P01", ErrorKind::Overloaded),
+            ("53200", ErrorKind::Overloaded),
             ("57P01", ErrorKind::Unavailable),
             ("08006", ErrorKind::Unavailable),
             ("2067", ErrorKind::Internal),

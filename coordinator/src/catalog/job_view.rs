@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::documents::{DocumentRef, as_stored, parse_job_id};
 use super::jobs::{JobState, document_ref};
-use super::{Catalog, CatalogError, get_u32};
+use super::{Catalog, CatalogError, get_u32, storable};
 use crate::clock::unix_ms;
 
 /// Final jobs and idempotency keys are forgotten after this.
@@ -143,7 +143,7 @@ impl Catalog {
             .bind(query.tenant)
             .bind(query.state.map_or("", JobState::as_str))
             .bind(query.collection_id.map_or(-1, as_stored))
-            .bind(query.after)
+            .bind(&*storable(query.after))
             .bind(i64::from(query.limit))
             .fetch_all(&mut *connection)
             .await?;

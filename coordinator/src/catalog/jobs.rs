@@ -12,9 +12,6 @@ use super::documents::{DocumentRef, Indexed, StoredUpload, as_stored, parse_job_
 use super::{Catalog, CatalogError, get_u32, get_u64, storable};
 use crate::clock::unix_ms;
 
-/// A claim holds this long without renewal; workers renew it at a third of that.
-pub const LEASE_MS: i64 = 30_000;
-
 /// Where a job stands. The last three are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobState {
@@ -126,7 +123,7 @@ impl Catalog {
         );
         let claimed = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(now)
-            .bind(now + LEASE_MS)
+            .bind(now + self.lease_ms())
             .fetch_optional(&mut *connection)
             .await?;
         let Some(row) = claimed else { return Ok(None) };
@@ -189,7 +186,7 @@ impl Catalog {
         .bind(state.as_str())
         .bind(progress)
         .bind(i64::from(chunk_count))
-        .bind(now + LEASE_MS)
+        .bind(now + self.lease_ms())
         .bind(now)
         .execute(&mut *write.transaction)
         .await?
@@ -207,7 +204,7 @@ impl Catalog {
         )
         .bind(claim.job_id.to_string())
         .bind(i64::from(claim.attempt))
-        .bind(unix_ms() + LEASE_MS)
+        .bind(unix_ms() + self.lease_ms())
         .execute(&mut *write.transaction)
         .await?
         .rows_affected();
@@ -248,10 +245,6 @@ impl Catalog {
         .bind(&finish.indexed.chunks)
         .execute(&mut *connection)
         .await?;
-        sqlx::query("DELETE FROM job_stages WHERE job_id = $1")
-            .bind(claim.job_id.to_string())
-            .execute(&mut *connection)
-            .await?;
         let changed = sqlx::query(
             "UPDATE jobs SET state = 'done', progress = 1, chunk_count = $3, session = $4, lease_until_ms = NULL, updated_ms = $5,
                  error_kind = NULL, error_message = NULL
@@ -268,6 +261,10 @@ impl Catalog {
         if changed != 1 {
             return Ok(Err(ClaimLost));
         }
+        sqlx::query("DELETE FROM job_stages WHERE job_id = $1")
+            .bind(claim.job_id.to_string())
+            .execute(&mut *connection)
+            .await?;
         write.commit().await?;
         Ok(Ok(()))
     }
@@ -339,6 +336,10 @@ impl Catalog {
         .execute(&mut *write.transaction)
         .await?;
         write.commit().await
+    }
+
+    fn lease_ms(&self) -> i64 {
+        i64::try_from(self.lease().as_millis()).unwrap_or(i64::MAX)
     }
 
     /// At open: claims of an earlier process belong to nobody, because this one holds the lock.

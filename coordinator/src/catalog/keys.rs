@@ -101,7 +101,12 @@ impl Catalog {
         let sql = sqlx::AssertSqlSafe(format!(
             "SELECT {KEY_COLUMNS} FROM api_keys WHERE tenant = $1 AND key_id > $2 ORDER BY key_id LIMIT $3"
         ));
-        let rows = sqlx::query(sql).bind(tenant).bind(after).bind(i64::from(limit)).fetch_all(&mut *connection).await?;
+        let rows = sqlx::query(sql)
+            .bind(&*storable(tenant))
+            .bind(&*storable(after))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
         rows.iter().map(key_row).collect()
     }
 

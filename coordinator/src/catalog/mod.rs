@@ -6,8 +6,9 @@
 //!
 //! Subtle: SQLite has one writer. Writers queue at [`Catalog::write`]'s gate in this process instead of in SQLite's busy loop, which
 //! is unfair and burns time. Postgres orders writers by the rows they touch: every transaction takes documents before jobs before
-//! tenants, so that no two wait for each other.
+//! stages before tenants, so that no two wait for each other.
 
+mod deletion;
 pub mod document_lock;
 pub mod documents;
 pub mod engine;
@@ -18,21 +19,23 @@ pub mod operators;
 pub mod stages;
 pub mod tenants;
 pub mod upkeep;
+mod waits;
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_config::error::ErrorKind;
+use prometheus::Registry;
 use sqlx::any::AnyRow;
 use sqlx::{Any, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::document_lock::DocumentLocks;
 use self::engine::Engine;
+use self::waits::Waits;
 
 /// Why the catalog did not do it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -137,7 +140,12 @@ pub struct CatalogOptions {
     pub max_overflow: u32,
     /// Longest wait for a connection.
     pub pool_timeout: Duration,
+    /// How long a worker's claim holds without renewal: [`LEASE`] but in tests.
+    pub lease: Duration,
 }
+
+/// Long enough for a coordinator that pauses, short enough that a dead one's documents do not wait for minutes.
+pub const LEASE: Duration = Duration::from_secs(30);
 
 impl CatalogOptions {
     /// Most connections at once.
@@ -155,7 +163,8 @@ pub struct Catalog {
     locks: Arc<DocumentLocks>,
     pool_timeout: Duration,
     connections_max: u32,
-    timeouts: Arc<AtomicU64>,
+    lease: Duration,
+    waits: Waits,
     /// Of an SQLite file; held while open.
     _lock: Option<Arc<File>>,
 }
@@ -169,7 +178,7 @@ pub struct PoolCounts {
     pub idle: u32,
     /// The bound: size and overflow.
     pub max: u32,
-    /// Waits that ended without a connection, since start.
+    /// Waits for a connection or a turn that ended without it, since start.
     pub timeouts: u64,
 }
 
@@ -208,7 +217,8 @@ impl Catalog {
             locks: DocumentLocks::new(options.connections_max()),
             pool_timeout: options.pool_timeout,
             connections_max: options.connections_max(),
-            timeouts: Arc::default(),
+            lease: options.lease,
+            waits: Waits::new(),
             _lock: lock,
         };
         if engine == Engine::Sqlite {
@@ -236,8 +246,21 @@ impl Catalog {
             open: self.pool.size(),
             idle: u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX),
             max: self.connections_max,
-            timeouts: self.timeouts.load(Ordering::Relaxed),
+            timeouts: self.waits.timeouts(),
         }
+    }
+
+    /// Lets `registry` show how long calls wait for connections and turns.
+    ///
+    /// # Errors
+    /// The series is there already.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        self.waits.register(registry)
+    }
+
+    /// How long a claim holds without renewal.
+    pub fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// Whether a connection answers.
@@ -249,11 +272,21 @@ impl Catalog {
 
     /// A connection to read with.
     pub(crate) async fn read(&self) -> Result<sqlx::pool::PoolConnection<Any>, CatalogError> {
-        self.pool.acquire().await.map_err(|error| self.refusal(error))
+        let asked = Instant::now();
+        let acquired = self.pool.acquire().await.map_err(|error| self.refusal(error));
+        self.waits.observe(asked.elapsed());
+        acquired
     }
 
     /// The writer's turn. Dropping it without commit rolls back.
     pub(crate) async fn write(&self) -> Result<WriteTransaction<'_>, CatalogError> {
+        let asked = Instant::now();
+        let begun = self.begin().await;
+        self.waits.observe(asked.elapsed());
+        begun
+    }
+
+    async fn begin(&self) -> Result<WriteTransaction<'_>, CatalogError> {
         let turn = match self.engine {
             Engine::Postgres => None,
             Engine::Sqlite => Some(self.in_time("turn to write", self.gate.lock()).await?),
@@ -264,14 +297,17 @@ impl Catalog {
 
     async fn in_time<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T, CatalogError> {
         let waited = self.pool_timeout;
-        tokio::time::timeout(waited, turn).await.map_err(|_| CatalogError::Busy { what, waited })
+        tokio::time::timeout(waited, turn).await.map_err(|_| {
+            self.waits.timed_out();
+            CatalogError::Busy { what, waited }
+        })
     }
 
     fn refusal(&self, error: sqlx::Error) -> CatalogError {
         if !matches!(error, sqlx::Error::PoolTimedOut) {
             return error.into();
         }
-        self.timeouts.fetch_add(1, Ordering::Relaxed);
+        self.waits.timed_out();
         CatalogError::Busy { what: "connection is free", waited: self.pool_timeout }
     }
 }
@@ -291,12 +327,14 @@ fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', " ")) } else { Cow::Borrowed(text) }
 }
 
+/// Parameters `first`, and so on, `count` of them: `$3, $4`.
+fn parameters(first: usize, count: usize) -> String {
+    (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Parameters of several rows in one `VALUES`: `($1, $2), ($3, $4)`.
 fn row_parameters(rows: usize, columns: usize) -> String {
-    let row = |row: usize| {
-        let parameters = (1..=columns).map(|column| format!("${}", row * columns + column));
-        format!("({})", parameters.collect::<Vec<_>>().join(", "))
-    };
+    let row = |row: usize| format!("({})", parameters(row * columns + 1, columns));
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
@@ -307,5 +345,6 @@ mod tests {
     #[test]
     fn parameters_count_on_over_rows() {
         assert_eq!(row_parameters(2, 3), "($1, $2, $3), ($4, $5, $6)");
+        assert_eq!(parameters(3, 2), "$3, $4");
     }
 }

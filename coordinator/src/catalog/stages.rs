@@ -36,18 +36,21 @@ impl Catalog {
     /// Keeps a result, as long as the claim holds: a result that is there stays, because it is the same.
     pub async fn keep_stage(&self, claim: &Claim, part: Part, body: &[u8]) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
-        sqlx::query(
+        // The job's row is held: a deletion that ends the job either finds this result or keeps it out.
+        let sql = format!(
             "INSERT INTO job_stages (job_id, part, body)
              SELECT job_id, $3, $4 FROM jobs
-             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')
+             WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled') {}
              ON CONFLICT (job_id, part) DO NOTHING",
-        )
-        .bind(claim.job_id.to_string())
-        .bind(i64::from(claim.attempt))
-        .bind(part.name())
-        .bind(body)
-        .execute(&mut *write.transaction)
-        .await?;
+            self.engine().for_share()
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(claim.job_id.to_string())
+            .bind(i64::from(claim.attempt))
+            .bind(part.name())
+            .bind(body)
+            .execute(&mut *write.transaction)
+            .await?;
         write.commit().await
     }
 

@@ -94,7 +94,7 @@ impl Catalog {
     pub async fn tenant(&self, tenant: &str) -> Result<Option<TenantRow>, CatalogError> {
         let mut connection = self.read().await?;
         let sql = sqlx::AssertSqlSafe(format!("SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant = $1"));
-        let row = sqlx::query(sql).bind(tenant).fetch_optional(&mut *connection).await?;
+        let row = sqlx::query(sql).bind(&*storable(tenant)).fetch_optional(&mut *connection).await?;
         row.as_ref().map(tenant_row).transpose()
     }
 
@@ -104,7 +104,7 @@ impl Catalog {
         let sql = sqlx::AssertSqlSafe(format!(
             "SELECT {TENANT_COLUMNS} FROM tenants WHERE tenant > $1 ORDER BY tenant LIMIT $2"
         ));
-        let rows = sqlx::query(sql).bind(after).bind(i64::from(limit)).fetch_all(&mut *connection).await?;
+        let rows = sqlx::query(sql).bind(&*storable(after)).bind(i64::from(limit)).fetch_all(&mut *connection).await?;
         rows.iter().map(tenant_row).collect()
     }
 

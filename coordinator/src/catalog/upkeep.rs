@@ -1,6 +1,7 @@
 //! Regular work on the catalog: forgetting what is old, statistics for the planner, space of deleted rows, sums counted anew.
 //!
-//! Of several coordinators over one Postgres one does each task: who moves its row in `upkeep` has the turn.
+//! Of several coordinators over one Postgres one does each task: who moves its row in `upkeep` has the turn. A turn that brought nothing,
+//! because the task failed or its coordinator died, is somebody's again after [`TURN_MS`].
 
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::clock::unix_ms;
 
 /// How often it is looked whether a task is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
+/// Longest that a task takes, by far: after so long without success another turn is taken.
+const TURN_MS: i64 = 3600 * 1000;
 /// Administrative calls are kept this long.
 const KEEP_AUDIT_MS: i64 = 400 * 24 * 3600 * 1000;
 
@@ -64,28 +67,37 @@ impl Catalog {
 
     /// Does the task if it is due and this coordinator's turn. Whether it was.
     pub async fn upkeep_if_due(&self, task: Task) -> Result<bool, CatalogError> {
-        self.upkeep_after(task, task.interval_ms()).await
+        let now = unix_ms();
+        let is_turn = self.begin_upkeep(task, now - task.interval_ms(), now - TURN_MS).await?;
+        if is_turn {
+            self.upkeep(task).await?;
+        }
+        Ok(is_turn)
     }
 
     /// Does the task whether it is due or not.
     pub async fn upkeep_now(&self, task: Task) -> Result<(), CatalogError> {
-        self.upkeep_after(task, 0).await.map(drop)
+        let now = unix_ms();
+        self.begin_upkeep(task, now, now).await?;
+        self.upkeep(task).await
     }
 
-    async fn upkeep_after(&self, task: Task, interval_ms: i64) -> Result<bool, CatalogError> {
-        let now = unix_ms();
+    /// Takes the turn, if the task was done last by `done_ms` and nobody's turn began after `begun_ms`. Whether it did.
+    async fn begin_upkeep(&self, task: Task, done_ms: i64, begun_ms: i64) -> Result<bool, CatalogError> {
         let mut write = self.write().await?;
-        let turned = sqlx::query("UPDATE upkeep SET ran_ms = $2 WHERE task = $1 AND ran_ms <= $3")
+        let begun = sqlx::query("UPDATE upkeep SET begun_ms = $2 WHERE task = $1 AND ran_ms <= $3 AND begun_ms <= $4")
             .bind(task.as_str())
-            .bind(now)
-            .bind(now - interval_ms)
+            .bind(unix_ms())
+            .bind(done_ms)
+            .bind(begun_ms)
             .execute(&mut *write.transaction)
             .await?
             .rows_affected();
         write.commit().await?;
-        if turned == 0 {
-            return Ok(false);
-        }
+        Ok(begun == 1)
+    }
+
+    async fn upkeep(&self, task: Task) -> Result<(), CatalogError> {
         match task {
             Task::Prune => {
                 self.prune().await?;
@@ -97,7 +109,13 @@ impl Catalog {
                 self.analyze().await?;
             }
         }
-        Ok(true)
+        let mut write = self.write().await?;
+        sqlx::query("UPDATE upkeep SET ran_ms = $2 WHERE task = $1")
+            .bind(task.as_str())
+            .bind(unix_ms())
+            .execute(&mut *write.transaction)
+            .await?;
+        write.commit().await
     }
 
     /// The server's settings that matter to the catalog: name, value, unit. SQLite has none but ours.
@@ -118,7 +136,7 @@ impl Catalog {
         Ok(rows)
     }
 
-    /// When each task was begun last, Unix milliseconds; 0: never.
+    /// When each task was done last, Unix milliseconds; 0: never.
     pub async fn upkeep_runs(&self) -> Result<Vec<(String, i64)>, CatalogError> {
         let mut connection = self.read().await?;
         let rows = sqlx::query("SELECT task, ran_ms FROM upkeep ORDER BY task").fetch_all(&mut *connection).await?;
@@ -158,9 +176,11 @@ impl Catalog {
             // Uploads count last: those that have counted are committed when their row is ours, the others count after us.
             connection.execute("SELECT tenant FROM tenants ORDER BY tenant FOR UPDATE").await?;
         }
+        connection.execute("UPDATE tenants SET stored_bytes = 0").await?;
         sqlx::query(
-            "UPDATE tenants SET stored_bytes =
-                 (SELECT CAST(coalesce(sum(content_bytes), 0) AS BIGINT) FROM documents WHERE documents.tenant = tenants.tenant)",
+            "UPDATE tenants SET stored_bytes = counted.bytes
+             FROM (SELECT tenant, CAST(sum(content_bytes) AS BIGINT) AS bytes FROM documents GROUP BY tenant) AS counted
+             WHERE counted.tenant = tenants.tenant",
         )
         .execute(&mut *connection)
         .await?;

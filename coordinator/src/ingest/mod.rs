@@ -22,26 +22,30 @@ use std::time::{Duration, Instant};
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
+use cluster_config::limits;
 use cluster_config::operation::Operation;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::sandbox::Sandbox;
-use self::write::{Writer, Written};
+use self::write::{WriteFailure, Writer, Written};
 use crate::catalog::Catalog;
 use crate::catalog::documents::{DocumentRef, Enqueued, Indexed, Upload};
 use crate::catalog::job_view::JobRow;
-use crate::catalog::jobs::{Claim, Finish, JobState, LEASE_MS};
+use crate::catalog::jobs::{Claim, Finish, JobState};
 use crate::cluster::view::ClusterView;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
 use crate::retrieve::Retriever;
 
-/// A claim is renewed this often.
-const RENEW_INTERVAL: Duration = Duration::from_millis(LEASE_MS as u64 / 3);
+/// A claim is renewed so often within its lease.
+const RENEWALS_PER_LEASE: u32 = 3;
 /// Time for a document's write, a failover (7 s) included several times over.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A process that stops waits so long for writes that are under way: a failover takes 7 s.
+const STOPPING_WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Metadata field of a chunk that says on which page or slide it begins, from 1.
 pub const PAGE_FIELD: &str = "page";
 /// Metadata field of a chunk that lists the headings it stands under, outermost first.
@@ -79,6 +83,8 @@ pub struct Ingest {
 enum Stop {
     /// Cancelled, superseded, or claimed by another: nothing more to do.
     ClaimLost,
+    /// The process stops: the job goes back to the queue as it was.
+    Stopping,
     /// It failed.
     Error(Error),
 }
@@ -121,20 +127,49 @@ impl Ingest {
         Ok(row)
     }
 
-    /// Removes a document: no job of it writes after this, and every copy of its shard has forgotten it.
+    /// Removes documents of a tenant: no job of theirs writes after this, the catalog has nothing of them any more, and every copy of
+    /// their shards has forgotten them.
+    ///
+    /// The catalog goes first: jobs that it has ended write nothing more, and where the process dies between the two, the documents are
+    /// still found by whoever deletes by filter again.
     pub async fn delete(
         &self,
         collection: &Collection,
-        document: &DocumentRef,
+        tenant: &str,
+        ids: &[String],
         deadline: Instant,
-    ) -> Result<(bool, Written)> {
-        let _lock = self.catalog.lock_document(document).await?;
-        let was_known = self.catalog.delete_document(document).await?;
-        self.announce();
-        let key = DocumentKey { tenant: document.tenant.clone(), document_id: document.document_id.clone() };
-        let seed = uuid::Uuid::new_v4();
-        let written = self.writer.write(collection, vec![Operation::DeleteDocument { key }], seed, deadline).await?;
-        Ok((was_known, written))
+    ) -> Result<Written> {
+        // Where nothing can be uploaded there are points only, which the catalog does not know.
+        if collection.spec.embedder.is_none() {
+            return Ok(self.delete_from_shards(collection, tenant, ids, deadline).await?);
+        }
+        let mut total = Written::default();
+        for some in ids.chunks(limits::DOCUMENTS_LOCKED_MAX) {
+            let document = |id: &String| DocumentRef {
+                collection_id: collection.id.0,
+                tenant: tenant.to_owned(),
+                document_id: id.clone(),
+            };
+            let documents: Vec<DocumentRef> = some.iter().map(document).collect();
+            let _locks = self.catalog.lock_documents(&documents).await?;
+            self.catalog.delete_documents(collection.id.0, tenant, some).await?;
+            self.announce();
+            let written = self.delete_from_shards(collection, tenant, some, deadline).await;
+            total.add(written.map_err(|failure| failure.after(total.acked, ids.len()))?);
+        }
+        Ok(total)
+    }
+
+    async fn delete_from_shards(
+        &self,
+        collection: &Collection,
+        tenant: &str,
+        ids: &[String],
+        deadline: Instant,
+    ) -> Result<Written, WriteFailure> {
+        let key = |id: &String| DocumentKey { tenant: tenant.to_owned(), document_id: id.clone() };
+        let operations = ids.iter().map(|id| Operation::DeleteDocument { key: key(id) }).collect();
+        self.writer.write(collection, operations, Uuid::new_v4(), deadline).await
     }
 
     /// A receiver that moves whenever any job has changed.
@@ -148,12 +183,20 @@ impl Ingest {
     }
 
     /// One document, from its upload to searchable. The claim is renewed meanwhile, and the work dropped as soon as it does not
-    /// hold any more.
-    async fn run(&self, claim: &Claim) -> Result<(), Stop> {
+    /// hold any more or the process stops. A write that was begun is waited for; by a process that stops, within a bound.
+    async fn run(&self, claim: &Claim, cancel: &CancellationToken) -> Result<(), Stop> {
         let is_writing = AtomicBool::new(false);
+        let until_stopped = async {
+            cancel.cancelled().await;
+            if is_writing.load(Ordering::Relaxed) {
+                tokio::time::sleep(STOPPING_WRITE_TIMEOUT).await;
+                tracing::warn!(job_id = %claim.job_id, "the write did not end in time and is left; the job will be run again");
+            }
+        };
         tokio::select! {
             outcome = self.work(claim, &is_writing) => outcome,
             () = self.until_lost(claim, &is_writing) => Err(Stop::ClaimLost),
+            () = until_stopped => Err(Stop::Stopping),
         }
     }
 
@@ -209,7 +252,8 @@ impl Ingest {
     /// write has begun.
     async fn until_lost(&self, claim: &Claim, is_writing: &AtomicBool) {
         let mut changes = self.changes();
-        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + RENEW_INTERVAL, RENEW_INTERVAL);
+        let pause = self.catalog.lease() / RENEWALS_PER_LEASE;
+        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + pause, pause);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_held = tokio::select! {

@@ -21,7 +21,7 @@ const ATTEMPTS_MAX: u32 = 60;
 /// Tries of a job that fails by a bug or kills the process.
 const ATTEMPTS_UNEXPLAINED_MAX: u32 = 3;
 
-/// Works until cancelled; then the job in hand goes back to the queue as it was.
+/// Works until cancelled; then the job in hand ends if it is being written, or goes back to the queue as it was.
 pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: CancellationToken) {
     while !cancel.is_cancelled() {
         let claim = match ingest.catalog.claim_job().await {
@@ -39,15 +39,7 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
         // There may be more than one; whoever is idle takes the next.
         ingest.queued.notify_one();
         ingest.announce();
-        let outcome = tokio::select! {
-            outcome = attempt(&ingest, &claim) => outcome,
-            () = cancel.cancelled() => {
-                if let Err(error) = ingest.catalog.release_job(&claim).await {
-                    tracing::warn!(job_id = %claim.job_id, %error, "claim was not given back; it is at the next start");
-                }
-                return;
-            }
-        };
+        let outcome = attempt(&ingest, &claim, &cancel).await;
         let label = settle(&ingest, &claim, outcome).await;
         metrics.jobs.with_label_values(&[label]).inc();
         ingest.announce();
@@ -55,11 +47,11 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
 }
 
 /// Runs the job, unless it was claimed too often: then it ends the process each time, before a failure can be noted.
-async fn attempt(ingest: &Ingest, claim: &Claim) -> Result<(), Stop> {
+async fn attempt(ingest: &Ingest, claim: &Claim, cancel: &CancellationToken) -> Result<(), Stop> {
     if claim.tries > ATTEMPTS_MAX {
         return Err(Error::internal(format!("claimed {} times without an end", claim.tries)).into());
     }
-    ingest.run(claim).await
+    ingest.run(claim, cancel).await
 }
 
 async fn idle(ingest: &Ingest, cancel: &CancellationToken) {
@@ -75,6 +67,12 @@ async fn settle(ingest: &Ingest, claim: &Claim, outcome: Result<(), Stop>) -> &'
     let error = match outcome {
         Ok(()) => return "done",
         Err(Stop::ClaimLost) => return "cancelled",
+        Err(Stop::Stopping) => {
+            if let Err(error) = ingest.catalog.release_job(claim).await {
+                tracing::warn!(job_id = %claim.job_id, %error, "claim was not given back; the lease will end");
+            }
+            return "released";
+        }
         Err(Stop::Error(error)) => error,
     };
     let kind = error.kind();

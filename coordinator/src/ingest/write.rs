@@ -55,6 +55,17 @@ pub struct Written {
     pub session: Session,
 }
 
+impl Written {
+    /// Adds a further write.
+    pub fn add(&mut self, further: Self) {
+        let is_first = self.acked == 0;
+        self.copies_acked_min =
+            if is_first { further.copies_acked_min } else { self.copies_acked_min.min(further.copies_acked_min) };
+        self.acked += further.acked;
+        self.session.merge(&further.session);
+    }
+}
+
 /// A write that did not reach all its shards. What was acknowledged stays.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{acked} of {total} operations were acknowledged; the rest failed: {cause}")]
@@ -70,6 +81,11 @@ pub struct WriteFailure {
 }
 
 impl WriteFailure {
+    /// As the failure of a whole of `total` operations, of which earlier writes brought `acked`.
+    pub(super) fn after(self, acked: u64, total: usize) -> Self {
+        Self { acked: acked + self.acked, total: total as u64, ..self }
+    }
+
     /// What the caller may do; empty where the kind says it all.
     pub fn hint(&self) -> &'static str {
         match self.kind {

@@ -106,6 +106,89 @@ async fn an_idempotency_key_makes_one_job() {
 }
 
 #[tokio::test]
+async fn the_same_request_without_an_id_is_the_same_document() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    c.create_texts("u").await;
+    let send = async |body: serde_json::Value| {
+        let accepted = c.post("/api/v1/documents", body).await.ok();
+        let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
+        assert_eq!(job["status"], "done", "{job}");
+        accepted["id"].as_str().expect("id").to_owned()
+    };
+    let body = json!({"text": WINGS, "title": "Wings", "collection": "t", "metadata": {"n": 1, "m": 2}});
+    let first = send(body.clone()).await;
+    let applied = c.twin.applied_total();
+    assert_eq!(send(body.clone()).await, first);
+    assert_eq!(c.twin.applied_total(), applied, "it was not indexed a second time");
+    // Whatever else is said makes another document: none takes another one's place.
+    let mut ids = std::collections::BTreeSet::from([first.clone()]);
+    for (field, value) in [
+        ("text", json!("Something else.")),
+        ("title", json!("Other")),
+        ("metadata", json!({"n": 2, "m": 2})),
+        ("collection", json!("u")),
+    ] {
+        let mut other = body.clone();
+        other[field] = value;
+        ids.insert(send(other).await);
+    }
+    assert_eq!(ids.len(), 5, "{ids:?}");
+    // Deleted, it comes again under its id.
+    c.delete(&format!("/api/v1/documents/{first}?collection=t")).await.ok();
+    assert_eq!(send(body).await, first);
+    assert_eq!(c.get(&format!("/api/v1/documents/{first}?collection=t")).await.ok()["searchable"], true);
+    c.stop().await;
+}
+
+#[tokio::test]
+async fn uploads_are_listed_newest_first_or_by_title() {
+    let c = Coordinator::start(Setup::default()).await;
+    c.create_texts("t").await;
+    for (id, title) in [("x", "Harbour dues"), ("c", "Crane"), ("a", "Harbour"), ("b", "Harbour")] {
+        assert_eq!(c.upload("t", id, title, &format!("text of {id}")).await["status"], "done");
+    }
+    let point = json!({"points": [{"id": "point", "vector": vec![1.0; super::support::DIM], "title": "Harbour"}]});
+    c.put("/api/v1/collections/t/points", point).await.ok();
+    for (query, expected) in [
+        ("sort=newest", vec!["b", "a", "c", "x"]),
+        ("title=Harbour", vec!["a", "b", "x"]),
+        ("title=Harbour%20&sort=title", vec!["x"]),
+        ("sort=title", vec!["c", "a", "b", "x"]),
+        ("title=harbour", vec![]),
+        ("sort=id", vec!["a", "b", "c", "point", "x"]),
+    ] {
+        for limit in [1, 2, 10] {
+            let (mut listed, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let path = format!("/api/v1/documents?collection=t&limit={limit}&{query}&cursor={cursor}");
+                let page = c.get(&path).await.ok();
+                for document in page["documents"].as_array().expect("documents") {
+                    assert_eq!((&document["status"], &document["searchable"]), (&json!("ready"), &json!(true)));
+                    listed.push(document["id"].as_str().expect("id").to_owned());
+                }
+                match page["next_cursor"].as_str() {
+                    Some(next) => cursor = next.to_owned(),
+                    None => break,
+                }
+            }
+            assert_eq!(listed, expected, "{query}, pages of {limit}");
+        }
+    }
+    for (query, field) in [
+        ("sort=size", "sort"),
+        ("sort=newest&title=x", "sort"),
+        ("sort=newest&cursor=x", "cursor"),
+        ("sort=title&cursor=[1,\"a\"]", "cursor"),
+    ] {
+        let refused = c.get(&format!("/api/v1/documents?collection=t&{query}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{query}: {}", refused.body);
+        assert!(refused.body["error"]["message"].as_str().is_some_and(|text| text.contains(field)), "{}", refused.body);
+    }
+    c.stop().await;
+}
+
+#[tokio::test]
 async fn all_documents_are_listed_once_page_by_page() {
     let c = Coordinator::start(Setup::default()).await;
     c.create_texts("t").await;

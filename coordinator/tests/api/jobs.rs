@@ -4,31 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use coordinator::cluster::twin::Fault;
 use coordinator::embed::fake::FakeEmbedder;
 use coordinator::embed::{EmbedError, Embedder, Embedding, Purpose};
 use coordinator::startup::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
-use sqlx::Connection;
 use tokio::sync::Notify;
 
 use super::support::{Coordinator, DIM, Setup, ids, parts};
 use crate::database::Database;
 
 /// What happens before each call of the fake embedder.
-trait Before: Send + Sync {
+pub(crate) trait Before: Send + Sync {
     fn before(&self) -> BoxFuture<'_, Result<(), EmbedError>>;
 }
 
 /// The fake embedder behind it.
-struct Behind<B> {
+pub(crate) struct Behind<B> {
     inner: FakeEmbedder,
-    before: B,
+    pub(crate) before: B,
 }
 
 impl<B: Before> Behind<B> {
-    fn new(before: B) -> Arc<Self> {
+    pub(crate) fn new(before: B) -> Arc<Self> {
         Arc::new(Self { inner: FakeEmbedder::new(DIM), before })
     }
 }
@@ -66,9 +66,9 @@ impl<B: Before> Embedder for Behind<B> {
 
 /// Stops at the first text until it is let go, and says that it was reached.
 #[derive(Default)]
-struct Gate {
-    is_open: AtomicBool,
-    reached: Notify,
+pub(crate) struct Gate {
+    pub(crate) is_open: AtomicBool,
+    pub(crate) reached: Notify,
 }
 
 impl Before for Gate {
@@ -88,26 +88,21 @@ on_both_engines! {
     crate::jobs::a_job_survives_the_process_and_runs_once => a_job_survives_the_process_and_runs_once,
     crate::jobs::a_lost_acknowledgement_doubles_nothing => a_lost_acknowledgement_doubles_nothing,
     crate::jobs::a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back => a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back,
+    crate::jobs::a_write_under_way_ends_before_the_process => a_write_under_way_ends_before_the_process,
     crate::jobs::a_failed_job_is_listed_and_retried => a_failed_job_is_listed_and_retried,
     crate::jobs::the_same_upload_is_not_indexed_again_unless_something_took_its_place => the_same_upload_is_not_indexed_again_unless_something_took_its_place,
     crate::jobs::steps_that_are_done_are_not_done_again => steps_that_are_done_are_not_done_again,
     crate::jobs::a_cancelled_job_stops_at_once_and_can_be_retried => a_cancelled_job_stops_at_once_and_can_be_retried,
 }
 
-fn on(database: &Database) -> Setup {
+pub(crate) fn on(database: &Database) -> Setup {
     Setup { catalog_url: Some(database.url.clone()), ..Setup::default() }
 }
 
-/// The catalog of a dead process as the next one finds it, if that is another than before.
-///
-/// In this process the dead one's file is still held by leaked state, so the next one takes a copy. On a server its lease would have to
-/// run out; its end is put forward.
-async fn left_behind(database: &Database) -> Option<Database> {
+/// The catalog of a dead process as the next one finds it, if that is another than before: in this process the dead one's file is still
+/// held by leaked state, so the next one takes a copy. On a server the dead one's lease has to run out.
+fn left_behind(database: &Database) -> Option<Database> {
     if database.is_postgres() {
-        let mut connection = sqlx::AnyConnection::connect(&database.url).await.expect("connects");
-        let lapse = "UPDATE jobs SET lease_until_ms = 0 WHERE lease_until_ms IS NOT NULL";
-        let lapsed = sqlx::query(lapse).execute(&mut connection).await.expect("writes").rows_affected();
-        assert_eq!(lapsed, 1, "the dead one's claim");
         return None;
     }
     let copy = Database::sqlite();
@@ -131,7 +126,9 @@ async fn a_job_survives_the_process_and_runs_once(database: &Database) {
 
     // A life that claims the job, gets as far as embedding, and ends by abort.
     let runtime = std::thread::spawn({
-        let setup = Setup { twin: Arc::clone(&twin), embedder: gate.clone(), workers: 1, ..Setup::default() };
+        let mut setup = Setup { twin: Arc::clone(&twin), embedder: gate.clone(), workers: 1, ..Setup::default() };
+        // Its claim outlives it for so long.
+        setup.catalog.lease = Duration::from_secs(2);
         let url = database.url.clone();
         let gate = gate.clone();
         move || {
@@ -149,7 +146,7 @@ async fn a_job_survives_the_process_and_runs_once(database: &Database) {
     assert_eq!(twin.applied_total(), 0, "it had not come to writing");
 
     gate.before.is_open.store(true, Ordering::SeqCst);
-    let left = left_behind(database).await;
+    let left = left_behind(database);
     let second = Setup { twin: Arc::clone(&twin), embedder: gate, ..on(left.as_ref().unwrap_or(database)) };
     let c = Coordinator::start(second).await;
     let job = c.follow_job(accepted["job_id"].as_str().expect("id")).await;
@@ -166,7 +163,7 @@ async fn a_lost_acknowledgement_doubles_nothing(database: &Database) {
     let c = Coordinator::start(setup).await;
     c.create_texts("t").await;
     for node in 1..=3 {
-        twin.set_fault(node, Some(coordinator::cluster::twin::Fault::LosesAcks));
+        twin.set_fault(node, Some(Fault::LosesAcks));
     }
     let accepted = c.post("/api/v1/documents", json!({"id": "d", "text": "words", "collection": "t"})).await.ok();
     while twin.applied_total() == 0 || twin.calls("write") < 3 {
@@ -202,6 +199,32 @@ async fn a_cancelled_job_writes_nothing_and_a_stopped_process_gives_its_job_back
     assert_eq!((&job["status"], &job["attempt"]), (&json!("done"), &json!(1)), "given back, not tried: {job}");
     assert_eq!(c.get(&job_path).await.ok()["status"], "cancelled");
     assert_eq!(twin.document_ids().into_iter().collect::<Vec<_>>(), ["b"]);
+    c.stop().await;
+}
+
+/// The process is told to stop while a document's write is under way: that is waited for, so the job is done and nothing comes later.
+async fn a_write_under_way_ends_before_the_process(database: &Database) {
+    let setup = Setup { workers: 0, ..on(database) };
+    let twin = Arc::clone(&setup.twin);
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    let accepted = c.post("/api/v1/documents", json!({"id": "d", "text": "words", "collection": "t"})).await.ok();
+    c.stop().await;
+
+    let refuse_writes = |fault: Option<Fault>| (1..=3).for_each(|node| twin.set_fault(node, fault));
+    refuse_writes(Some(Fault::HandsOff));
+    let setup = Setup { twin: Arc::clone(&twin), workers: 1, ..on(database) };
+    let running = Running::start(parts(&setup, &database.url)).await.expect("starts");
+    while twin.calls("write") == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Polled in this order: it is asked to stop before the write can go through.
+    tokio::join!(biased; running.close(), async { refuse_writes(None) });
+    assert_eq!(twin.document_ids().into_iter().collect::<Vec<_>>(), ["d"]);
+
+    let c = Coordinator::start(Setup { twin: Arc::clone(&twin), workers: 0, ..on(database) }).await;
+    let job = c.get(&format!("/api/v1/jobs/{}", accepted["job_id"].as_str().expect("id"))).await.ok();
+    assert_eq!(job["status"], "done", "{job}");
     c.stop().await;
 }
 

@@ -5,14 +5,17 @@
 mod database;
 
 mod cache;
+mod catalog_pool;
 mod clients;
 mod collections;
 mod conditional;
 mod consistency;
+mod deletion;
 mod documents;
 mod doors_tenants;
 mod faults;
 mod jobs;
+mod leases;
 mod llm;
 mod llm_pool;
 mod llm_timing;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cluster_config::cache_config::RedisConfig;
 use coordinator::cache::redis::SharedCache;
-use coordinator::catalog::CatalogOptions;
+use coordinator::catalog::{CatalogOptions, LEASE};
 use coordinator::cluster::twin::{Twin, TwinClient};
 use coordinator::embed::Embedder;
 use coordinator::embed::fake::FakeEmbedder;
@@ -38,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) embedder: Arc<dyn Embedder>,
     /// Kept by the caller to start again on it; a scratch SQLite file if not given.
     pub(crate) catalog_url: Option<String>,
+    /// But for the URL.
+    pub(crate) catalog: CatalogOptions,
     pub(crate) tenants: TenantOptions,
 }
 
@@ -52,6 +54,13 @@ impl Default for Setup {
             workers: 2,
             embedder: Arc::new(FakeEmbedder::new(DIM)),
             catalog_url: None,
+            catalog: CatalogOptions {
+                url: String::new(),
+                pool_size: 4,
+                max_overflow: 2,
+                pool_timeout: Duration::from_secs(10),
+                lease: LEASE,
+            },
             tenants: TenantOptions::default(),
         }
     }
@@ -99,12 +108,7 @@ pub(crate) fn parts(setup: &Setup, catalog_url: &str) -> Parts {
         llm: setup.llm.clone().unwrap_or_else(Pool::empty),
         metrics,
         shared,
-        catalog: CatalogOptions {
-            url: catalog_url.to_owned(),
-            pool_size: 4,
-            max_overflow: 2,
-            pool_timeout: Duration::from_secs(10),
-        },
+        catalog: CatalogOptions { url: catalog_url.to_owned(), ..setup.catalog.clone() },
         tenants: setup.tenants.clone(),
         cache: setup.caching.then(|| CacheOptions { memory_bytes: 1 << 20, ttl, backends: String::new() }),
         default_timeout: Duration::from_secs(10),

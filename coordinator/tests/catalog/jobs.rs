@@ -1,13 +1,14 @@
 //! Documents and their jobs: the queue's promises, on either engine.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_config::error::ErrorKind;
-use coordinator::catalog::CatalogError;
-use coordinator::catalog::documents::{DocumentState, OPEN_JOBS_MAX};
+use coordinator::catalog::documents::{DocumentState, OPEN_JOBS_MAX, Upload};
+use coordinator::catalog::job_view::JobsQuery;
 use coordinator::catalog::jobs::{ClaimLost, JobState};
 use coordinator::catalog::stages::Part;
+use coordinator::catalog::{Catalog, CatalogError, CatalogOptions};
 use futures::future::join_all;
 use sqlx::Connection;
 
@@ -51,8 +52,9 @@ pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     assert_eq!(catalog.job("other", claim.job_id).await.expect("reads"), None);
     assert_eq!(catalog.cancel_job("other", claim.job_id).await.expect("reads"), None);
     assert_eq!(catalog.document(&document("other", "d")).await.expect("reads"), None);
-    assert!(catalog.delete_document(&document("default", "d")).await.expect("writes"));
-    assert!(!catalog.delete_document(&document("default", "d")).await.expect("writes"));
+    let id = ["d".to_owned()];
+    assert_eq!(catalog.delete_documents(1, "default", &id).await.expect("writes"), 1);
+    assert_eq!(catalog.delete_documents(1, "default", &id).await.expect("writes"), 0);
 }
 
 pub(crate) async fn a_superseded_claim_changes_nothing(database: &Database) {
@@ -130,6 +132,43 @@ pub(crate) async fn claims_are_never_shared(database: &Database) {
     assert_eq!((claimed.len(), distinct.len()), (JOBS, JOBS));
 }
 
+/// A worker that hangs, or whose coordinator died.
+pub(crate) async fn a_claim_that_nobody_renews_is_anothers_when_its_lease_ends(database: &Database) {
+    let lease = Duration::from_millis(300);
+    let catalog = Catalog::open(&CatalogOptions { lease, ..database.options() }).await.expect("opens");
+    let enqueued = catalog.enqueue(upload("default", "d", "x")).await.expect("takes it");
+    let before = Instant::now();
+    let lost = catalog.claim_job().await.expect("reads").expect("a job waits");
+    let taken = loop {
+        if let Some(claim) = catalog.claim_job().await.expect("reads") {
+            break claim;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(before.elapsed() >= lease / 2, "taken after {:?}", before.elapsed());
+    assert_eq!((taken.job_id, lost.attempt, taken.attempt, taken.tries), (enqueued.job_id, 1, 2, 2));
+    assert_eq!(catalog.renew_job(&lost).await.expect("writes"), Err(ClaimLost), "too late");
+    assert_eq!(catalog.finish_job(&lost, &finish("t", "x", 1, "s")).await.expect("writes"), Err(ClaimLost));
+    catalog.release_job(&lost).await.expect("writes");
+    let row = catalog.job("default", enqueued.job_id).await.expect("reads").expect("is there");
+    assert_eq!((row.state, row.attempt), (JobState::Parsing, 2), "it is the other one's");
+}
+
+pub(crate) async fn the_larger_priority_goes_first_then_the_older_job(database: &Database) {
+    let catalog = database.open().await;
+    for (id, priority) in [("old", 0), ("later", 0), ("slow", -1), ("urgent", 5), ("urgent too", 5)] {
+        let upload = Upload { priority, ..upload("default", id, "x") };
+        catalog.enqueue(upload).await.expect("takes it");
+        // Jobs of one millisecond are of one age.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut order = Vec::new();
+    while let Some(claim) = catalog.claim_job().await.expect("reads") {
+        order.push(claim.document.document_id);
+    }
+    assert_eq!(order, ["urgent", "urgent too", "old", "later", "slow"]);
+}
+
 pub(crate) async fn pages_are_in_the_order_of_bytes(database: &Database) {
     let catalog = database.open().await;
     // In English "a" stands before "B"; in bytes after "Z".
@@ -149,6 +188,45 @@ pub(crate) async fn pages_are_in_the_order_of_bytes(database: &Database) {
     assert_eq!(found, ids);
 }
 
+pub(crate) async fn uploads_are_listed_newest_first_and_by_title(database: &Database) {
+    let catalog = database.open().await;
+    let titles = ["Harbour", "Harbour dues", "harbour", "Hafen", "Harbour", "H\u{e4}fen", "Harbour\u{1F980}", "Z"];
+    for (number, title) in titles.into_iter().enumerate() {
+        let upload = Upload { title: title.into(), ..upload("default", &format!("d{number}"), "x") };
+        catalog.enqueue(upload).await.expect("takes it");
+    }
+    let foreign = Upload { title: "Harbour".into(), ..upload("other", "foreign", "x") };
+    catalog.enqueue(foreign).await.expect("takes it");
+    // Two of one millisecond, as a batch of uploads makes them.
+    database
+        .execute("UPDATE documents SET created_ms = 1000 + CAST(substr(document_id, 2) AS INTEGER) / 2 WHERE tenant = 'default'")
+        .await;
+    for limit in [1, 2, 3, 8] {
+        let (mut newest, mut titled) = (Vec::new(), Vec::new());
+        let mut before: Option<(i64, String)> = None;
+        loop {
+            let place = before.as_ref().map(|(created_ms, id)| (*created_ms, id.as_str()));
+            let page = catalog.newest_documents(1, "default", place, limit).await.expect("reads");
+            let Some(last) = page.last() else { break };
+            before = Some((last.created_ms, last.document_id.clone()));
+            newest.extend(page.into_iter().map(|row| row.document_id));
+        }
+        assert_eq!(newest, ["d7", "d6", "d5", "d4", "d3", "d2", "d1", "d0"], "pages of {limit}");
+        let mut after: Option<(String, String)> = None;
+        loop {
+            let place = after.as_ref().map(|(title, id)| (title.as_str(), id.as_str()));
+            let page = catalog.titled_documents(1, "default", "Harbour", place, limit).await.expect("reads");
+            let Some(last) = page.last() else { break };
+            after = Some((last.title.clone(), last.document_id.clone()));
+            titled.extend(page.into_iter().map(|row| row.document_id));
+        }
+        assert_eq!(titled, ["d0", "d4", "d1", "d6"], "pages of {limit}: by bytes, equal titles by id");
+    }
+    let all = catalog.titled_documents(1, "default", "", None, 100).await.expect("reads");
+    let all: Vec<_> = all.iter().map(|row| row.title.as_str()).collect();
+    assert_eq!(all, ["Hafen", "Harbour", "Harbour", "Harbour dues", "Harbour\u{1F980}", "H\u{e4}fen", "Z", "harbour"]);
+}
+
 pub(crate) async fn odd_texts_come_back(database: &Database) {
     let catalog = database.open().await;
     let mut odd = upload("default", "'; DROP TABLE jobs; --", "a\0b");
@@ -165,6 +243,21 @@ pub(crate) async fn odd_texts_come_back(database: &Database) {
     assert_eq!(text, "a b", "as long as before, so that spans still fit");
     let row = catalog.document(&document).await.expect("reads").expect("is there");
     assert_eq!((row.title.as_str(), row.metadata_json.as_str()), (title, r#"{"k":"\u0000$1 ?"}"#));
+}
+
+/// Cursors and names come from the caller as they are.
+pub(crate) async fn a_nul_in_a_cursor_or_name_finds_nothing(database: &Database) {
+    const NUL: &str = "~\0";
+    let catalog = database.open().await;
+    catalog.enqueue(upload("default", "d", "x")).await.expect("takes it");
+    assert!(catalog.documents(1, "default", NUL, 10).await.expect("reads").is_empty());
+    assert!(catalog.newest_documents(1, "default", Some((0, NUL)), 10).await.expect("reads").is_empty());
+    assert!(catalog.titled_documents(1, "default", NUL, Some((NUL, NUL)), 10).await.expect("reads").is_empty());
+    let jobs = JobsQuery { tenant: "default", state: None, collection_id: None, after: NUL, limit: 10 };
+    catalog.jobs(&jobs).await.expect("reads, in the database's own order of texts");
+    assert!(catalog.keys(NUL, NUL, 10).await.expect("reads").is_empty());
+    assert!(catalog.tenants(NUL, 10).await.expect("reads").is_empty());
+    assert_eq!(catalog.tenant(NUL).await.expect("reads"), None);
 }
 
 /// Uploads take the document before its jobs, and so does everything that ends a job: in the other order Postgres would have to
