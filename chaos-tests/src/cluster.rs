@@ -1,5 +1,6 @@
 //! A cluster as a user has it: nodes and a coordinator on loopback, in a scratch directory; with a hurtable network if wanted.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
+use crate::checker::{Finding, invariants};
 use crate::client::Client;
 use crate::links::{End, Links};
 use crate::ports::free_ports;
@@ -27,6 +29,8 @@ pub struct Options {
     pub fake_embedder: bool,
     /// Further lines of the coordinator's configuration, for example an LLM backend.
     pub coordinator_extra: String,
+    /// Further lines of a node's configuration, by node, for example its `[storage]`.
+    pub node_extra: BTreeMap<usize, String>,
     /// Lead every connection between processes through a proxy.
     pub is_proxied: bool,
     /// Nodes check their invariants after each step (`SUSUI_CHECK=1`).
@@ -45,8 +49,9 @@ impl Default for Options {
             model_dir: None,
             fake_embedder: false,
             coordinator_extra: String::new(),
+            node_extra: BTreeMap::new(),
             is_proxied: false,
-            check_invariants: false,
+            check_invariants: true,
             failpoints: String::new(),
             small_disk: None,
         }
@@ -137,23 +142,26 @@ impl Cluster {
             let text = format!(
                 "cluster_id = \"test\"\nnode_id = {id}\nroles = [{roles}]\ndata_dir = \"{dir}/n{id}\"\n\
                  rpc_listen = \"127.0.0.1:{port}\"\nhttp_listen = \"127.0.0.1:{http}\"\ntest_hooks = true\n\n\
-                 [metadata]\nvoters = [{voters}]\n{overrides}",
+                 [metadata]\nvoters = [{voters}]\n{extra}\n{overrides}",
                 roles = self.options.roles(id),
                 http = self.node_http[index],
+                extra = self.options.node_extra.get(&id).map_or("", String::as_str),
                 overrides = self.overrides(End::Node(id)),
             );
             std::fs::write(self.path.join(format!("n{id}.toml")), text)?;
         }
-        std::fs::write(self.path.join("coordinator.toml"), self.coordinator_config("coordinator", self.http))?;
+        let coordinator = self.coordinator_config("coordinator", self.http, true);
+        std::fs::write(self.path.join("coordinator.toml"), coordinator)?;
         Ok(())
     }
 
-    /// The configuration of a coordinator called `name` that listens on `http`.
-    pub(crate) fn coordinator_config(&self, name: &str, http: u16) -> String {
+    /// The configuration of a coordinator called `name` that listens on `http`. It shares the links of the first one, where there are any,
+    /// unless it is not to be `hurtable`.
+    pub(crate) fn coordinator_config(&self, name: &str, http: u16, hurtable: bool) -> String {
         let dir = self.path.display();
         let seed = |(index, port): (usize, &u16)| {
-            let port = self.links.port(End::Coordinator, index + 1).unwrap_or(*port);
-            format!("\"127.0.0.1:{port}\"")
+            let link = self.links.port(End::Coordinator, index + 1).filter(|_| hurtable);
+            format!("\"127.0.0.1:{}\"", link.unwrap_or(*port))
         };
         let seeds: Vec<String> = self.rpc.iter().enumerate().map(seed).collect();
         let embedder = match &self.options.model_dir {
@@ -167,7 +175,7 @@ impl Cluster {
              [embedder]\n{embedder}\n{}\n{}",
             seeds.join(", "),
             self.options.coordinator_extra,
-            self.overrides(End::Coordinator),
+            if hurtable { self.overrides(End::Coordinator) } else { String::new() },
         )
     }
 
@@ -188,7 +196,7 @@ impl Cluster {
     /// Starts node `node` (from 1) again after it was killed.
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         let config = self.path.join(format!("n{node}.toml"));
-        let log = self.path.join(format!("n{node}.log"));
+        let log = self.node_log(node);
         let arguments = ["--config", &config.to_string_lossy()];
         let check = if self.options.check_invariants { "1" } else { "0" };
         let hooks = [("SUSUI_CHECK", check), ("SUSUI_FAILPOINTS", &self.options.failpoints)];
@@ -196,6 +204,10 @@ impl Cluster {
         let process = Process::start(&format!("node {node}"), "susui-node", &arguments, &hooks, &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
+    }
+
+    fn node_log(&self, node: usize) -> PathBuf {
+        self.path.join(format!("n{node}.log"))
     }
 
     /// Starts the coordinator, again after it was killed.
@@ -305,6 +317,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts nodes again that ended by themselves, or that were killed, and lets those go on that were stopped.
+    pub fn revive_nodes(&mut self) -> anyhow::Result<()> {
+        for node in 1..=self.nodes.len() {
+            match self.nodes[node - 1].as_mut().is_some_and(Process::is_running) {
+                true => self.node(node)?.resume()?,
+                false => self.start_node(node)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Starts whatever does not run.
     pub async fn start_missing(&mut self) -> anyhow::Result<()> {
         for node in 1..=self.nodes.len() {
@@ -326,8 +349,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends every process with SIGTERM; each must exit with code 0.
+    /// What the nodes have logged of invariants that did not hold. Nothing else shows it: a node goes on without the copy, and opens it
+    /// again when it is next started. Not checked where the nodes do not check.
+    pub fn broken_invariants(&self) -> anyhow::Result<Finding> {
+        let checking = if self.options.check_invariants { self.nodes.len() } else { 0 };
+        let read = |node| Ok((node, std::fs::read(self.node_log(node))?));
+        let logs: Vec<(usize, Vec<u8>)> = (1..=checking).map(read).collect::<std::io::Result<_>>()?;
+        Ok(invariants::check(logs.iter().map(|(node, log)| (*node, String::from_utf8_lossy(log)))))
+    }
+
+    /// Ends every process with SIGTERM. Errors: an exit code other than 0; an invariant was broken at any time before.
     pub async fn shut_down(mut self) -> anyhow::Result<()> {
+        self.end().await?;
+        let broken = self.broken_invariants()?;
+        ensure!(broken.breaches.is_empty(), "{broken}");
+        Ok(())
+    }
+
+    /// Ends every process with SIGTERM. Errors: an exit code other than 0.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
         let mut processes: Vec<Process> = self.coordinator.take().into_iter().collect();
         processes.extend(self.nodes.iter_mut().filter_map(Option::take));
         for mut process in processes {

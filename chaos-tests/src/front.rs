@@ -27,9 +27,18 @@ pub struct Front {
 impl Front {
     /// Starts one called `name` and waits until it is ready.
     pub async fn start(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        Self::start_with(cluster, name, true).await
+    }
+
+    /// The same, past the links: it reaches every node that lives, whatever is cut.
+    pub async fn start_past_links(cluster: &Cluster, name: &str) -> anyhow::Result<Self> {
+        Self::start_with(cluster, name, false).await
+    }
+
+    async fn start_with(cluster: &Cluster, name: &str, hurtable: bool) -> anyhow::Result<Self> {
         let port = free_ports(1)?[0];
         let config = cluster.path().join(format!("{name}.toml"));
-        std::fs::write(&config, cluster.coordinator_config(name, port))?;
+        std::fs::write(&config, cluster.coordinator_config(name, port, hurtable))?;
         let mut front = Self { name: name.to_owned(), port, config, process: None };
         front.spawn()?;
         front.wait_ready().await?;

@@ -32,8 +32,10 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Possibly a little old.
+    /// Possibly a little old: what a user gets who asks for nothing else.
     Eventual,
+    /// The same by the document's key and not its vector alone, and at most [`MAX_STALENESS`](crate::workload::documents::MAX_STALENESS) old.
+    Bounded,
     /// At or after the token sent.
     Session,
     /// Everything acknowledged before the call.

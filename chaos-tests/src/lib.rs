@@ -4,6 +4,7 @@
 
 pub mod chaos;
 pub mod checker;
+pub mod claims;
 pub mod client;
 pub mod cluster;
 pub mod data;

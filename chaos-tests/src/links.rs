@@ -39,6 +39,8 @@ pub enum Topology {
     Bridge(usize),
     /// The coordinator and the node hear nothing of each other.
     CoordinatorFrom(usize),
+    /// The node and all other nodes hear nothing of each other. The coordinator hears all: it goes on asking whom nobody else hears.
+    PeersFrom(usize),
 }
 
 impl Topology {
@@ -57,6 +59,10 @@ impl Topology {
                 let pair = [End::Coordinator, End::Node(*node)];
                 pair.contains(&from) && pair.contains(&to)
             }
+            Self::PeersFrom(node) => {
+                let pair = [from, to];
+                pair.contains(&End::Node(*node)) && !pair.contains(&End::Coordinator)
+            }
         };
         let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to)));
         pairs.filter(|(from, to)| from != to && is_cut(*from, *to)).collect()
@@ -71,6 +77,7 @@ impl fmt::Display for Topology {
             Self::Deaf(node) => write!(f, "node {node} hears nobody"),
             Self::Bridge(node) => write!(f, "the others meet only over node {node}"),
             Self::CoordinatorFrom(node) => write!(f, "coordinator and node {node} cut off from each other"),
+            Self::PeersFrom(node) => write!(f, "node {node} cut off from all other nodes"),
         }
     }
 }
@@ -176,5 +183,6 @@ mod tests {
         assert_eq!(shown(&Topology::Deaf(1)), ["c>1", "2>1", "3>1"]);
         assert_eq!(shown(&Topology::Bridge(2)), ["1>3", "3>1"]);
         assert_eq!(shown(&Topology::CoordinatorFrom(3)), ["c>3", "3>c"]);
+        assert_eq!(shown(&Topology::PeersFrom(2)), ["1>2", "2>1", "2>3", "3>2"]);
     }
 }

@@ -1,5 +1,6 @@
-//! Looks at `GET /api/v1/cluster` all the time, and keeps what it saw of the registers for the checkers.
+//! Looks at `GET /api/v1/cluster` all the time, and keeps what it saw of the metadata for the checkers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ const PAUSE: Duration = Duration::from_millis(150);
 pub struct Register {
     /// `collection_id/index`.
     pub shard: String,
+    /// Name of the collection.
+    pub collection: String,
+    /// Position in it.
+    pub index: u64,
     /// Raised by every change.
     pub version: u64,
     /// Raised by every grant.
@@ -45,8 +50,17 @@ pub struct Look {
     pub leader: Option<u64>,
     /// Its term.
     pub raft_term: u64,
+    /// Names of all collections.
+    pub collections: BTreeSet<String>,
     /// All shards.
     pub registers: Vec<Register>,
+}
+
+impl Look {
+    /// The register of a shard, by its collection's name.
+    pub fn register(&self, collection: &str, index: u64) -> Option<&Register> {
+        self.registers.iter().find(|register| register.collection == collection && register.index == index)
+    }
 }
 
 /// Reads a reply of `GET /api/v1/cluster`.
@@ -61,6 +75,8 @@ pub fn read(reply: &Value, called_us: u64, answered_us: u64) -> anyhow::Result<L
         let primary = shard["primary"].as_u64();
         anyhow::Ok(Register {
             shard: shard["shard"].as_str().context("no shard")?.to_owned(),
+            collection: shard["collection"].as_str().context("no collection")?.to_owned(),
+            index: number(shard, "index")?,
             version: number(shard, "version")?,
             term: number(shard, "primary_term")?,
             primary: primary.and_then(|primary| copies.iter().find(|(copy, _)| *copy == primary).copied()),
@@ -75,6 +91,12 @@ pub fn read(reply: &Value, called_us: u64, answered_us: u64) -> anyhow::Result<L
         state_version: number(reply, "state_version")?,
         leader: reply["metadata"]["leader"].as_u64(),
         raft_term: number(&reply["metadata"], "raft_term")?,
+        collections: reply["collections"]
+            .as_array()
+            .context("no collections")?
+            .iter()
+            .filter_map(|collection| collection["name"].as_str().map(str::to_owned))
+            .collect(),
         registers: reply["shards"]
             .as_array()
             .context("no shards")?
@@ -106,22 +128,22 @@ pub async fn run(client: Client, history: Arc<History>, stop: CancellationToken)
     looks
 }
 
-/// How often a shard's primary moved to another copy.
-pub fn failovers(looks: &[Look]) -> u64 {
-    let moved = |pair: &[Look]| {
-        let after = &pair[1];
-        pair[0]
-            .registers
-            .iter()
-            .filter(|before| {
-                let later = after.registers.iter().find(|later| later.shard == before.shard);
-                later.is_some_and(|later| {
-                    later.term > before.term && later.primary != before.primary && later.primary.is_some()
-                })
+/// How often the primary of a shard of that collection moved to another copy.
+pub fn failovers(looks: &[Look], collection: &str) -> u64 {
+    let mut in_order: Vec<&Look> = looks.iter().collect();
+    in_order.sort_by_key(|look| look.state_version);
+    let moved = |pair: &[&Look]| {
+        let (before, after) = (pair[0], pair[1]);
+        let ours = before.registers.iter().filter(|before| before.collection == collection);
+        ours.filter(|before| {
+            let later = after.registers.iter().find(|later| later.shard == before.shard);
+            later.is_some_and(|later| {
+                later.term > before.term && later.primary != before.primary && later.primary.is_some()
             })
-            .count() as u64
+        })
+        .count() as u64
     };
-    looks.windows(2).map(moved).sum()
+    in_order.windows(2).map(moved).sum()
 }
 
 #[cfg(test)]
@@ -132,6 +154,8 @@ pub(crate) mod by_hand {
     pub(crate) fn register(version: u64, term: u64, primary: u64, in_sync: &[u64]) -> Register {
         Register {
             shard: "1/0".into(),
+            collection: "c".into(),
+            index: 0,
             version,
             term,
             primary: Some((primary, primary)),
@@ -149,6 +173,7 @@ pub(crate) mod by_hand {
             state_version,
             leader: Some(1),
             raft_term: 1,
+            collections: BTreeSet::from(["c".to_owned()]),
             registers: vec![register],
         }
     }
@@ -161,6 +186,10 @@ pub(crate) mod by_hand {
             look(3, 3, register(3, 2, 2, &[1, 2])),
             look(4, 4, register(4, 3, 2, &[1, 2])),
         ];
-        assert_eq!(failovers(&looks), 1);
+        assert_eq!(failovers(&looks, "c"), 1);
+        let mut as_two_saw_them = looks.clone();
+        as_two_saw_them.swap(0, 2);
+        assert_eq!(failovers(&as_two_saw_them, "c"), 1);
+        assert_eq!(failovers(&looks, "d"), 0);
     }
 }

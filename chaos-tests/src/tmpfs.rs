@@ -17,16 +17,11 @@ pub struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// Whether this process may mount; says why where it may not.
-    pub fn is_allowed() -> bool {
-        let allowed = tempfile::tempdir().map_err(anyhow::Error::from).and_then(|dir| {
-            // Unmounted before its directory is removed.
-            Self::mount(&dir.path().join("probe"), 1 << 20).map(drop)
-        });
-        if let Err(reason) = &allowed {
-            println!("SKIPPED full disk: no small file system can be mounted here ({reason:#})");
-        }
-        allowed.is_ok()
+    /// Whether this process may mount. Errors: why not.
+    pub fn allowed() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        // Unmounted before its directory is removed.
+        Self::mount(&dir.path().join("probe"), 1 << 20).map(drop)
     }
 
     /// Mounts one at `path`, which is created.

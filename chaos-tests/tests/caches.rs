@@ -11,7 +11,7 @@ use chaos_tests::checker::{Finding, fresh, phantom, sessions};
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
-use chaos_tests::history::{History, Operation, Outcome};
+use chaos_tests::history::{History, Level, Operation, Outcome};
 use chaos_tests::llm::{Script, ScriptedLlm};
 use chaos_tests::postgres::PostgresServer;
 use chaos_tests::redis::RedisServer;
@@ -48,7 +48,8 @@ fn check(history: &[Operation], bound: Duration) -> anyhow::Result<()> {
     let failed: Vec<&Operation> = history.iter().filter(|operation| operation.outcome != Outcome::Ok).collect();
     ensure!(failed.is_empty(), "{} calls failed, the first: {:?}", failed.len(), failed[0]);
     let bound_us = bound.as_micros() as u64;
-    let findings: [Finding; 3] = [fresh::check(history, bound_us), sessions::check(history), phantom::check(history)];
+    let findings: [Finding; 3] =
+        [fresh::check(history, Level::Eventual, bound_us), sessions::check(history), phantom::check(history)];
     for finding in &findings {
         println!("{finding}");
         ensure!(finding.is_kept(), "{finding}");

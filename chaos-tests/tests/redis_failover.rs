@@ -11,7 +11,7 @@ use chaos_tests::checker::{Finding, fresh, phantom, sessions};
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
-use chaos_tests::history::{History, Operation, Outcome};
+use chaos_tests::history::{History, Level, Operation, Outcome};
 use chaos_tests::redis::RedisCluster;
 use chaos_tests::wait;
 use chaos_tests::workload::documents::{self, Documents, Numbers};
@@ -110,7 +110,8 @@ fn check(history: &[Operation], measured: &Measured) -> anyhow::Result<()> {
     let problem = measured.before.iter().chain(&measured.during).find_map(|sample| sample.problem.clone());
     ensure!(problem.is_none(), "a search failed: {problem:?}");
     let bound_us = (MAX_STALENESS + DELIVERY_MAX).as_micros() as u64;
-    let findings: [Finding; 3] = [fresh::check(history, bound_us), sessions::check(history), phantom::check(history)];
+    let findings: [Finding; 3] =
+        [fresh::check(history, Level::Eventual, bound_us), sessions::check(history), phantom::check(history)];
     for finding in &findings {
         println!("{finding}");
         ensure!(finding.is_kept(), "{finding}");

@@ -40,7 +40,7 @@ async fn restart(mut loaded: Loaded, nodes: impl IntoIterator<Item = usize>) -> 
 }
 
 async fn start() -> anyhow::Result<Loaded> {
-    Loaded::start(Options { check_invariants: true, ..Options::default() }).await
+    Loaded::start(Options::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

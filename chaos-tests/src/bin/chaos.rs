@@ -1,4 +1,4 @@
-//! A chaos run of any length: `cargo run --release -p chaos-tests --bin chaos -- --minutes 60 --seed 7`.
+//! A chaos run of any length: `ops/chaos --minutes 60 --seed 7` builds what it needs and runs it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use clap::Parser;
 
 /// Starts a cluster, hurts it by plan under load, heals it, and prints a verdict for each promise
 ///
-/// Needs the binaries: cargo build --release -p node --bins, then -p coordinator --bins.
+/// Needs the binaries of node and coordinator beside it; ops/chaos builds them.
 /// Ends with 0 if every promise was tested and kept, else with 1.
 #[derive(Debug, Parser)]
 #[command(verbatim_doc_comment)]

@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 use super::Finding;
 use crate::history::{Action, Key, Level, Operation};
 
-/// `stored` are final reads; `searched` the documents that a plain search for their vector found.
+const PROMISE: &str = "every document is found by its own vector";
+
+/// `searched` are the documents that a plain search for their vector found; those that were stored are told by the final reads.
 pub fn check(history: &[Operation], searched: &BTreeSet<Key>) -> Finding {
-    let mut finding =
-        Finding { promise: "every document is found by its own vector", checked: 0, breaches: Vec::new() };
+    let mut finding = Finding { promise: PROMISE, checked: 0, breaches: Vec::new() };
     for operation in history {
         if let Action::Read { key, found: Some(version), level: Level::Final } = operation.action {
             finding.checked += 1;
@@ -21,6 +22,11 @@ pub fn check(history: &[Operation], searched: &BTreeSet<Key>) -> Finding {
         }
     }
     finding
+}
+
+/// Where not every document could be read back and searched for.
+pub fn not_searched(reason: &anyhow::Error) -> Finding {
+    Finding { promise: PROMISE, checked: 0, breaches: vec![format!("not every document could be read: {reason:#}")] }
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 use super::{Finding, by_document, told};
 use crate::history::{Level, Operation};
 
-/// Holds each eventual read against the writes acknowledged at least `bound_us` before it was called.
-pub fn check(history: &[Operation], bound_us: u64) -> Finding {
+/// Holds each read at that level against the writes acknowledged at least `bound_us` before it was called.
+pub fn check(history: &[Operation], wanted: Level, bound_us: u64) -> Finding {
     let mut finding =
         Finding { promise: "an eventual read is not older than the bound", checked: 0, breaches: Vec::new() };
     for (key, document) in by_document(history) {
         for (found, level, read) in &document.reads {
-            if *level != Level::Eventual {
+            if *level != wanted {
                 continue;
             }
             let horizon_us = read.called_us.saturating_sub(bound_us);
@@ -48,7 +48,7 @@ mod tests {
         let writes = [put(1, 10, 0, 5), put(1, 11, 20, 25)];
         let check_read = |found, at_us| {
             let history: Vec<Operation> = writes.iter().cloned().chain([seen(found, at_us)]).collect();
-            check(&history, BOUND_US)
+            check(&history, Level::Eventual, BOUND_US)
         };
         assert!(check_read(Some(10), 125).is_kept(), "exactly at the bound");
         assert!(!check_read(Some(10), 126).is_kept());
@@ -62,18 +62,19 @@ mod tests {
         let with = |read| {
             let mut history = deleted.clone();
             history.push(read);
-            check(&history, BOUND_US)
+            check(&history, Level::Eventual, BOUND_US)
         };
         assert!(!with(seen(Some(10), 200)).is_kept());
         assert!(with(seen(None, 200)).is_kept());
         let mut again = deleted.clone();
         again.extend([unknown(put(1, 12, 30, 40)), seen(Some(12), 300), seen(None, 301)]);
-        assert!(check(&again, BOUND_US).is_kept(), "a write of unknown outcome may or may not show");
+        assert!(check(&again, Level::Eventual, BOUND_US).is_kept(), "a write of unknown outcome may or may not show");
     }
 
     #[test]
     fn other_levels_are_others_matter() {
         let history = [put(1, 10, 0, 5), read(Level::Session, 1, None, 500, 501)];
-        assert_eq!(check(&history, BOUND_US).checked, 0);
+        assert_eq!(check(&history, Level::Eventual, BOUND_US).checked, 0);
+        assert_eq!(check(&history, Level::Session, BOUND_US).breaches.len(), 1);
     }
 }

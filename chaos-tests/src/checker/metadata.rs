@@ -10,12 +10,18 @@ use crate::observer::{Look, Register};
 pub fn check(looks: &[Look]) -> Finding {
     let mut finding =
         Finding { promise: "metadata is linearizable, versions never fall", checked: 0, breaches: Vec::new() };
-    let mut in_order: Vec<&Look> = looks.iter().collect();
-    in_order.sort_by_key(|look| look.answered_us);
-    for pair in in_order.windows(2) {
+    let (mut by_call, mut by_answer): (Vec<&Look>, Vec<&Look>) = (looks.iter().collect(), looks.iter().collect());
+    by_call.sort_by_key(|look| look.called_us);
+    by_answer.sort_by_key(|look| look.answered_us);
+    let mut answered = by_answer.into_iter().peekable();
+    let mut newest: Option<&Look> = None;
+    for after in by_call {
+        while let Some(before) = answered.next_if(|before| before.answered_us < after.called_us) {
+            newest = newest.filter(|newest| newest.state_version >= before.state_version).or(Some(before));
+        }
+        let Some(before) = newest else { continue };
         finding.checked += 1;
-        let (before, after) = (pair[0], pair[1]);
-        if before.answered_us < after.called_us && after.state_version < before.state_version {
+        if after.state_version < before.state_version {
             finding.breaches.push(format!(
                 "state version {} seen at {} us, then {} at {} us",
                 before.state_version, before.answered_us, after.state_version, after.called_us
@@ -56,6 +62,19 @@ mod tests {
         ];
         let finding = check(&looks);
         assert!(finding.is_kept(), "{finding}");
+    }
+
+    #[test]
+    fn two_who_look_at_once_may_see_either_but_none_goes_back() {
+        let at = |called_us, answered_us, state_version| Look {
+            called_us,
+            answered_us,
+            ..look(1, state_version, register(1, 1, 1, &[1, 2]))
+        };
+        assert!(check(&[at(0, 30, 1), at(5, 10, 2), at(15, 40, 2), at(41, 50, 2)]).is_kept());
+        // The look before it in time is old, too, and rightly so.
+        let stale = [at(5, 10, 2), at(0, 30, 1), at(31, 40, 1)];
+        assert_eq!(check(&stale).breaches.len(), 1);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! One promise per file. Most are pure functions of the history; `acknowledged` and `copies_agree` read the cluster from outside.
 
 pub mod acknowledged;
+pub mod collections;
 pub mod copies_agree;
 pub mod found;
 pub mod fresh;
+pub mod invariants;
 pub mod linearizable;
 pub mod lost;
 pub mod metadata;

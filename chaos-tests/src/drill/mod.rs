@@ -197,7 +197,8 @@ impl fmt::Display for Report {
             "  {writes_acknowledged} writes acknowledged, {writes_unknown} not; {searches} searches; before the fault: worst write gap \
              {} ms, worst search {} ms",
             self.measured.write_gap_before_ms, self.measured.search_before_worst_ms
-        )
+        )?;
+        self.measured.search_errors.iter().try_for_each(|reason| write!(f, "\n  a search failed: {reason}"))
     }
 }
 
@@ -350,6 +351,7 @@ mod tests {
             "state_version": 1,
             "metadata": { "leader": 1, "raft_term": 1 },
             "nodes": [{ "id": 1 }, { "id": 2 }, { "id": 3 }],
+            "collections": [{ "name": "c" }],
             "shards": [
                 shard(0, json!([copy(1, 1, "primary"), copy(2, 2, "in_sync")])),
                 shard(1, json!([copy(3, 2, "primary"), copy(4, 3, "read_replica")])),

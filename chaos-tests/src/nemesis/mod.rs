@@ -2,6 +2,7 @@
 //! the moment at which each fault meets the cluster.
 
 pub mod crash;
+pub mod drain;
 pub mod full_disk;
 pub mod partition;
 pub mod pause;
@@ -26,8 +27,11 @@ const SHORT_MS: std::ops::Range<u64> = 300..2_500;
 /// One that outlives the node timeout.
 const LONG_MS: std::ops::Range<u64> = 4_000..6_500;
 
+/// No fault lasts longer, nor is anything that travels held back for longer.
+pub const LASTS_MAX: Duration = Duration::from_millis(LONG_MS.end);
+
 /// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// `kill -9`, then a restart.
     Crash,
@@ -43,10 +47,14 @@ pub enum Kind {
     Bridge,
     /// The coordinator and the node do not hear each other.
     CoordinatorCut,
+    /// The node and all other nodes do not hear each other; the coordinator hears all.
+    PeersCut,
     /// Every link to and from the node is late and narrow.
     SlowLink,
     /// Every connection of the node is reset, once.
     Reset,
+    /// An operator drains the node, and takes that back.
+    Drain,
     /// The small disk is full; afterwards the node is started again, as the manual says.
     FullDisk,
     /// `kill -9` of every process at once.
@@ -54,7 +62,7 @@ pub enum Kind {
 }
 
 /// The kinds that every cluster behind proxies can be given.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 12] = [
     Kind::Crash,
     Kind::Pause,
     Kind::Isolate,
@@ -62,10 +70,32 @@ const KINDS: [Kind; 10] = [
     Kind::Deaf,
     Kind::Bridge,
     Kind::CoordinatorCut,
+    Kind::PeersCut,
     Kind::SlowLink,
     Kind::Reset,
+    Kind::Drain,
     Kind::CrashAll,
 ];
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Crash => "crash",
+            Self::Pause => "pause",
+            Self::Isolate => "isolate",
+            Self::Mute => "mute",
+            Self::Deaf => "deaf",
+            Self::Bridge => "bridge",
+            Self::CoordinatorCut => "coordinator cut",
+            Self::PeersCut => "peers cut",
+            Self::SlowLink => "slow link",
+            Self::Reset => "reset",
+            Self::Drain => "drain",
+            Self::FullDisk => "full disk",
+            Self::CrashAll => "crash of all",
+        })
+    }
+}
 
 /// Against whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,14 +132,20 @@ pub struct Terrain {
     pub small_disk: Option<usize>,
 }
 
+impl Terrain {
+    /// The kinds of fault that a plan for it has.
+    pub fn kinds(self) -> Vec<Kind> {
+        KINDS.into_iter().chain(self.small_disk.map(|_| Kind::FullDisk)).collect()
+    }
+}
+
 /// An endless plan: each kind comes once in every round, in an order of the round's own.
 pub fn plan(seed: u64, terrain: Terrain) -> impl Iterator<Item = Step> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut round: Vec<Kind> = Vec::new();
     std::iter::from_fn(move || {
         if round.is_empty() {
-            round = KINDS.to_vec();
-            round.extend(terrain.small_disk.map(|_| Kind::FullDisk));
+            round = terrain.kinds();
             round.shuffle(&mut random);
         }
         let kind = round.pop()?;
@@ -136,7 +172,7 @@ pub fn plan(seed: u64, terrain: Terrain) -> impl Iterator<Item = Step> {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} of {:?} for {:.1} s", self.kind, self.target, self.lasts.as_secs_f64())
+        write!(f, "{} of {:?} for {:.1} s", self.kind, self.target, self.lasts.as_secs_f64())
     }
 }
 
@@ -153,7 +189,7 @@ pub fn resolve(target: Target, look: &Look) -> anyhow::Result<usize> {
 }
 
 /// Begins a fault.
-pub fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<()> {
+pub async fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<()> {
     match kind {
         Kind::Crash => crash::inject(cluster, node),
         Kind::CrashAll => crash::inject_all(cluster),
@@ -166,8 +202,9 @@ pub fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Result<
             reset::inject(cluster, node);
             Ok(())
         }
+        Kind::Drain => drain::inject(cluster, node).await,
         Kind::FullDisk => full_disk::inject(cluster),
-        Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
+        Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut | Kind::PeersCut => {
             partition::inject(cluster, &partition::topology(kind, node));
             Ok(())
         }
@@ -182,7 +219,14 @@ pub async fn heal(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Res
         Kind::Pause => pause::heal(cluster, node),
         Kind::FullDisk => full_disk::heal(cluster, node),
         Kind::Reset => Ok(()),
-        Kind::SlowLink | Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut => {
+        Kind::Drain => drain::heal(cluster, node).await,
+        Kind::SlowLink
+        | Kind::Isolate
+        | Kind::Mute
+        | Kind::Deaf
+        | Kind::Bridge
+        | Kind::CoordinatorCut
+        | Kind::PeersCut => {
             partition::heal(cluster);
             Ok(())
         }
@@ -204,11 +248,13 @@ mod tests {
 
     #[test]
     fn every_kind_comes_in_every_round_and_targets_exist() {
-        let round = KINDS.len() + 1;
+        let kinds = TERRAIN.kinds();
+        assert!(kinds.contains(&Kind::FullDisk));
+        let round = kinds.len();
         let steps: Vec<Step> = plan(3, TERRAIN).take(3 * round).collect();
         for steps in steps.chunks(round) {
-            for kind in KINDS.into_iter().chain([Kind::FullDisk]) {
-                assert_eq!(steps.iter().filter(|step| step.kind == kind).count(), 1, "{kind:?}");
+            for kind in &kinds {
+                assert_eq!(steps.iter().filter(|step| step.kind == *kind).count(), 1, "{kind}");
             }
         }
         assert!(steps.iter().all(|step| match step.target {

@@ -15,8 +15,9 @@ pub fn topology(kind: Kind, node: usize) -> Topology {
         Kind::Deaf => Topology::Deaf(node),
         Kind::Bridge => Topology::Bridge(node),
         Kind::CoordinatorCut => Topology::CoordinatorFrom(node),
-        Kind::Crash | Kind::Pause | Kind::SlowLink | Kind::Reset | Kind::FullDisk | Kind::CrashAll => {
-            unreachable!("{kind:?} cuts no network")
+        Kind::PeersCut => Topology::PeersFrom(node),
+        Kind::Crash | Kind::Pause | Kind::SlowLink | Kind::Reset | Kind::Drain | Kind::FullDisk | Kind::CrashAll => {
+            unreachable!("{kind} cuts no network")
         }
     }
 }

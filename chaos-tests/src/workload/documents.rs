@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::{Method, StatusCode};
@@ -16,6 +17,8 @@ use crate::vectors::unit_vector;
 pub(super) const GARBLED: Version = Version::MAX;
 /// Searches sent at once when everything is read back.
 const SEARCHES_PER_CALL: usize = 128;
+/// How old a read at level bounded may be: nothing shorter is answered by a copy on its own word.
+pub const MAX_STALENESS: Duration = Duration::from_secs(1);
 /// Results looked through for a document's own vector.
 const OWN_VECTOR_TOP_K: u64 = 3;
 
@@ -55,7 +58,7 @@ pub struct Documents {
     pub history: Arc<History>,
     /// Who calls.
     pub process: u64,
-    /// Copy that plain searches are to ask first, as the API words it.
+    /// Copy that eventual and bounded reads are to ask first, as the API words it.
     pub prefer_copy: Option<String>,
 }
 
@@ -88,6 +91,17 @@ impl Documents {
         let body = json!({ "points": points, "timeout_ms": self.timeout_ms });
         let writes = documents.iter().map(|(key, version)| Action::Write { key: *key, version: Some(*version) });
         self.write(Method::PUT, "points", body, writes.collect()).await
+    }
+
+    /// The same where every one must be acknowledged. Errors: the answer to the last call that was not, as the history has it.
+    pub async fn must_put(&self, documents: &[(Key, Version)]) -> anyhow::Result<String> {
+        match self.put(documents).await {
+            Some(session) => Ok(session),
+            None => {
+                let error = self.history.snapshot().into_iter().rev().find_map(|operation| operation.error);
+                anyhow::bail!("not acknowledged: {}", error.unwrap_or_default())
+            }
+        }
     }
 
     /// Deletes a document. Returns the session token where that was acknowledged.
@@ -143,17 +157,17 @@ impl Documents {
     fn search(&self, key: Key, level: Level) -> Value {
         let mut body =
             json!({ "collection": self.collection, "vector": self.vector(key), "top_k": 1, "include": ["text"] });
-        let consistency = match level {
-            Level::Eventual => {
-                if let Some(prefer_copy) = &self.prefer_copy {
-                    body["prefer_copy"] = prefer_copy.as_str().into();
-                }
-                return body;
-            }
-            Level::Session => "session",
-            Level::Strong | Level::Final => "strong",
-        };
-        body["consistency"] = consistency.into();
+        if matches!(level, Level::Eventual | Level::Bounded)
+            && let Some(prefer_copy) = &self.prefer_copy
+        {
+            body["prefer_copy"] = prefer_copy.as_str().into();
+        }
+        match level {
+            Level::Eventual => return body,
+            Level::Bounded => body["max_staleness_ms"] = (MAX_STALENESS.as_millis() as u64).into(),
+            Level::Session => body["consistency"] = "session".into(),
+            Level::Strong | Level::Final => body["consistency"] = "strong".into(),
+        }
         body["exact"] = true.into();
         body["filters"] = json!({ "must": [{ "field": "key", "eq": key }] });
         body

@@ -1,4 +1,4 @@
-//! Several processes on a few documents: puts, deletes and strong reads of the same ones at the same time.
+//! Several processes on a few documents: puts, deletes, strong and bounded reads of the same ones at the same time.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,10 +49,13 @@ pub async fn run(documents: Documents, numbers: Arc<Numbers>, keys: Arc<Keys>, s
     while !stop.is_cancelled() {
         let key = keys.pick(&mut random);
         match random.random_range(0..100) {
-            0..45 => {
+            0..40 => {
                 documents.read(key, Level::Strong, "").await;
             }
-            45..88 => {
+            40..55 => {
+                documents.read(key, Level::Bounded, "").await;
+            }
+            55..90 => {
                 documents.put(&[(key, numbers.version())]).await;
             }
             _ => {

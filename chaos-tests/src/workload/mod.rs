@@ -1,6 +1,7 @@
 //! Load with a memory: what was acknowledged, what is unknown, and how every call went.
 
 pub mod bulk;
+pub mod collections;
 pub mod documents;
 pub mod fresh;
 pub mod ingest;

@@ -71,6 +71,7 @@ impl Patient {
             let options = Options {
                 nodes: arguments.nodes.into(),
                 coordinator_extra: COORDINATOR_EXTRA.to_owned(),
+                check_invariants: false,
                 ..Options::default()
             };
             let cluster = Cluster::start(options).await.map_err(failed)?;
