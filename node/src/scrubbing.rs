@@ -1,6 +1,7 @@
 //! Looks through every copy of this node now and then for bytes that have rotted, one copy at a time and slowly.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,13 +43,22 @@ pub async fn run(copy: Arc<Copy>, scrubbing: Arc<Scrubbing>) {
     }
 }
 
+/// Makes room for the checkpoint: what a process left that died in the middle of a look goes.
+fn prepare(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    dir.parent().map_or(Ok(()), std::fs::create_dir_all)
+}
+
 async fn scrub(copy: &Arc<Copy>, scrubbing: &Arc<Scrubbing>) {
     let cancel = Cancel::never();
     let job = tokio::task::spawn_blocking({
         let (shard, scrubbing, cancel) = (Arc::clone(&copy.shard), Arc::clone(scrubbing), cancel.clone());
         let dir = scrubbing.dir.join(format!("scrub-{}", copy.id));
         move || {
-            std::fs::create_dir_all(&scrubbing.dir).map_err(|error| error.to_string())?;
+            prepare(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
             shard.scrub(&dir, &scrubbing.pace, &cancel).map_err(|error| error.to_string())
         }
     });

@@ -6,6 +6,7 @@ mod sim_support;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ struct World {
     nodes: Mutex<BTreeMap<NodeId, Node>>,
     register: Mutex<Register>,
     state: watch::Sender<Arc<ClusterState>>,
+    scrub_interval_ms: AtomicU64,
 }
 
 struct Node {
@@ -94,6 +96,7 @@ impl World {
             nodes: Mutex::default(),
             register: Mutex::new(register),
             state: watch::channel(Arc::new(state)).0,
+            scrub_interval_ms: AtomicU64::new(3_600_000),
         };
         world.tell();
         Arc::new(world)
@@ -109,7 +112,7 @@ impl World {
         let metrics = Arc::new(Metrics::new().expect("names are unique"));
         let snapshots = Arc::new(Snapshots::new(data_dir.join("snapshots")));
         let scrubbing = Scrubbing {
-            interval: Duration::from_secs(3600),
+            interval: Duration::from_millis(self.scrub_interval_ms.load(Ordering::Relaxed)),
             pace: Pace::new(u64::MAX),
             dir: data_dir.join("scrub"),
             metrics: Arc::clone(&metrics),
@@ -413,6 +416,19 @@ async fn a_copy_that_comes_late_is_fetched_and_admitted_while_writes_go_on() {
         assert_eq!(left, 0, "nothing is left of the snapshots");
     }
     scenario.teardown();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_scrub_left_behind_that_died_is_no_hindrance() {
+    let world = World::new(1);
+    let left = world.data_dir(1).join("scrub/scrub-1/rocksdb");
+    std::fs::create_dir_all(&left).expect("creates");
+    std::fs::write(left.join("000001.sst"), b"cut short").expect("writes");
+    world.scrub_interval_ms.store(50, Ordering::Relaxed);
+    world.start(1);
+    let metrics = Arc::clone(&world.nodes.lock()[&NodeId(1)].metrics);
+    until("a copy was looked through", || metrics.scrubs.with_label_values(&["ok"]).get() > 0).await;
+    world.stop(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
