@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use chaos_tests::chaos::{Run, run};
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::history::History;
@@ -17,18 +17,25 @@ const BUG: &str = "ApplyUncommitted";
 const BROKEN_BY_IT: [&str; 3] =
     ["no acknowledged write is lost", "strong reads are linearizable", "copies converge to equal digests"];
 
+/// Runs with the bug. Whether it shows hangs on what is under way when a fault strikes, which a seed does not decide.
+const SEEDS: u64 = 5;
+
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a minute of faults, and two of waiting for copies that never agree; ops/test --full"]
+#[ignore = "minutes of faults, and two of waiting for copies that never agree; ops/test --full"]
 async fn an_apply_of_an_uncommitted_entry_is_found() -> anyhow::Result<()> {
-    let run_with_bug = Run { seed: 1, duration: Duration::from_secs(60), history: None, broken_rule: Some(BUG) };
-    let verdict = run(&run_with_bug).await?;
-    println!("{verdict}");
-    let broken = verdict.findings.iter().filter(|finding| !finding.breaches.is_empty());
-    let noticed: Vec<&str> =
-        broken.map(|finding| finding.promise).filter(|promise| BROKEN_BY_IT.contains(promise)).collect();
-    ensure!(!noticed.is_empty(), "none of the checkers meant noticed:\n{verdict}");
-    println!("noticed by: {noticed:?}");
-    Ok(())
+    for seed in 1..=SEEDS {
+        let run_with_bug = Run { seed, duration: Duration::from_secs(60), history: None, broken_rule: Some(BUG) };
+        let verdict = run(&run_with_bug).await?;
+        println!("{verdict}");
+        let broken = verdict.findings.iter().filter(|finding| !finding.breaches.is_empty());
+        let noticed: Vec<&str> =
+            broken.map(|finding| finding.promise).filter(|promise| BROKEN_BY_IT.contains(promise)).collect();
+        if !noticed.is_empty() {
+            println!("noticed at SEED={seed} by: {noticed:?}");
+            return Ok(());
+        }
+    }
+    bail!("none of the checkers meant noticed in {SEEDS} runs")
 }
 
 #[tokio::test(flavor = "multi_thread")]
