@@ -37,11 +37,11 @@ async fn a_search_whose_caller_leaves_is_cancelled_on_the_node() {
         count.fetch_add(1, Ordering::Relaxed);
     };
     fail::cfg_callback("search-cancelled", note).expect("fail point");
-    let (begun, mut begins) = mpsc::unbounded_channel();
-    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let (begun, mut begins) = mpsc::channel(1);
+    let (go_on, may_go_on) = std::sync::mpsc::sync_channel::<()>(1);
     let may_go_on = Mutex::new(may_go_on);
     let wait = move || {
-        begun.send(()).expect("the test waits for it");
+        begun.blocking_send(()).expect("the test waits for it");
         may_go_on.lock().recv().expect("the test lets it go on");
     };
     fail::cfg_callback("search-begins", wait).expect("fail point");
