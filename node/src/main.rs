@@ -53,6 +53,7 @@ fn serve(path: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let config = NodeConfig::from_toml(&text, std::env::vars()).with_context(|| path.display().to_string())?;
     node::vector::check_cpu().map_err(anyhow::Error::msg)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(startup::reactor_threads()).enable_all().build()?;
     runtime.block_on(startup::run(config))
 }

@@ -247,6 +247,12 @@ fn rule_to_break() -> Option<String> {
     None
 }
 
+/// Threads of the reactor: half of the cores. What computes or waits for a disk runs on pools of its own; idle reactor threads only wake
+/// each other.
+pub fn reactor_threads() -> usize {
+    (cpus() / 2).max(1)
+}
+
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -5,6 +5,7 @@ mod append;
 pub mod client;
 pub mod deadline;
 pub mod replication_service;
+mod search_jobs;
 pub mod search_service;
 pub mod server;
 pub mod transfer_service;

@@ -2,12 +2,12 @@
 //! a caller that leaves cancels it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::DocumentKey;
 use cluster_config::limits;
-use cluster_config::search::{Consistency, CopyPosition, NodeSearch, ShardAnswer, ShardQuery, ShardTarget};
+use cluster_config::search::{Consistency, CopyPosition, NodeSearch, ShardQuery, ShardTarget};
 use cluster_config::seqno::SeqNo;
 use cluster_config::shard_group::CopyTarget;
 use futures::StreamExt;
@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status};
 
 use super::client::Peers;
 use super::deadline::deadline_of;
+use super::search_jobs::{SearchJob, into_jobs};
 use crate::copies::{Copies, Copy};
 use crate::error::Error;
 use crate::pool::Pool;
@@ -55,50 +56,64 @@ impl SearchServer {
         self.peers.check_envelope(envelope).map_err(|message| Error::new(ErrorKind::InvalidArgument, message))
     }
 
-    /// Runs all queries on one copy, in one job, so that they see one position.
-    async fn search_shard(
-        &self,
-        target: ShardTarget,
-        queries: Arc<[ShardQuery]>,
-        read: Read,
-        cancel: Cancel,
-    ) -> ShardReply {
-        let queued = Instant::now();
-        let mut reply = ShardReply { shard: target.target.shard, outcome: Ok(Vec::new()), queued_us: 0, service_us: 0 };
-        let outcome = async {
-            let copy = self.copies.find(&target.target)?;
-            read.admit(&copy, target).await?;
-            let metrics = Arc::clone(&self.metrics);
-            let job = self.pool.run(move || {
-                let waited = queued.elapsed();
-                let started = Instant::now();
-                fail::fail_point!("search-begins");
-                let answers = search_copy(&copy, &queries, &cancel);
-                // Only the caller's leaving cancels, and then nobody is left to count it below.
-                if matches!(&answers, Err(error) if error.kind == ErrorKind::Cancelled) {
-                    fail::fail_point!("search-cancelled");
-                    metrics.searches.with_label_values(&[ErrorKind::Cancelled.as_str()]).inc();
+    /// Searches copies one after another, in one job of the pool. One reply per target.
+    async fn search_together(&self, targets: Vec<ShardTarget>, read: Read, job: SearchJob) -> Vec<ShardReply> {
+        let mut replies = Vec::with_capacity(targets.len());
+        let (mut shards, mut copies) = (Vec::with_capacity(targets.len()), Vec::with_capacity(targets.len()));
+        for target in targets {
+            let shard = target.target.shard;
+            match self.admit(target, read).await {
+                Ok(copy) => {
+                    shards.push(shard);
+                    copies.push(copy);
                 }
-                metrics.search_queue_seconds.observe(waited.as_secs_f64());
-                metrics.search_service_seconds.observe(started.elapsed().as_secs_f64());
-                (answers, waited, started.elapsed())
-            });
-            let timed = tokio::time::timeout_at(read.deadline.into(), job).await;
-            timed
-                .map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?
-                .map_err(Error::from)
-        };
-        match outcome.await {
-            Ok((answers, waited, service)) => {
-                reply.outcome = answers;
-                reply.queued_us = micros(waited);
-                reply.service_us = micros(service);
+                Err(error) => replies.push(ShardReply::refused(shard, error)),
             }
-            Err(error) => reply.outcome = Err(error),
         }
-        let label = reply.outcome.as_ref().map_or_else(|error| error.kind.as_str(), |_| "ok");
-        self.metrics.searches.with_label_values(&[label]).inc();
-        reply
+        if !copies.is_empty() {
+            match self.on_pool(read.deadline, move || job.run(&copies)).await {
+                Ok(searched) => {
+                    replies.extend(shards.into_iter().zip(searched).map(|(shard, searched)| searched.reply(shard)));
+                }
+                Err(error) => {
+                    replies.extend(shards.into_iter().map(|shard| ShardReply::refused(shard, error.clone())));
+                }
+            }
+        }
+        for reply in &replies {
+            let label = reply.outcome.as_ref().map_or_else(|error| error.kind.as_str(), |_| "ok");
+            self.metrics.searches.with_label_values(&[label]).inc();
+        }
+        replies
+    }
+
+    /// Rows that the queries may look at on the target, for [`into_jobs`]. Whoever may have to wait for his turn, or compares every row, is
+    /// to keep nobody else waiting.
+    fn rows_of(&self, target: &ShardTarget, read: Read, queries: &[ShardQuery]) -> u64 {
+        match self.copies.find(&target.target) {
+            Ok(copy) if read.consistency == Consistency::Eventual && !queries.iter().any(|query| query.knobs.exact) => {
+                copy.shard.rows_live().saturating_mul(queries.len() as u64)
+            }
+            _ => u64::MAX,
+        }
+    }
+
+    /// The copy, once it can serve the read.
+    async fn admit(&self, target: ShardTarget, read: Read) -> Result<Arc<Copy>, Error> {
+        let copy = self.copies.find(&target.target)?;
+        read.admit(&copy, target).await?;
+        Ok(copy)
+    }
+
+    async fn on_pool<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let timed = tokio::time::timeout_at(deadline.into(), self.pool.run(job)).await;
+        let ran =
+            timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?;
+        Ok(ran?)
     }
 
     async fn read<T: Send + 'static>(
@@ -107,10 +122,8 @@ impl SearchServer {
         read: Read,
         job: impl FnOnce(&Copy) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let copy = self.copies.find(&target.target)?;
-        read.admit(&copy, target).await?;
-        let timed = tokio::time::timeout_at(read.deadline.into(), self.pool.run(move || job(&copy))).await;
-        timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))??
+        let copy = self.admit(target, read).await?;
+        self.on_pool(read.deadline, move || job(&copy)).await?
     }
 
     async fn fetch_target(
@@ -180,19 +193,6 @@ impl Read {
     }
 }
 
-fn search_copy(copy: &Copy, queries: &[ShardQuery], cancel: &Cancel) -> Result<Vec<ShardAnswer>, Error> {
-    let position = copy.handle.position();
-    queries
-        .iter()
-        .map(|query| {
-            let mut answer = copy.shard.search(query, cancel)?;
-            answer.position.term = position.term;
-            answer.position.staleness_ms = position.staleness_ms;
-            Ok(answer)
-        })
-        .collect()
-}
-
 fn fetched(copy: CopyTarget, chunk: StoredChunk) -> v1::FetchedChunk {
     v1::FetchedChunk {
         shard: Some(copy.shard.into()),
@@ -201,10 +201,6 @@ fn fetched(copy: CopyTarget, chunk: StoredChunk) -> v1::FetchedChunk {
         title: chunk.title,
         chunk: Some(chunk.chunk.into()),
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[tonic::async_trait]
@@ -220,15 +216,19 @@ impl SearchService for SearchServer {
         let cancel = Cancel::new(Some(deadline));
         let guard = CancelOnDrop(cancel.clone());
         let queries: Arc<[ShardQuery]> = search.queries.into();
-        let searches = search.targets.into_iter().map(|target| {
-            let (server, queries, cancel) = (self.clone(), Arc::clone(&queries), cancel.clone());
-            async move { Ok(v1::ShardResult::from(server.search_shard(target, queries, read, cancel).await)) }
+        let weighed: Vec<(u64, ShardTarget)> =
+            search.targets.into_iter().map(|target| (self.rows_of(&target, read, &queries), target)).collect();
+        let job = SearchJob { queries, cancel, metrics: Arc::clone(&self.metrics), began: Instant::now() };
+        let jobs = into_jobs(weighed).into_iter().map(|targets| {
+            let (server, job) = (self.clone(), job.clone());
+            async move { server.search_together(targets, read, job).await }
         });
-        let mut replies: FuturesUnordered<_> = searches.collect();
-        // The headers leave with the first reply, in one packet: sent ahead they would cost a wake-up on both sides.
+        let mut replies: FuturesUnordered<_> = jobs.collect();
+        // The headers leave with the first replies, in one packet: sent ahead they would cost a wake-up on both sides.
         let first = replies.next().await;
-        let stream = stream::iter(first).chain(replies).inspect(move |_| {
+        let stream = stream::iter(first).chain(replies).flat_map(move |replies| {
             let _held = &guard;
+            stream::iter(replies).map(|reply| Ok(v1::ShardResult::from(reply)))
         });
         Ok(Response::new(stream.boxed()))
     }

@@ -25,6 +25,8 @@ use crate::metadata::service::MetadataEndpoint;
 
 /// Most concurrent streams of one connection: a coordinator has one scatter stream per query in flight.
 const STREAMS_PER_CONNECTION_MAX: u32 = 4096;
+/// Large enough that a batch of searches or vectors does not wait for window updates.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Open calls are cut this long after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -63,6 +65,8 @@ pub fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
         .add_service(sized!(MetadataServiceServer, services.metadata))
         .add_service(sized!(AdminServiceServer, services.admin))
         .add_service(sized!(ReplicationServiceServer, services.replication))

@@ -265,6 +265,11 @@ impl Shard {
         Ok(())
     }
 
+    /// Live chunks.
+    pub fn rows_live(&self) -> u64 {
+        self.view().applied.rows_live
+    }
+
     fn view(&self) -> Arc<View> {
         self.view.read().clone()
     }

@@ -234,6 +234,13 @@ pub struct ShardReply {
     pub service_us: u64,
 }
 
+impl ShardReply {
+    /// The answer of a shard that was not searched.
+    pub fn refused(shard: ShardId, error: RemoteError) -> Self {
+        Self { shard, outcome: Err(error), queued_us: 0, service_us: 0 }
+    }
+}
+
 impl From<ShardReply> for v1::ShardResult {
     fn from(reply: ShardReply) -> Self {
         let (answers, error) = match reply.outcome {
