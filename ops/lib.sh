@@ -10,8 +10,8 @@ export SUSUI_MODEL_DIR=${SUSUI_MODEL_DIR:-$HOME/.local/share/susui/models/all-Mi
 
 # Compiler and tools of the C++ dependencies (RocksDB, FAISS, aws-lc), protoc for the wire types, OpenBLAS and LAPACK for FAISS.
 readonly build_packages=(build-essential ca-certificates clang cmake curl liblapack-dev libclang-dev libopenblas-dev pkg-config protobuf-compiler)
-# What tests start for themselves: servers, as users without rights, and a reader of system calls.
-readonly test_packages=(apache2-utils nginx-light postgresql redis-server strace)
+# What tests start for themselves: servers, as users without rights, networks of their own, and a reader of system calls.
+readonly test_packages=(apache2-utils iproute2 nginx-light postgresql redis-server strace)
 
 say() { printf '\n== %s\n' "$*"; }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::history::History;
+use crate::metrics::{Sample, samples};
 
 /// Between two looks at a node.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -49,11 +50,11 @@ impl Seen {
     }
 }
 
-/// Looks at the nodes, whose ports of metrics are given in order, until `stop`.
-pub async fn run(ports: &[u16], history: Arc<History>, stop: CancellationToken) -> Seen {
+/// Looks at the nodes' metrics, whose clients are given in order, until `stop`.
+pub async fn run(clients: Vec<Client>, history: Arc<History>, stop: CancellationToken) -> Seen {
     let mut nodes = JoinSet::new();
-    for (node, port) in (1..).zip(ports) {
-        nodes.spawn(follow(node, Client::new(*port), Arc::clone(&history), stop.clone()));
+    for (node, client) in (1..).zip(clients) {
+        nodes.spawn(follow(node, client, Arc::clone(&history), stop.clone()));
     }
     nodes.join_all().await.into_iter().fold(Seen::default(), Seen::merge)
 }
@@ -79,27 +80,15 @@ async fn follow(node: u64, client: Client, history: Arc<History>, stop: Cancella
     seen
 }
 
-/// Labels and values of a series.
-fn series<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, u64)> {
-    text.lines().filter_map(move |line| {
-        let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
-        Some((labels, value.parse().ok()?))
-    })
-}
-
-/// The value of a label; names of collections and numbers need no escapes.
-fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
-    labels.split(',').find_map(|pair| pair.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
-}
-
 fn claims(node: u64, text: &str) -> Vec<Claim> {
-    let terms: BTreeMap<&str, u64> = series(text, "susui_shard_primary_term").collect();
-    let primaries = series(text, "susui_shard_is_primary").filter(|(_, is_primary)| *is_primary == 1);
-    let claim = |(labels, _): (&str, u64)| {
+    let terms: BTreeMap<&str, u64> =
+        samples(text, "susui_shard_primary_term", &[]).map(|sample| (sample.labels, sample.value as u64)).collect();
+    let primaries = samples(text, "susui_shard_is_primary", &[]).filter(|sample| sample.value == 1.0);
+    let claim = |sample: Sample<'_>| {
         Some(Claim {
-            collection: label(labels, "collection")?.to_owned(),
-            index: label(labels, "shard")?.parse().ok()?,
-            term: *terms.get(labels)?,
+            collection: sample.label("collection")?.to_owned(),
+            index: sample.label("shard")?.parse().ok()?,
+            term: *terms.get(sample.labels)?,
             node,
         })
     };
@@ -107,8 +96,8 @@ fn claims(node: u64, text: &str) -> Vec<Claim> {
 }
 
 fn snapshots(text: &str) -> u64 {
-    let fetched = series(text, "susui_transfer_attempts_total");
-    fetched.filter(|(labels, _)| label(labels, "outcome") == Some("ok")).map(|(_, count)| count).sum()
+    let fetched = samples(text, "susui_transfer_attempts_total", &[("outcome", "ok")]);
+    fetched.map(|sample| sample.value as u64).sum()
 }
 
 #[cfg(test)]

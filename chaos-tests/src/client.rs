@@ -31,9 +31,14 @@ impl Answer {
 }
 
 impl Client {
-    /// A client of the coordinator on that loopback port.
+    /// A client of the process on that loopback port.
     pub fn new(port: u16) -> Self {
-        Self { base: format!("http://127.0.0.1:{port}"), http: reqwest::Client::new() }
+        Self::at("127.0.0.1", port)
+    }
+
+    /// A client of the process at that address.
+    pub fn at(address: &str, port: u16) -> Self {
+        Self { base: format!("http://{address}:{port}"), http: reqwest::Client::new() }
     }
 
     /// Sends a request with a JSON body, if any.

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::checker::{Finding, invariants};
 use crate::client::Client;
-use crate::links::{End, Links};
+use crate::links::{End, Links, Network};
 use crate::ports::free_ports;
 use crate::process::Process;
 use crate::tmpfs::Tmpfs;
@@ -31,8 +31,8 @@ pub struct Options {
     pub coordinator_extra: String,
     /// Further lines of a node's configuration, by node, for example its `[storage]`.
     pub node_extra: BTreeMap<usize, String>,
-    /// Lead every connection between processes through a proxy.
-    pub is_proxied: bool,
+    /// How the processes reach each other.
+    pub network: Network,
     /// Nodes check their invariants after each step (`SUSUI_CHECK=1`).
     pub check_invariants: bool,
     /// Failpoints of every node (`SUSUI_FAILPOINTS`).
@@ -50,7 +50,7 @@ impl Default for Options {
             fake_embedder: false,
             coordinator_extra: String::new(),
             node_extra: BTreeMap::new(),
-            is_proxied: false,
+            network: Network::Loopback,
             check_invariants: true,
             failpoints: String::new(),
             small_disk: None,
@@ -97,15 +97,11 @@ impl Cluster {
         let dir = TempDir::with_prefix("susui-test-")?;
         let path = dir.path().to_owned();
         let count = options.processes();
-        let link_count = if options.is_proxied { Links::count(count) } else { 0 };
-        let ports = free_ports(2 * count + 1 + link_count)?;
+        let ports = free_ports(2 * count + 1 + options.network.ports(count))?;
         let (rpc, rest) = ports.split_at(count);
         let (node_http, rest) = rest.split_at(count);
         let (http, link_ports) = rest.split_first().context("no port for the coordinator")?;
-        let links = match options.is_proxied {
-            true => Links::start(rpc, link_ports.iter().copied()).await?,
-            false => Links::default(),
-        };
+        let links = Links::start(options.network, rpc, link_ports).await?;
         let small_disk = match options.small_disk {
             Some((node, bytes)) => Some(Tmpfs::mount(&path.join(format!("n{node}")), bytes)?),
             None => None,
@@ -135,15 +131,17 @@ impl Cluster {
         let (dir, rpc) = (self.path.display(), &self.rpc);
         let mut voters = String::new();
         for node in self.options.voters() {
-            write!(voters, "{{ node_id = {node}, address = \"127.0.0.1:{}\" }}, ", rpc[node - 1])?;
+            let address = self.links.address(End::Node(node));
+            write!(voters, "{{ node_id = {node}, address = \"{address}:{}\" }}, ", rpc[node - 1])?;
         }
         for (index, port) in rpc.iter().enumerate() {
             let id = index + 1;
             let text = format!(
                 "cluster_id = \"test\"\nnode_id = {id}\nroles = [{roles}]\ndata_dir = \"{dir}/n{id}\"\n\
-                 rpc_listen = \"127.0.0.1:{port}\"\nhttp_listen = \"127.0.0.1:{http}\"\ntest_hooks = true\n\n\
+                 rpc_listen = \"{address}:{port}\"\nhttp_listen = \"{address}:{http}\"\ntest_hooks = true\n\n\
                  [metadata]\nvoters = [{voters}]\n{extra}\n{overrides}",
                 roles = self.options.roles(id),
+                address = self.links.address(End::Node(id)),
                 http = self.node_http[index],
                 extra = self.options.node_extra.get(&id).map_or("", String::as_str),
                 overrides = self.overrides(End::Node(id)),
@@ -161,8 +159,9 @@ impl Cluster {
         let dir = self.path.display();
         let seed = |(index, port): (usize, &u16)| {
             let link = self.links.port(End::Coordinator, index + 1).filter(|_| hurtable);
-            format!("\"127.0.0.1:{}\"", link.unwrap_or(*port))
+            format!("\"{}:{}\"", self.links.address(End::Node(index + 1)), link.unwrap_or(*port))
         };
+        let address = self.coordinator_address(hurtable);
         let seeds: Vec<String> = self.rpc.iter().enumerate().map(seed).collect();
         let embedder = match &self.options.model_dir {
             Some(model) => format!("model_dir = \"{}\"", model.display()),
@@ -170,13 +169,18 @@ impl Cluster {
             None => "name = \"none\"".to_owned(),
         };
         format!(
-            "cluster_id = \"test\"\nhttp_listen = \"127.0.0.1:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\
+            "cluster_id = \"test\"\nhttp_listen = \"{address}:{http}\"\nnodes = [{}]\ndata_dir = \"{dir}/{name}\"\n\
              test_hooks = true\n\n\
              [embedder]\n{embedder}\n{}\n{}",
             seeds.join(", "),
             self.options.coordinator_extra,
             if hurtable { self.overrides(End::Coordinator) } else { String::new() },
         )
+    }
+
+    /// Where a coordinator listens: one that is not to be hurt is where this process is.
+    pub(crate) fn coordinator_address(&self, hurtable: bool) -> String {
+        if hurtable { self.links.address(End::Coordinator) } else { "127.0.0.1".to_owned() }
     }
 
     /// The scratch directory.
@@ -186,11 +190,9 @@ impl Cluster {
 
     /// `[dial_overrides]` that lead one process over its links.
     fn overrides(&self, from: End) -> String {
-        if !self.links.is_proxied() {
-            return String::new();
-        }
         let link = |to: usize| self.links.port(from, to).map(|port| format!("{to} = \"127.0.0.1:{port}\"\n"));
-        format!("\n[dial_overrides]\n{}", (1..=self.options.processes()).filter_map(link).collect::<String>())
+        let links: String = (1..=self.options.processes()).filter_map(link).collect();
+        if links.is_empty() { links } else { format!("\n[dial_overrides]\n{links}") }
     }
 
     /// Starts node `node` (from 1) again after it was killed.
@@ -201,7 +203,9 @@ impl Cluster {
         let check = if self.options.check_invariants { "1" } else { "0" };
         let hooks = [("SUSUI_CHECK", check), ("SUSUI_FAILPOINTS", &self.options.failpoints)];
         self.links.set_refusing(node, false);
-        let process = Process::start(&format!("node {node}"), "susui-node", &arguments, &hooks, &log)?;
+        let namespace = self.links.namespace(End::Node(node));
+        let name = format!("node {node}");
+        let process = Process::start_in(namespace.as_deref(), &name, "susui-node", &arguments, &hooks, &log)?;
         self.nodes[node - 1] = Some(process);
         Ok(())
     }
@@ -220,7 +224,9 @@ impl Cluster {
         let config = self.path.join("coordinator.toml");
         let log = self.path.join("coordinator.log");
         let arguments = ["--config", &config.to_string_lossy()];
-        self.coordinator = Some(Process::start("coordinator", "susui-coordinator", &arguments, variables, &log)?);
+        let namespace = self.links.namespace(End::Coordinator);
+        let (name, binary) = ("coordinator", "susui-coordinator");
+        self.coordinator = Some(Process::start_in(namespace.as_deref(), name, binary, &arguments, variables, &log)?);
         Ok(())
     }
 
@@ -242,17 +248,18 @@ impl Cluster {
 
     /// A client of the coordinator.
     pub fn client(&self) -> Client {
-        Client::new(self.http)
+        Client::at(&self.links.address(End::Coordinator), self.http)
     }
 
     /// Base URL of the coordinator.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http)
+        format!("http://{}:{}", self.links.address(End::Coordinator), self.http)
     }
 
-    /// Ports of the nodes' health and metrics.
-    pub fn node_http_ports(&self) -> &[u16] {
-        &self.node_http
+    /// Clients of the nodes' health and metrics, in order.
+    pub fn node_clients(&self) -> Vec<Client> {
+        let client = |(index, port): (usize, &u16)| Client::at(&self.links.address(End::Node(index + 1)), *port);
+        self.node_http.iter().enumerate().map(client).collect()
     }
 
     /// The network between the processes.
@@ -304,6 +311,14 @@ impl Cluster {
         let code = process.terminate(at_most).await?;
         self.links.set_refusing(node, true);
         ensure!(code == Some(0), "node {node} ended with {code:?}:\n{}", process.log_tail());
+        Ok(())
+    }
+
+    /// SIGTERM to the coordinator, and waits for its end. Errors: another exit code than 0, or it does not end in time.
+    pub async fn stop_coordinator(&mut self, at_most: Duration) -> anyhow::Result<()> {
+        let mut process = self.coordinator.take().context("the coordinator is not running")?;
+        let code = process.terminate(at_most).await?;
+        ensure!(code == Some(0), "the coordinator ended with {code:?}:\n{}", process.log_tail());
         Ok(())
     }
 

@@ -76,9 +76,17 @@ impl PostgresServer {
 
     /// Runs a statement as a shell would. Errors carry what the server said.
     pub fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        self.query(sql).map(drop)
+    }
+
+    /// The same; gives the rows, with `|` between columns.
+    pub fn query(&self, sql: &str) -> anyhow::Result<Vec<String>> {
         let psql = Command::new(bin_dir()?.join("psql"))
             .args([
                 "--no-psqlrc",
+                "--tuples-only",
+                "--no-align",
+                "--quiet",
                 "--set",
                 "ON_ERROR_STOP=1",
                 "--username=susui",
@@ -90,7 +98,7 @@ impl PostgresServer {
             .arg(self.dir.path())
             .output()?;
         ensure!(psql.status.success(), "psql: {}", String::from_utf8_lossy(&psql.stderr));
-        Ok(())
+        Ok(String::from_utf8(psql.stdout)?.lines().map(str::to_owned).collect())
     }
 
     /// Ends the server at once, as a crash would; what was committed is on its disk.

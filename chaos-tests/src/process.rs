@@ -36,11 +36,33 @@ impl Process {
         variables: &[(&str, &str)],
         log: &Path,
     ) -> anyhow::Result<Self> {
+        Self::start_in(None, name, binary, arguments, variables, log)
+    }
+
+    /// The same in a namespace of the network, if one is given.
+    pub fn start_in(
+        namespace: Option<&Path>,
+        name: &str,
+        binary: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let path = bin_dir()?.join(binary);
         if !path.exists() {
             bail!("{} is not built: run `ops/test`, or `cargo build --release -p node --bins` first", path.display());
         }
-        let mut command = Command::new(&path);
+        let mut command = match namespace {
+            None => Command::new(&path),
+            // It becomes the program, so that signals meet the right process.
+            Some(namespace) => {
+                let mut net = std::ffi::OsString::from("--net=");
+                net.push(namespace);
+                let mut command = Command::new("nsenter");
+                command.arg(net).arg("--").arg(&path);
+                command
+            }
+        };
         command.args(arguments).envs(variables.iter().copied());
         Self::spawn(name, command, log).with_context(|| format!("cannot start {}", path.display()))
     }

@@ -14,6 +14,9 @@ const WRITES_MIN: u64 = 5_000;
 const STRONG_READS_MIN: u64 = 500;
 const SESSION_READS_MIN: u64 = 500;
 const BOUNDED_READS_MIN: u64 = 500;
+const SNAPSHOTS_MIN: u64 = 5;
+/// A shorter run may do without snapshots.
+const SNAPSHOTS_FROM: Duration = Duration::from_secs(60);
 
 /// How much happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,8 +79,11 @@ impl Verdict {
             ("session reads", self.counts.session_reads, SESSION_READS_MIN),
             ("bounded reads", self.counts.bounded_reads, BOUNDED_READS_MIN),
         ];
+        let snapshots =
+            (self.duration >= SNAPSHOTS_FROM).then_some(("snapshots", self.counts.snapshots, SNAPSHOTS_MIN));
         let counted = with_minimums
             .into_iter()
+            .chain(snapshots)
             .map(|(what, count, least)| (what.to_owned(), count, ((least as f64 * share) as u64).max(1)));
         let is_long = self.duration >= MINIMUMS_FOR;
         let kinds = self.faults.iter().filter(|_| is_long).map(|(kind, count)| (kind.to_string(), *count, 1));
@@ -119,6 +125,7 @@ mod tests {
     fn verdict() -> Verdict {
         let counts = Counts {
             failovers: 5,
+            snapshots: 5,
             writes_acknowledged: 5_000,
             strong_reads: 1_000,
             session_reads: 1_000,
@@ -146,6 +153,16 @@ mod tests {
         assert!(idle.to_string().contains("TOO FEW failovers: 4, at least 5"));
         idle.duration = Duration::from_secs(60);
         assert!(idle.is_good(), "the minimum is proportional");
+    }
+
+    #[test]
+    fn from_a_minute_on_somebody_must_need_a_snapshot() {
+        let mut short_of_them = verdict();
+        short_of_them.counts.snapshots = 0;
+        short_of_them.duration = Duration::from_secs(59);
+        assert!(short_of_them.is_good());
+        short_of_them.duration = Duration::from_secs(60);
+        assert!(short_of_them.to_string().contains("TOO FEW snapshots: 0, at least 1"), "{short_of_them}");
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use chaos_tests::checker::{Finding, fresh, phantom, sessions};
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
 use chaos_tests::history::{History, Level, Operation, Outcome};
 use chaos_tests::llm::{Script, ScriptedLlm};
+use chaos_tests::metrics;
 use chaos_tests::postgres::PostgresServer;
 use chaos_tests::redis::RedisServer;
 use chaos_tests::wait;
@@ -36,9 +37,8 @@ async fn hits(clients: &[Client]) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut hits = BTreeMap::new();
     for client in clients {
         let text = client.text("/metrics").await?;
-        for line in text.lines().filter(|line| line.starts_with("cache_lookups_total{") && line.contains("\"hit\"")) {
-            let (series, count) = line.rsplit_once(' ').context("no value")?;
-            *hits.entry(series.to_owned()).or_default() += count.parse::<f64>()? as u64;
+        for sample in metrics::samples(&text, "cache_lookups_total", &[("result", "hit")]) {
+            *hits.entry(sample.labels.to_owned()).or_default() += sample.value as u64;
         }
     }
     Ok(hits)
@@ -77,7 +77,7 @@ async fn run(bound: Duration) -> anyhow::Result<()> {
     for client in &clients {
         wait::until("the collection and Redis to be in use", WITHIN, || async {
             client.search("c", &chaos_tests::vectors::unit_vector(1, 1, 384), json!({})).await?.ok()?;
-            ensure!(client.text("/metrics").await?.contains("\ncache_redis_up 1"), "no Redis");
+            ensure!(metrics::read(client, "cache_redis_up", &[]).await? == 1.0, "no Redis");
             Ok(())
         })
         .await?;

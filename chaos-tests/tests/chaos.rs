@@ -12,7 +12,7 @@ fn number(variable: &str) -> anyhow::Result<Option<u64>> {
 
 async fn chaos(seconds: u64) -> anyhow::Result<()> {
     let seed = number("SEED")?.unwrap_or_else(rand::random);
-    let verdict = run(&Run { seed, duration: Duration::from_secs(seconds), history: None, broken_rule: None }).await?;
+    let verdict = run(&Run::of_seed(seed, Duration::from_secs(seconds))).await?;
     println!("{verdict}");
     ensure!(verdict.is_good(), "{verdict}");
     Ok(())

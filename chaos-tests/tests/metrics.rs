@@ -50,14 +50,13 @@ async fn metrics_parse_and_the_cache_hit_rate_moves() -> anyhow::Result<()> {
     let queries = |series| sum(series, "query_duration_seconds");
     ensure!(queries(&moved.await?)? > queries(&first)?, "not counted");
 
-    for (port, prefixes) in cluster.node_http_ports().iter().zip([
+    for (node, prefixes) in cluster.node_clients().iter().zip([
         ["susui_shard_applied_seqno", "susui_raft_term", "susui_pool_queued"],
         ["susui_shard_rows_live", "susui_raft_applied_index", "susui_pool_queued"],
         ["susui_shard_is_primary", "susui_raft_is_leader", "susui_cluster_state_version"],
     ]) {
-        let node = Client::new(*port);
         for prefix in prefixes {
-            wait::until(prefix, Duration::from_secs(10), || async { sum(&scrape(&node).await?, prefix) }).await?;
+            wait::until(prefix, Duration::from_secs(10), || async { sum(&scrape(node).await?, prefix) }).await?;
         }
     }
     cluster.shut_down().await

@@ -24,7 +24,7 @@ const SEEDS: u64 = 5;
 #[ignore = "minutes of faults, and two of waiting for copies that never agree; ops/test --full"]
 async fn an_apply_of_an_uncommitted_entry_is_found() -> anyhow::Result<()> {
     for seed in 1..=SEEDS {
-        let run_with_bug = Run { seed, duration: Duration::from_secs(60), history: None, broken_rule: Some(BUG) };
+        let run_with_bug = Run { broken_rule: Some(BUG), ..Run::of_seed(seed, Duration::from_secs(60)) };
         let verdict = run(&run_with_bug).await?;
         println!("{verdict}");
         let broken = verdict.findings.iter().filter(|finding| !finding.breaches.is_empty());

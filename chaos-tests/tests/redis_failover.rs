@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use chaos_tests::checker::{Finding, fresh, phantom, sessions};
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
 use chaos_tests::history::{History, Level, Operation, Outcome};
+use chaos_tests::metrics;
 use chaos_tests::redis::RedisCluster;
 use chaos_tests::wait;
 use chaos_tests::workload::documents::{self, Documents, Numbers};
@@ -57,15 +58,9 @@ impl Measured {
     }
 }
 
-async fn series(client: &Client, name: &str) -> anyhow::Result<f64> {
-    let text = client.text("/metrics").await?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).context("no such series")?;
-    Ok(value.parse()?)
-}
-
 async fn wait_redis_in_use(client: &Client) -> anyhow::Result<()> {
     wait::until("Redis to be in use", WITHIN, || async {
-        ensure!(series(client, "cache_redis_up").await? == 1.0, "it is not");
+        ensure!(metrics::read(client, "cache_redis_up", &[]).await? == 1.0, "it is not");
         Ok(())
     })
     .await
@@ -73,7 +68,8 @@ async fn wait_redis_in_use(client: &Client) -> anyhow::Result<()> {
 
 /// A search that one coordinator computed serves the other. Asked anew each time with another vector, lest the entry be lost to a write.
 async fn wait_shared(first: &Client, second: &Client) -> anyhow::Result<()> {
-    let hits = || series(second, "cache_lookups_total{kind=\"retrieval\",result=\"hit\",tier=\"redis\"}");
+    let labels = [("kind", "retrieval"), ("result", "hit"), ("tier", "redis")];
+    let hits = || metrics::read(second, "cache_lookups_total", &labels);
     let before = hits().await?;
     let number = std::sync::atomic::AtomicU64::new(1_000_000);
     wait::until("one coordinator's result to serve the other", WITHIN, || async {
@@ -94,7 +90,8 @@ fn spawn_searches(client: Client, seed: u64, stop: &CancellationToken) -> JoinHa
 
 /// Every vector of a load is new, so no memory has it: at least the two loads' searches since `count` samples.
 async fn searched(client: &Client, count: usize) -> anyhow::Result<()> {
-    let misses = || series(client, "cache_lookups_total{kind=\"retrieval\",result=\"miss\",tier=\"memory\"}");
+    let labels = [("kind", "retrieval"), ("result", "miss"), ("tier", "memory")];
+    let misses = || metrics::read(client, "cache_lookups_total", &labels);
     let before = misses().await?;
     wait::until("searches", WITHIN, || async {
         let done = misses().await? - before;
@@ -173,7 +170,7 @@ async fn run() -> anyhow::Result<Measured> {
     stop_before.cancel();
     let before = before.await?;
 
-    let failures = series(&clients[1], "cache_redis_failures_total").await?;
+    let failures = metrics::read(&clients[1], "cache_redis_failures_total", &[]).await?;
     let stop_during = CancellationToken::new();
     let during = spawn_searches(clients[1].clone(), 12, &stop_during);
     let dead = redis.kill_a_master()?;
@@ -184,7 +181,7 @@ async fn run() -> anyhow::Result<Measured> {
     searched(&clients[1], SEARCHES).await?;
     stop_during.cancel();
     let during = during.await?;
-    let noticed = series(&clients[1], "cache_redis_failures_total").await? - failures;
+    let noticed = metrics::read(&clients[1], "cache_redis_failures_total", &[]).await? - failures;
     ensure!(noticed > 0.0, "the load never asked the dead master");
     println!("reads of Redis that failed or took too long: {noticed}");
     wait_shared(&clients[0], &clients[1]).await?;

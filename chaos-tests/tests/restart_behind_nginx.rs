@@ -11,6 +11,7 @@ use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::front::Front;
 use chaos_tests::llm::{End, Script, ScriptedLlm};
+use chaos_tests::metrics;
 use chaos_tests::nginx::Nginx;
 use chaos_tests::postgres::PostgresServer;
 use chaos_tests::vectors::unit_vector;
@@ -151,10 +152,10 @@ fn of_wings() -> Value {
     json!({ "must": [{ "field": "document_id", "eq": "wing" }] })
 }
 
+/// Of that route, so far.
 async fn requests(front: &Front, route: &str) -> anyhow::Result<f64> {
-    let (text, label) = (front.client().text("/metrics").await?, format!("route=\"{route}\""));
-    let of_route = text.lines().filter(|line| line.starts_with("http_requests_total{") && line.contains(&label));
-    of_route.map(|line| Ok(line.rsplit_once(' ').context("no value")?.1.parse::<f64>()?)).sum()
+    let text = front.client().text("/metrics").await?;
+    Ok(metrics::samples(&text, "http_requests_total", &[("route", route)]).map(|sample| sample.value).sum())
 }
 
 /// nginx sends this one that many requests (again).

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use chaos_tests::client::Client;
 use chaos_tests::cluster::Options;
 use chaos_tests::drill::measure::Measured;
 use chaos_tests::loaded::Loaded;
@@ -30,7 +29,7 @@ async fn restart(mut loaded: Loaded, nodes: impl IntoIterator<Item = usize>) -> 
         loaded.cluster.stop_node(node, SHUT_DOWN).await?;
         let stopped = began.elapsed() - drained;
         loaded.cluster.start_node(node)?;
-        let health = Client::new(loaded.cluster.node_http_ports()[node - 1]);
+        let health = loaded.cluster.node_clients().swap_remove(node - 1);
         wait::until("the node to be ready", Duration::from_secs(30), || health.ready()).await?;
         loaded.wait_whole().await?;
         susui(&url, &["node", "undrain", &id]).await?.json(0)?;

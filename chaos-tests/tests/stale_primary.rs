@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use chaos_tests::checker::{copies_agree, fresh, linearizable, lost};
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::history::{History, Level};
-use chaos_tests::links::Topology;
+use chaos_tests::links::{Network, Topology};
 use chaos_tests::observer;
 use chaos_tests::wait;
 use chaos_tests::workload::documents::{self, Documents, MAX_STALENESS, Numbers};
@@ -32,7 +32,7 @@ async fn put(documents: &Documents, numbers: &Numbers, key: u64) -> anyhow::Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_only_the_coordinator_hears_answers_nothing_too_old() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { is_proxied: true, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { network: Network::Proxied, ..Options::default() }).await?;
     let client = cluster.client();
     client.create_collection(COLLECTION, &documents::collection(DIM, 1, COPIES)).await?;
     let history = Arc::new(History::new(None)?);

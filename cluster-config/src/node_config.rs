@@ -120,6 +120,8 @@ pub struct TestHooks {
     pub check_invariants: bool,
     /// Failpoints to set, in the syntax of the `fail` crate (`SUSUI_FAILPOINTS`).
     pub failpoints: Option<String>,
+    /// How far a coordinator's wall clock is ahead; below zero, behind (`SUSUI_CLOCK_SKEW_MS`). A node compares no wall clocks.
+    pub clock_skew_ms: i64,
 }
 
 /// A node's TOML file as written. Public so that tools can write one that a node will read.
@@ -206,6 +208,8 @@ pub struct WrittenTiming {
 pub const CHECK_VARIABLE: &str = "SUSUI_CHECK";
 /// Environment variable that sets failpoints.
 pub const FAILPOINTS_VARIABLE: &str = "SUSUI_FAILPOINTS";
+/// Environment variable that puts a coordinator's wall clock wrong, milliseconds.
+pub const CLOCK_SKEW_VARIABLE: &str = "SUSUI_CLOCK_SKEW_MS";
 
 impl NodeConfig {
     /// Reads and validates a node's TOML. `environment` is that of the process; only the test hooks are read from it.
@@ -247,9 +251,18 @@ impl TestHooks {
     {
         let mut hooks = Self { allowed, ..Self::default() };
         for (name, value) in environment {
-            let is_check = name == CHECK_VARIABLE;
-            if !(is_check || name == FAILPOINTS_VARIABLE) || value.is_empty() || (is_check && value == "0") {
+            if value.is_empty() || (name == CHECK_VARIABLE && value == "0") {
                 continue;
+            }
+            match name.as_str() {
+                CHECK_VARIABLE => hooks.check_invariants = true,
+                FAILPOINTS_VARIABLE => hooks.failpoints = Some(value),
+                CLOCK_SKEW_VARIABLE => {
+                    hooks.clock_skew_ms = value.parse().map_err(|_| {
+                        ConfigError::new(CLOCK_SKEW_VARIABLE, format!("{value:?} is no number"), "give milliseconds")
+                    })?;
+                }
+                _ => continue,
             }
             if !allowed {
                 return Err(ConfigError::new(
@@ -257,11 +270,6 @@ impl TestHooks {
                     format!("{name} is set, but test hooks are not allowed"),
                     format!("unset {name}, or set test_hooks = true on a node that may fail"),
                 ));
-            }
-            if is_check {
-                hooks.check_invariants = true;
-            } else {
-                hooks.failpoints = Some(value);
             }
         }
         Ok(hooks)

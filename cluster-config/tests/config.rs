@@ -147,6 +147,15 @@ fn test_hooks_are_refused_unless_allowed() {
     assert_eq!(refused.expect_err("not allowed").key, "test_hooks");
     let off = NodeConfig::from_toml(NODE, environment(&[("SUSUI_CHECK", "0"), ("SUSUI_FAILPOINTS", "")])).expect("off");
     assert!(!off.test_hooks.check_invariants && off.test_hooks.failpoints.is_none());
+
+    let skewed = |text: &str, skew: &str| {
+        let read = CoordinatorConfig::from_toml(text, environment(&[("SUSUI_CLOCK_SKEW_MS", skew)]));
+        read.map(|config| config.test_hooks.clock_skew_ms).map_err(|error| error.key)
+    };
+    let allowing = format!("test_hooks = true\n{COORDINATOR}");
+    assert_eq!(skewed(COORDINATOR, "-60000"), Err("test_hooks".to_owned()));
+    assert_eq!(skewed(&allowing, "-60000"), Ok(-60_000));
+    assert_eq!(skewed(&allowing, "soon"), Err("SUSUI_CLOCK_SKEW_MS".to_owned()));
 }
 
 /// Keys are put in front of the example's text, tables behind it.

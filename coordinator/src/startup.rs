@@ -23,6 +23,7 @@ use crate::cache::answers::AnswerCache;
 use crate::cache::memory::MemoryTier;
 use crate::cache::redis::{SharedCache, SharedWorker};
 use crate::catalog::{Catalog, CatalogOptions, LEASE};
+use crate::clock;
 use crate::cluster::client::NodeClient;
 use crate::cluster::remote::RemoteNodes;
 use crate::cluster::stats::NodeStats;
@@ -120,6 +121,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
     if let Some(points) = &config.test_hooks.failpoints {
         failpoint::set(points)?;
     }
+    clock::skew_by(config.test_hooks.clock_skew_ms);
     let metrics = Arc::new(Metrics::new()?);
     let embed_metrics = EmbedMetrics::new();
     embed_metrics.register(metrics.registry())?;

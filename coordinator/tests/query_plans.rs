@@ -12,7 +12,7 @@ use cluster_config::error::ErrorKind;
 use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
 use coordinator::catalog::job_view::JobsQuery;
 use coordinator::catalog::jobs::{Finish, JobState};
-use coordinator::catalog::keys::{KeyRow, Scope};
+use coordinator::catalog::keys::{NewKey, Scope};
 use coordinator::catalog::operators::AuditRow;
 use coordinator::catalog::stages::Part;
 use coordinator::catalog::tenants::{TenantLimits, UsageRow};
@@ -288,16 +288,9 @@ async fn use_everything(url: &str, caught: &Caught) -> BTreeSet<String> {
     let usage = UsageRow { tenant: "acme".into(), day: 1, model: "m".into(), ..UsageRow::default() };
     catalog.add_usage(&[usage]).await.expect("writes");
     catalog.usage("acme", 0, 10, 10).await.expect("reads");
-    let key = KeyRow {
-        key_id: Uuid::now_v7(),
-        tenant: "acme".into(),
-        name: "n".into(),
-        scope: Scope::Read,
-        created_ms: 0,
-        expires_ms: None,
-        revoked_ms: None,
-    };
-    assert!(catalog.create_key(&key, &[1; 32]).await.expect("writes"));
+    let key =
+        NewKey { key_id: Uuid::now_v7(), tenant: "acme".into(), name: "n".into(), scope: Scope::Read, valid_ms: None };
+    catalog.create_key(&key, &[1; 32]).await.expect("writes").expect("there is such a tenant");
     catalog.key_by_hash(&[1; 32]).await.expect("reads").expect("is there");
     catalog.keys("acme", "", 10).await.expect("reads");
     catalog.revoke_key(key.key_id).await.expect("writes");

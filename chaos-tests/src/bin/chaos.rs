@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use chaos_tests::chaos::{self, Run};
+use chaos_tests::links::Network;
 use clap::Parser;
 
 /// Starts a cluster, hurts it by plan under load, heals it, and prints a verdict for each promise
@@ -23,13 +24,17 @@ struct Arguments {
     /// Write every operation to this file, a line of JSON each.
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
+    /// Every process in a network of its own, where packets can be lost, instead of proxies between them; for root.
+    #[arg(long)]
+    namespaces: bool,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    let Arguments { minutes, seed, history } = Arguments::parse();
+    let Arguments { minutes, seed, history, namespaces } = Arguments::parse();
     let (seed, duration) = (seed.unwrap_or_else(rand::random), Duration::from_secs(60 * minutes));
-    let run = Run { seed, duration, history, broken_rule: None };
+    let network = if namespaces { Network::Namespaces } else { Network::Proxied };
+    let run = Run { history, network, ..Run::of_seed(seed, duration) };
     let verdict = chaos::run(&run).await?;
     println!("{verdict}");
     Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -5,16 +5,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::{COLLECTION, NODES, Run, all_in_sync};
+use super::{COLLECTION, MODEST_LOG_NODE, NODES, Run, all_in_sync};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::history::History;
-use crate::nemesis::{self, Kind, Step, Terrain};
+use crate::nemesis::{self, Kind, Step, Target, Terrain};
 use crate::observer;
 use crate::wait;
 
 /// How long the nemesis waits for a whole cluster before it goes on regardless.
 const RECOVERY: Duration = Duration::from_secs(8);
+
+/// Before the plan of the seed, so that also a short run has snapshots: all primaries then are where the log is short, and long before the
+/// node comes back its copies are not waited for any more.
+const OPENING: Step = Step {
+    quiet: Duration::from_secs(1),
+    kind: Kind::Crash,
+    target: Target::Node(MODEST_LOG_NODE),
+    lasts: nemesis::LASTS_MAX,
+};
 
 /// Injects and heals one fault after another until the time is over, and counts them. Errors: one could not be injected or healed, or a
 /// process ended by itself.
@@ -26,10 +35,16 @@ pub(super) async fn hurt(
     faults: &mut BTreeMap<Kind, u64>,
 ) -> anyhow::Result<()> {
     let client = cluster.client();
-    let end = Instant::now() + run.duration;
-    for (number, step) in (1..).zip(nemesis::plan(run.seed, terrain)) {
+    let (steps, end): (Box<dyn Iterator<Item = Step> + Send>, _) = match &run.steps {
+        Some(steps) => (Box::new(steps.clone().into_iter()), None),
+        None => {
+            let planned = std::iter::once(OPENING).chain(nemesis::plan(run.seed, terrain));
+            (Box::new(planned), Some(Instant::now() + run.duration))
+        }
+    };
+    for (number, step) in (1..).zip(steps) {
         tokio::time::sleep(step.quiet).await;
-        if Instant::now() + step.lasts > end {
+        if end.is_some_and(|end| Instant::now() + step.lasts > end) {
             break;
         }
         let done = one_fault(&step, number, cluster, &client, history).await;

@@ -22,7 +22,8 @@ use crate::client::Client;
 use crate::cluster::{Cluster, Options};
 use crate::front::Front;
 use crate::history::{Action, History, Key};
-use crate::nemesis::{Kind, Terrain};
+use crate::links::Network;
+use crate::nemesis::{Kind, Step, Terrain};
 use crate::observer::{self, Look};
 use crate::tmpfs::Tmpfs;
 use crate::verdict::Verdict;
@@ -39,13 +40,14 @@ const SHARDS: u32 = 4;
 const COPIES: usize = 2;
 const READ_REPLICAS: usize = 1;
 /// The node on the small disk, where one can be mounted.
-const SMALL_DISK_NODE: usize = 2;
+const SMALL_DISK_NODE: usize = MODEST_LOG_NODE;
 /// Its copies, and those of collections that come and go, take some 350 MB when they are new: logs are reserved in advance.
 const SMALL_DISK_BYTES: u64 = 1 << 30;
-/// A node that keeps so little of its logs that whoever was away needs a snapshot from it.
-const SHORT_LOG_NODE: usize = 1;
+/// Nodes that keep so little of their logs that whoever was away needs a snapshot from them.
+const SHORT_LOG_NODES: [usize; 2] = [1, 3];
 const SHORT_LOG: &str = "[storage]\nlog_kept_min = \"32KiB\"\nlog_kept_max = \"64KiB\"\n";
-/// On the small disk there must be room for an hour.
+/// The other one; on the small disk there must be room for an hour.
+const MODEST_LOG_NODE: usize = 2;
 const MODEST_LOG: &str = "[storage]\nlog_kept_min = \"4MiB\"\nlog_kept_max = \"16MiB\"\n";
 /// Deadline of each call: beyond the longest failover promised, so that a call may live through one.
 const TIMEOUT_MS: u64 = 6_000;
@@ -65,6 +67,10 @@ pub struct Run {
     pub duration: Duration,
     /// Where to write the history as lines of JSON.
     pub history: Option<PathBuf>,
+    /// How the processes reach each other, and so how that can be hurt.
+    pub network: Network,
+    /// These faults, all of them, instead of those that the seed's plan has in that time.
+    pub steps: Option<Vec<Step>>,
     /// A rule of replication that every node breaks, for the checkers to notice: the nodes then do not check their own invariants.
     pub broken_rule: Option<&'static str>,
 }
@@ -85,6 +91,13 @@ struct Evidence {
     troubles: Vec<String>,
 }
 
+impl Run {
+    /// The plan of that seed, over proxies.
+    pub fn of_seed(seed: u64, duration: Duration) -> Self {
+        Self { seed, duration, history: None, network: Network::Proxied, steps: None, broken_rule: None }
+    }
+}
+
 impl Evidence {
     fn note(&mut self, what: &str, outcome: anyhow::Result<()>) {
         self.troubles.extend(outcome.err().map(|reason| format!("{what}: {reason:#}")));
@@ -97,11 +110,15 @@ pub async fn run(run: &Run) -> anyhow::Result<Verdict> {
     let small_disk = Tmpfs::allowed();
     let options = Options {
         nodes: NODES,
-        is_proxied: true,
+        network: run.network,
         check_invariants: run.broken_rule.is_none(),
         failpoints: run.broken_rule.map(|rule| format!("break-a-rule=return({rule})")).unwrap_or_default(),
         small_disk: small_disk.is_ok().then_some((SMALL_DISK_NODE, SMALL_DISK_BYTES)),
-        node_extra: BTreeMap::from([(SHORT_LOG_NODE, SHORT_LOG.into()), (SMALL_DISK_NODE, MODEST_LOG.into())]),
+        node_extra: SHORT_LOG_NODES
+            .map(|node| (node, SHORT_LOG.into()))
+            .into_iter()
+            .chain([(MODEST_LOG_NODE, MODEST_LOG.into())])
+            .collect(),
         ..Options::default()
     };
     let mut cluster = Cluster::start(options).await?;
@@ -133,8 +150,8 @@ async fn drive(run: &Run, cluster: &mut Cluster, second: &Client) -> anyhow::Res
     let stop = CancellationToken::new();
     let load = start_load(run.seed, &documents, &stop);
     let witnesses = Witnesses::start(cluster, second, &history, &stop);
-    let terrain =
-        Terrain { nodes: NODES, shards: SHARDS as usize, small_disk: cluster.small_disk().map(|(node, _)| node) };
+    let small_disk = cluster.small_disk().map(|(node, _)| node);
+    let terrain = Terrain { nodes: NODES, shards: SHARDS as usize, small_disk, network: run.network };
     let mut faults: BTreeMap<Kind, u64> = terrain.kinds().into_iter().map(|kind| (kind, 0)).collect();
     let hurt = faults::hurt(run, terrain, cluster, &history, &mut faults).await;
     stop.cancel();
@@ -204,12 +221,11 @@ struct Witnesses {
 impl Witnesses {
     fn start(cluster: &Cluster, second: &Client, history: &Arc<History>, stop: &CancellationToken) -> Self {
         let observe = |client| tokio::spawn(observer::run(client, Arc::clone(history), stop.clone()));
-        let ports = cluster.node_http_ports().to_vec();
-        let (clock, until) = (Arc::clone(history), stop.clone());
+        let nodes = claims::run(cluster.node_clients(), Arc::clone(history), stop.clone());
         let creating = collections::run(cluster.client(), second.clone(), Arc::clone(history), stop.clone());
         Self {
             observers: [observe(cluster.client()), observe(second.clone())],
-            nodes: tokio::spawn(async move { claims::run(&ports, clock, until).await }),
+            nodes: tokio::spawn(nodes),
             collections: tokio::spawn(creating),
         }
     }

@@ -115,7 +115,7 @@ impl Patient for Cluster {
     }
 
     fn can(&self, mode: Mode) -> anyhow::Result<()> {
-        ensure!(mode.cut(1).is_none() || self.links().is_proxied(), "the cluster runs without proxies");
+        ensure!(mode.cut(1).is_none() || self.links().can_be_hurt(), "the network of the cluster cannot be hurt");
         Ok(())
     }
 

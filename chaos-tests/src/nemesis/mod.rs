@@ -4,6 +4,7 @@
 pub mod crash;
 pub mod drain;
 pub mod full_disk;
+pub mod lossy_link;
 pub mod partition;
 pub mod pause;
 pub mod reset;
@@ -18,6 +19,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::cluster::Cluster;
+use crate::links::Network;
 use crate::observer::Look;
 
 /// Quiet before a fault.
@@ -53,6 +55,8 @@ pub enum Kind {
     SlowLink,
     /// Every connection of the node is reset, once.
     Reset,
+    /// From and to the node packets are lost and overtake each other.
+    LossyLink,
     /// An operator drains the node, and takes that back.
     Drain,
     /// The small disk is full; afterwards the node is started again, as the manual says.
@@ -61,8 +65,8 @@ pub enum Kind {
     CrashAll,
 }
 
-/// The kinds that every cluster behind proxies can be given.
-const KINDS: [Kind; 12] = [
+/// The kinds that every cluster can be given whose network can be hurt.
+const KINDS: [Kind; 11] = [
     Kind::Crash,
     Kind::Pause,
     Kind::Isolate,
@@ -72,7 +76,6 @@ const KINDS: [Kind; 12] = [
     Kind::CoordinatorCut,
     Kind::PeersCut,
     Kind::SlowLink,
-    Kind::Reset,
     Kind::Drain,
     Kind::CrashAll,
 ];
@@ -90,6 +93,7 @@ impl fmt::Display for Kind {
             Self::PeersCut => "peers cut",
             Self::SlowLink => "slow link",
             Self::Reset => "reset",
+            Self::LossyLink => "lossy link",
             Self::Drain => "drain",
             Self::FullDisk => "full disk",
             Self::CrashAll => "crash of all",
@@ -130,12 +134,19 @@ pub struct Terrain {
     pub shards: usize,
     /// The node on a small disk, if any.
     pub small_disk: Option<usize>,
+    /// How the processes reach each other.
+    pub network: Network,
 }
 
 impl Terrain {
     /// The kinds of fault that a plan for it has.
     pub fn kinds(self) -> Vec<Kind> {
-        KINDS.into_iter().chain(self.small_disk.map(|_| Kind::FullDisk)).collect()
+        let of_network = match self.network {
+            Network::Loopback => None,
+            Network::Proxied => Some(Kind::Reset),
+            Network::Namespaces => Some(Kind::LossyLink),
+        };
+        KINDS.into_iter().chain(of_network).chain(self.small_disk.map(|_| Kind::FullDisk)).collect()
     }
 }
 
@@ -202,6 +213,10 @@ pub async fn inject(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::R
             reset::inject(cluster, node);
             Ok(())
         }
+        Kind::LossyLink => {
+            lossy_link::inject(cluster, node);
+            Ok(())
+        }
         Kind::Drain => drain::inject(cluster, node).await,
         Kind::FullDisk => full_disk::inject(cluster),
         Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::Bridge | Kind::CoordinatorCut | Kind::PeersCut => {
@@ -221,6 +236,7 @@ pub async fn heal(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Res
         Kind::Reset => Ok(()),
         Kind::Drain => drain::heal(cluster, node).await,
         Kind::SlowLink
+        | Kind::LossyLink
         | Kind::Isolate
         | Kind::Mute
         | Kind::Deaf
@@ -237,7 +253,7 @@ pub async fn heal(cluster: &mut Cluster, kind: Kind, node: usize) -> anyhow::Res
 mod tests {
     use super::*;
 
-    const TERRAIN: Terrain = Terrain { nodes: 3, shards: 4, small_disk: Some(2) };
+    const TERRAIN: Terrain = Terrain { nodes: 3, shards: 4, small_disk: Some(2), network: Network::Proxied };
 
     #[test]
     fn a_seed_is_a_plan_and_another_seed_another() {
@@ -262,6 +278,13 @@ mod tests {
             Target::PrimaryOf(shard) => shard < 4,
             Target::MetadataLeader => true,
         }));
+    }
+
+    #[test]
+    fn packets_are_lost_where_there_are_any_and_connections_reset_where_somebody_holds_them() {
+        let has = |network, kind| Terrain { network, ..TERRAIN }.kinds().contains(&kind);
+        assert!(has(Network::Namespaces, Kind::LossyLink) && !has(Network::Namespaces, Kind::Reset));
+        assert!(has(Network::Proxied, Kind::Reset) && !has(Network::Proxied, Kind::LossyLink));
     }
 
     #[test]

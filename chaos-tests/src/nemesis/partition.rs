@@ -16,9 +16,14 @@ pub fn topology(kind: Kind, node: usize) -> Topology {
         Kind::Bridge => Topology::Bridge(node),
         Kind::CoordinatorCut => Topology::CoordinatorFrom(node),
         Kind::PeersCut => Topology::PeersFrom(node),
-        Kind::Crash | Kind::Pause | Kind::SlowLink | Kind::Reset | Kind::Drain | Kind::FullDisk | Kind::CrashAll => {
-            unreachable!("{kind} cuts no network")
-        }
+        Kind::Crash
+        | Kind::Pause
+        | Kind::SlowLink
+        | Kind::LossyLink
+        | Kind::Reset
+        | Kind::Drain
+        | Kind::FullDisk
+        | Kind::CrashAll => unreachable!("{kind} cuts no network"),
     }
 }
 

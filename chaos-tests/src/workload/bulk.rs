@@ -13,6 +13,8 @@ use crate::history::{Key, Level, Version};
 
 /// Documents per call.
 const BATCH: u64 = 16;
+/// Of each document, so that logs are long enough to be cut while somebody is away.
+const FILLER_BYTES: usize = 2048;
 /// Between two calls.
 const PAUSE: Duration = Duration::from_millis(40);
 /// Documents after which old ones get new versions: a run of an hour must be able to read every one back.
@@ -32,7 +34,7 @@ pub async fn put(documents: Documents, numbers: Arc<Numbers>, sent: Arc<Sent>, s
         let first = if count < KEYS_MAX { count } else { random.random_range(0..KEYS_MAX - BATCH) };
         let batch: Vec<(Key, Version)> =
             (first..first + BATCH).map(|number| (FIRST_KEY + number, numbers.version())).collect();
-        documents.put(&batch).await;
+        documents.put_filled(&batch, FILLER_BYTES).await;
         sent.0.fetch_max(first + BATCH, Ordering::Relaxed);
         tokio::time::sleep(PAUSE).await;
     }

@@ -81,13 +81,20 @@ impl Documents {
         unit_vector(self.seed, key, self.dim)
     }
 
-    fn point(&self, key: Key, version: Version) -> Value {
-        json!({ "id": id(key), "vector": self.vector(key), "text": text(key, version), "metadata": { "key": key } })
+    fn point(&self, key: Key, version: Version, filler_bytes: usize) -> Value {
+        let text = format!("{}{}", text(key, version), " ~".repeat(filler_bytes / 2));
+        json!({ "id": id(key), "vector": self.vector(key), "text": text, "metadata": { "key": key } })
     }
 
     /// Puts versions of several documents in one call. Returns the session token where all were acknowledged.
     pub async fn put(&self, documents: &[(Key, Version)]) -> Option<String> {
-        let points: Vec<Value> = documents.iter().map(|(key, version)| self.point(*key, *version)).collect();
+        self.put_filled(documents, 0).await
+    }
+
+    /// The same with texts that are so much longer.
+    pub async fn put_filled(&self, documents: &[(Key, Version)], filler_bytes: usize) -> Option<String> {
+        let points: Vec<Value> =
+            documents.iter().map(|(key, version)| self.point(*key, *version, filler_bytes)).collect();
         let body = json!({ "points": points, "timeout_ms": self.timeout_ms });
         let writes = documents.iter().map(|(key, version)| Action::Write { key: *key, version: Some(*version) });
         self.write(Method::PUT, "points", body, writes.collect()).await

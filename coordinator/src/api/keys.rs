@@ -1,6 +1,7 @@
 //! `POST/GET /api/v1/keys`, `DELETE /api/v1/keys/{id}`, `GET /api/v1/audit`: what operators hand out, and what was done with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -16,9 +17,8 @@ use super::auth::Scope;
 use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictJson, StrictQuery, json};
 use super::tenants::{PageQuery, check_tenant_name, no_such_tenant, page_limit};
-use crate::catalog::keys::KeyRow;
+use crate::catalog::keys::{KeyRow, NewKey};
 use crate::catalog::operators::AuditRow;
-use crate::clock::unix_ms;
 use crate::error::{Error, Result};
 use crate::services::Services;
 use crate::tenants::{key_hash, new_key};
@@ -126,16 +126,15 @@ pub async fn post_key(
     StrictJson(body): StrictJson<KeyBody>,
 ) -> ApiResult<Response> {
     let key = new_key();
-    let row = read_key(body)?;
-    if !services.catalog.create_key(&row, &key_hash(&key)).await? {
-        return Err(no_such_tenant(&row.tenant).into());
-    }
+    let wanted = read_key(body)?;
+    let made = services.catalog.create_key(&wanted, &key_hash(&key)).await?;
+    let row = made.ok_or_else(|| no_such_tenant(&wanted.tenant))?;
     // The key may have been tried before it was there.
     services.tenants.forget();
     Ok(json(StatusCode::CREATED, &KeyReply { key: Some(key), ..key_reply(row) }))
 }
 
-fn read_key(body: KeyBody) -> Result<KeyRow> {
+fn read_key(body: KeyBody) -> Result<NewKey> {
     let tenant = body.tenant.unwrap_or_else(|| DEFAULT_TENANT.to_owned());
     check_tenant_name("tenant", &tenant)?;
     let Some(scope) = Scope::parse(&body.scope) else {
@@ -149,11 +148,8 @@ fn read_key(body: KeyBody) -> Result<KeyRow> {
         let hint = format!("use 1 to {} bytes without control characters", limits::KEY_NAME_BYTES_MAX);
         return Err(Error::field("name", format!("{} bytes, or control characters", body.name.len()), hint));
     }
-    let created_ms = unix_ms();
-    let expires_ms = body
-        .ttl_seconds
-        .map(|seconds| created_ms.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)));
-    Ok(KeyRow { key_id: Uuid::now_v7(), tenant, name: body.name, scope, created_ms, expires_ms, revoked_ms: None })
+    let valid_ms = body.ttl_seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000));
+    Ok(NewKey { key_id: Uuid::now_v7(), tenant, name: body.name, scope, valid_ms })
 }
 
 /// A tenant's keys, without their secrets.
@@ -207,7 +203,7 @@ fn read_id(field: &str, text: &str) -> Result<Uuid> {
 
 fn key_reply(row: KeyRow) -> KeyReply {
     KeyReply {
-        valid: row.is_valid_at(unix_ms()),
+        valid: row.is_valid_after(Duration::ZERO),
         id: row.key_id.to_string(),
         tenant: row.tenant,
         name: row.name,

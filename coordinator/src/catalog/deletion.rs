@@ -8,7 +8,6 @@ use sqlx::{Any, Row};
 use super::documents::as_stored;
 use super::tenants::count_stored;
 use super::{Catalog, CatalogError, parameters};
-use crate::clock::unix_ms;
 
 /// Documents of one tenant in one collection.
 struct Named<'a> {
@@ -49,8 +48,9 @@ impl Catalog {
             return Ok(0);
         }
         let named = Named { collection_id: as_stored(collection_id), tenant, ids };
-        let (condition, now) = (named.condition(), named.next_parameter());
+        let (condition, at) = (named.condition(), named.next_parameter());
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         let deleted = named
             .query(format!("DELETE FROM documents WHERE {condition} RETURNING content_bytes"))
@@ -60,11 +60,11 @@ impl Catalog {
         named
             .query(format!(
                 "UPDATE jobs SET state = 'cancelled', error_message = 'the document was deleted', lease_until_ms = NULL,
-                     updated_ms = ${now}
+                     updated_ms = ${at}
                  WHERE {condition} AND state NOT IN ('done', 'failed', 'cancelled')
                    AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.job_id = jobs.job_id)"
             ))
-            .bind(unix_ms())
+            .bind(now)
             .execute(&mut *connection)
             .await?;
         named
@@ -85,6 +85,7 @@ impl Catalog {
     /// Removes all that belongs to a deleted collection.
     pub async fn delete_collection(&self, collection_id: u64) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         let stored: Vec<(String, i64)> = sqlx::query_as(
             "SELECT tenant, CAST(sum(content_bytes) AS BIGINT) FROM documents WHERE collection_id = $1
@@ -103,7 +104,7 @@ impl Catalog {
              WHERE collection_id = $1 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(as_stored(collection_id))
-        .bind(unix_ms())
+        .bind(now)
         .execute(&mut *connection)
         .await?;
         sqlx::query("DELETE FROM job_stages WHERE job_id IN (SELECT job_id FROM jobs WHERE collection_id = $1)")

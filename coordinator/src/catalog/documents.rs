@@ -6,7 +6,6 @@ use uuid::Uuid;
 
 use super::tenants::count_stored;
 use super::{Catalog, CatalogError, get_u32, get_u64, storable};
-use crate::clock::unix_ms;
 
 /// Most documents waiting for their job. Bounds the uploads at rest; far above what a healthy cluster ever has waiting.
 pub const OPEN_JOBS_MAX: u32 = 50_000;
@@ -167,8 +166,8 @@ impl Catalog {
     ///
     /// Errors: `KeyReused`, `QueueFull`, `Busy`, `Full`.
     pub async fn enqueue(&self, upload: Upload) -> Result<Enqueued, CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         let DocumentRef { collection_id, tenant, document_id } = &upload.document;
         let job_id = Uuid::now_v7();

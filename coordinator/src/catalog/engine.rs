@@ -67,6 +67,14 @@ impl Engine {
         }
     }
 
+    /// An expression: now, Unix milliseconds. Not the time at which the transaction began, which may have waited for a row since.
+    pub(super) fn now_ms(self) -> &'static str {
+        match self {
+            Self::Sqlite => "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+            Self::Postgres => "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
+        }
+    }
+
     /// How a writing transaction begins. SQLite takes the write lock at once instead of failing half-way.
     pub(super) fn begin(self) -> &'static str {
         match self {

@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::documents::{DocumentRef, as_stored, parse_job_id};
 use super::jobs::{JobState, document_ref};
 use super::{Catalog, CatalogError, get_u32, storable};
-use crate::clock::unix_ms;
 
 /// Final jobs and idempotency keys are forgotten after this.
 const KEEP_FINAL_MS: i64 = 7 * 24 * 3600 * 1000;
@@ -75,8 +74,8 @@ impl Change<'_> {
 impl Catalog {
     /// Ends an unfinished job of the tenant by request. `None`: it has no such job; otherwise its row afterwards.
     pub async fn cancel_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
-        let change = Change { tenant, job_id, now_ms: unix_ms() };
         let mut write = self.write().await?;
+        let change = Change { tenant, job_id, now_ms: write.now_ms().await? };
         let connection = &mut *write.transaction;
         change
             .apply(
@@ -105,8 +104,8 @@ impl Catalog {
     ///
     /// Errors: `NotRetryable`, where it has not ended badly or its document has been uploaded again or deleted since.
     pub async fn retry_job(&self, tenant: &str, job_id: Uuid) -> Result<Option<JobRow>, CatalogError> {
-        let change = Change { tenant, job_id, now_ms: unix_ms() };
         let mut write = self.write().await?;
+        let change = Change { tenant, job_id, now_ms: write.now_ms().await? };
         let connection = &mut *write.transaction;
         let held = change.apply(
             connection,
@@ -173,8 +172,8 @@ impl Catalog {
 
     /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
     pub(super) async fn prune(&self) -> Result<(), CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < $1")
             .bind(now - KEEP_FINAL_MS)

@@ -1,7 +1,8 @@
 //! The job queue as workers see it: claim, progress, end. A table of ours beside the documents (see DESIGN.md for why not a library).
 //!
 //! A claim raises `attempt` and takes a lease; every later change names the attempt and is refused once another claim, a
-//! cancellation or a newer upload has come in between. So a worker that slept through its lease changes nothing.
+//! cancellation or a newer upload has come in between. So a worker that slept through its lease changes nothing. A lease ends by the
+//! database's clock, so that coordinators whose own clocks differ agree on its end.
 
 use cluster_config::error::ErrorKind;
 use sqlx::Row;
@@ -10,7 +11,6 @@ use uuid::Uuid;
 
 use super::documents::{DocumentRef, Indexed, StoredUpload, as_stored, parse_job_id};
 use super::{Catalog, CatalogError, get_u32, get_u64, storable};
-use crate::clock::unix_ms;
 
 /// Where a job stands. The last three are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,8 +108,8 @@ pub struct ClaimLost;
 impl Catalog {
     /// The job that may run and is first by priority, then by age, claimed. A document's jobs run one at a time, because each upload ends the one before it.
     pub async fn claim_job(&self) -> Result<Option<Claim>, CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         let sql = format!(
             "UPDATE jobs SET state = 'parsing', progress = 0, attempt = attempt + 1, lease_until_ms = $2, updated_ms = $1
@@ -175,8 +175,8 @@ impl Catalog {
         progress: f64,
         chunk_count: u32,
     ) -> Result<Result<(), ClaimLost>, CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let changed = sqlx::query(
             "UPDATE jobs SET state = $3, progress = $4, chunk_count = $5, lease_until_ms = $6, updated_ms = $7
              WHERE job_id = $1 AND attempt = $2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
@@ -198,13 +198,14 @@ impl Catalog {
     /// Renews the lease, whatever the job is doing.
     pub async fn renew_job(&self, claim: &Claim) -> Result<Result<(), ClaimLost>, CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let changed = sqlx::query(
             "UPDATE jobs SET lease_until_ms = $3
              WHERE job_id = $1 AND attempt = $2 AND cancel_requested = 0 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
         .bind(i64::from(claim.attempt))
-        .bind(unix_ms() + self.lease_ms())
+        .bind(now + self.lease_ms())
         .execute(&mut *write.transaction)
         .await?
         .rows_affected();
@@ -228,8 +229,8 @@ impl Catalog {
 
     /// The document is searchable: the job is done, the extracted text takes the upload's place.
     pub async fn finish_job(&self, claim: &Claim, finish: &Finish<'_>) -> Result<Result<(), ClaimLost>, CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         sqlx::query(
             "UPDATE documents SET state = 'ready', title = $2, extracted = coalesce($3, extracted), chunk_count = $4, upload = NULL,
@@ -271,8 +272,8 @@ impl Catalog {
 
     /// The job cannot succeed. The upload is kept, so that the document can be tried again after a repair.
     pub async fn fail_job(&self, claim: &Claim, kind: ErrorKind, message: &str) -> Result<(), CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
         sqlx::query("UPDATE documents SET state = 'failed', updated_ms = $2 WHERE job_id = $1")
             .bind(claim.job_id.to_string())
@@ -305,8 +306,8 @@ impl Catalog {
         kind: ErrorKind,
         message: &str,
     ) -> Result<(), CatalogError> {
-        let now = unix_ms();
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         sqlx::query(
             "UPDATE jobs SET state = 'queued', progress = 0, run_after_ms = $3, error_kind = $4, error_message = $5,
                  lease_until_ms = NULL, updated_ms = $6
@@ -326,13 +327,14 @@ impl Catalog {
     /// Gives a claim back unused, as at shutdown: it does not count as an attempt.
     pub async fn release_job(&self, claim: &Claim) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         sqlx::query(
             "UPDATE jobs SET state = 'queued', progress = 0, attempt = attempt - 1, lease_until_ms = NULL, updated_ms = $3
              WHERE job_id = $1 AND attempt = $2 AND state NOT IN ('done', 'failed', 'cancelled')",
         )
         .bind(claim.job_id.to_string())
         .bind(i64::from(claim.attempt))
-        .bind(unix_ms())
+        .bind(now)
         .execute(&mut *write.transaction)
         .await?;
         write.commit().await

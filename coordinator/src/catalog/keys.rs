@@ -1,11 +1,14 @@
-//! API keys: hashed, of one tenant, with one scope.
+//! API keys: hashed, of one tenant, with one scope. Their times are the database's, so that a key ends at all coordinators at once,
+//! whatever their own clocks say.
+
+use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
+use super::engine::Engine;
 use super::{Catalog, CatalogError, storable};
-use crate::clock::unix_ms;
 
 /// What a key allows. Each scope includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +40,21 @@ impl Scope {
     }
 }
 
+/// A key to be made.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its id; not secret.
+    pub key_id: Uuid,
+    /// Whose documents it opens.
+    pub tenant: String,
+    /// What it is for, in its maker's words.
+    pub name: String,
+    /// The largest scope it has.
+    pub scope: Scope,
+    /// From now on; `None`: for ever.
+    pub valid_ms: Option<i64>,
+}
+
 /// A key without its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
@@ -54,43 +72,51 @@ pub struct KeyRow {
     pub expires_ms: Option<i64>,
     /// Refused since.
     pub revoked_ms: Option<i64>,
+    /// When this was read.
+    pub read_ms: i64,
 }
 
 impl KeyRow {
-    /// Whether it opens anything at that time.
-    pub fn is_valid_at(&self, now_ms: i64) -> bool {
+    /// Whether it opens anything that long after it was read.
+    pub fn is_valid_after(&self, age: Duration) -> bool {
+        let now_ms = self.read_ms.saturating_add(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
         self.revoked_ms.is_none() && self.expires_ms.is_none_or(|expires_ms| now_ms < expires_ms)
     }
 }
 
-const KEY_COLUMNS: &str = "key_id, tenant, name, scope, created_ms, expires_ms, revoked_ms";
+fn key_columns(engine: Engine) -> String {
+    format!("key_id, tenant, name, scope, created_ms, expires_ms, revoked_ms, {} AS read_ms", engine.now_ms())
+}
 
 impl Catalog {
-    /// Stores a key by its hash. `false`: there is no such tenant.
-    pub async fn create_key(&self, key: &KeyRow, key_hash: &[u8; 32]) -> Result<bool, CatalogError> {
+    /// Stores a key by its hash. `None`: there is no such tenant.
+    pub async fn create_key(&self, key: &NewKey, key_hash: &[u8; 32]) -> Result<Option<KeyRow>, CatalogError> {
         let mut write = self.write().await?;
-        let inserted = sqlx::query(
+        let now = write.now_ms().await?;
+        let sql = sqlx::AssertSqlSafe(format!(
             "INSERT INTO api_keys (key_id, key_hash, tenant, name, scope, created_ms, expires_ms)
-             SELECT $1, $2, tenant, $4, $5, $6, $7 FROM tenants WHERE tenant = $3",
-        )
-        .bind(key.key_id.to_string())
-        .bind(&key_hash[..])
-        .bind(&*key.tenant)
-        .bind(&*storable(&key.name))
-        .bind(key.scope.as_str())
-        .bind(key.created_ms)
-        .bind(key.expires_ms)
-        .execute(&mut *write.transaction)
-        .await?
-        .rows_affected();
+             SELECT $1, $2, tenant, $4, $5, $6, $7 FROM tenants WHERE tenant = $3 RETURNING {}",
+            key_columns(self.engine())
+        ));
+        let row = sqlx::query(sql)
+            .bind(key.key_id.to_string())
+            .bind(&key_hash[..])
+            .bind(&*key.tenant)
+            .bind(&*storable(&key.name))
+            .bind(key.scope.as_str())
+            .bind(now)
+            .bind(key.valid_ms.map(|valid_ms| now.saturating_add(valid_ms)))
+            .fetch_optional(&mut *write.transaction)
+            .await?;
         write.commit().await?;
-        Ok(inserted == 1)
+        row.as_ref().map(key_row).transpose()
     }
 
     /// The key of that hash, valid or not.
     pub async fn key_by_hash(&self, key_hash: &[u8; 32]) -> Result<Option<KeyRow>, CatalogError> {
         let mut connection = self.read().await?;
-        let sql = sqlx::AssertSqlSafe(format!("SELECT {KEY_COLUMNS} FROM api_keys WHERE key_hash = $1"));
+        let columns = key_columns(self.engine());
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {columns} FROM api_keys WHERE key_hash = $1"));
         let row = sqlx::query(sql).bind(&key_hash[..]).fetch_optional(&mut *connection).await?;
         row.as_ref().map(key_row).transpose()
     }
@@ -99,7 +125,8 @@ impl Catalog {
     pub async fn keys(&self, tenant: &str, after: &str, limit: u32) -> Result<Vec<KeyRow>, CatalogError> {
         let mut connection = self.read().await?;
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {KEY_COLUMNS} FROM api_keys WHERE tenant = $1 AND key_id > $2 ORDER BY key_id LIMIT $3"
+            "SELECT {} FROM api_keys WHERE tenant = $1 AND key_id > $2 ORDER BY key_id LIMIT $3",
+            key_columns(self.engine())
         ));
         let rows = sqlx::query(sql)
             .bind(&*storable(tenant))
@@ -113,11 +140,12 @@ impl Catalog {
     /// Ends a key. Repeating changes nothing. `None`: no such key.
     pub async fn revoke_key(&self, key_id: Uuid) -> Result<Option<KeyRow>, CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let sql = sqlx::AssertSqlSafe(format!(
-            "UPDATE api_keys SET revoked_ms = coalesce(revoked_ms, $2) WHERE key_id = $1 RETURNING {KEY_COLUMNS}"
+            "UPDATE api_keys SET revoked_ms = coalesce(revoked_ms, $2) WHERE key_id = $1 RETURNING {}",
+            key_columns(self.engine())
         ));
-        let row =
-            sqlx::query(sql).bind(key_id.to_string()).bind(unix_ms()).fetch_optional(&mut *write.transaction).await?;
+        let row = sqlx::query(sql).bind(key_id.to_string()).bind(now).fetch_optional(&mut *write.transaction).await?;
         write.commit().await?;
         row.as_ref().map(key_row).transpose()
     }
@@ -134,5 +162,6 @@ fn key_row(row: &AnyRow) -> Result<KeyRow, CatalogError> {
         created_ms: row.try_get("created_ms")?,
         expires_ms: row.try_get("expires_ms")?,
         revoked_ms: row.try_get("revoked_ms")?,
+        read_ms: row.try_get("read_ms")?,
     })
 }

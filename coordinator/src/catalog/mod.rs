@@ -7,6 +7,9 @@
 //! Subtle: SQLite has one writer. Writers queue at [`Catalog::write`]'s gate in this process instead of in SQLite's busy loop, which
 //! is unfair and burns time. Postgres orders writers by the rows they touch: every transaction takes documents before jobs before
 //! stages before tenants, so that no two wait for each other.
+//!
+//! Times that are stored or compared are the database's ([`WriteTransaction::now_ms`]), which is one clock for all coordinators: theirs
+//! may be wrong by any amount. Only what a row says of a call (usage, audit) has the time of the coordinator that was called.
 
 mod deletion;
 pub mod document_lock;
@@ -185,10 +188,17 @@ pub struct PoolCounts {
 /// The writer's turn with its open transaction.
 pub(crate) struct WriteTransaction<'a> {
     pub(crate) transaction: Transaction<'static, Any>,
+    engine: Engine,
     _turn: Option<MutexGuard<'a, ()>>,
 }
 
 impl WriteTransaction<'_> {
+    /// Now, by the database's clock: Unix milliseconds.
+    pub(crate) async fn now_ms(&mut self) -> Result<i64, CatalogError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {}", self.engine.now_ms()));
+        Ok(sqlx::query_scalar(sql).fetch_one(&mut *self.transaction).await?)
+    }
+
     /// Durable on return.
     pub(crate) async fn commit(self) -> Result<(), CatalogError> {
         Ok(self.transaction.commit().await?)
@@ -292,7 +302,8 @@ impl Catalog {
             Engine::Sqlite => Some(self.in_time("turn to write", self.gate.lock()).await?),
         };
         let begun = self.pool.begin_with(self.engine.begin()).await;
-        Ok(WriteTransaction { transaction: begun.map_err(|error| self.refusal(error))?, _turn: turn })
+        let transaction = begun.map_err(|error| self.refusal(error))?;
+        Ok(WriteTransaction { transaction, engine: self.engine, _turn: turn })
     }
 
     async fn in_time<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T, CatalogError> {

@@ -5,7 +5,6 @@ use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use super::{Catalog, CatalogError, storable};
-use crate::clock::unix_ms;
 
 /// One administrative call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,13 +73,14 @@ impl Catalog {
     /// Lets an alias name a collection: one statement, so that readers see the old or the new one.
     pub async fn put_alias(&self, alias: &str, collection: &str) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         sqlx::query(
             "INSERT INTO aliases (alias, collection, updated_ms) VALUES ($1, $2, $3)
              ON CONFLICT (alias) DO UPDATE SET collection = excluded.collection, updated_ms = excluded.updated_ms",
         )
         .bind(alias)
         .bind(collection)
-        .bind(unix_ms())
+        .bind(now)
         .execute(&mut *write.transaction)
         .await?;
         write.commit().await

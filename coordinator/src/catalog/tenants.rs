@@ -4,7 +4,6 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{Catalog, CatalogError, get_u64, row_parameters, storable};
-use crate::clock::unix_ms;
 
 /// A tenant's limits; `None` is no limit. All but the stored bytes are counted by each coordinator for itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +65,7 @@ impl Catalog {
         limits: TenantLimits,
     ) -> Result<TenantRow, CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let sql = sqlx::AssertSqlSafe(format!(
             "INSERT INTO tenants (tenant, disabled, requests_per_second, tokens_per_minute, streams_max, stored_bytes_max,
                  created_ms, updated_ms)
@@ -83,7 +83,7 @@ impl Catalog {
             .bind(limits.tokens_per_minute.map(i64::from))
             .bind(limits.streams_max.map(i64::from))
             .bind(limits.stored_bytes_max.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
-            .bind(unix_ms())
+            .bind(now)
             .fetch_one(&mut *write.transaction)
             .await?;
         write.commit().await?;

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
 use super::{Catalog, CatalogError};
-use crate::clock::unix_ms;
 
 /// How often it is looked whether a task is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
@@ -67,8 +66,7 @@ impl Catalog {
 
     /// Does the task if it is due and this coordinator's turn. Whether it was.
     pub async fn upkeep_if_due(&self, task: Task) -> Result<bool, CatalogError> {
-        let now = unix_ms();
-        let is_turn = self.begin_upkeep(task, now - task.interval_ms(), now - TURN_MS).await?;
+        let is_turn = self.begin_upkeep(task, task.interval_ms(), TURN_MS).await?;
         if is_turn {
             self.upkeep(task).await?;
         }
@@ -77,19 +75,19 @@ impl Catalog {
 
     /// Does the task whether it is due or not.
     pub async fn upkeep_now(&self, task: Task) -> Result<(), CatalogError> {
-        let now = unix_ms();
-        self.begin_upkeep(task, now, now).await?;
+        self.begin_upkeep(task, 0, 0).await?;
         self.upkeep(task).await
     }
 
-    /// Takes the turn, if the task was done last by `done_ms` and nobody's turn began after `begun_ms`. Whether it did.
+    /// Takes the turn, if the task was done last `done_ms` ago or earlier, and the last turn began `begun_ms` ago or earlier. Whether it did.
     async fn begin_upkeep(&self, task: Task, done_ms: i64, begun_ms: i64) -> Result<bool, CatalogError> {
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         let begun = sqlx::query("UPDATE upkeep SET begun_ms = $2 WHERE task = $1 AND ran_ms <= $3 AND begun_ms <= $4")
             .bind(task.as_str())
-            .bind(unix_ms())
-            .bind(done_ms)
-            .bind(begun_ms)
+            .bind(now)
+            .bind(now - done_ms)
+            .bind(now - begun_ms)
             .execute(&mut *write.transaction)
             .await?
             .rows_affected();
@@ -110,9 +108,10 @@ impl Catalog {
             }
         }
         let mut write = self.write().await?;
+        let now = write.now_ms().await?;
         sqlx::query("UPDATE upkeep SET ran_ms = $2 WHERE task = $1")
             .bind(task.as_str())
-            .bind(unix_ms())
+            .bind(now)
             .execute(&mut *write.transaction)
             .await?;
         write.commit().await
@@ -160,7 +159,7 @@ impl Catalog {
     async fn prune_audit(&self) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
         // Ids are in the order of time.
-        let oldest_kept = uuid_at(unix_ms() - KEEP_AUDIT_MS);
+        let oldest_kept = uuid_at(write.now_ms().await? - KEEP_AUDIT_MS);
         sqlx::query("DELETE FROM audit WHERE audit_id < $1")
             .bind(oldest_kept.to_string())
             .execute(&mut *write.transaction)
@@ -200,6 +199,7 @@ fn uuid_at(unix_ms: i64) -> uuid::Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::unix_ms;
 
     #[test]
     fn ids_order_by_their_time() {

@@ -11,7 +11,7 @@ mod remembered;
 mod usage;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
 use cluster_config::error::ErrorKind;
@@ -29,7 +29,6 @@ use self::usage::UsageBuffer;
 use crate::catalog::keys::KeyRow;
 use crate::catalog::tenants::TenantRow;
 use crate::catalog::{Catalog, CatalogError};
-use crate::clock::unix_ms;
 use crate::error::{Error, Result};
 
 /// What every key of ours begins with, so that a leaked one is recognised for what it is.
@@ -52,10 +51,24 @@ pub struct TenantOptions {
 pub struct Tenants {
     catalog: Catalog,
     options: TenantOptions,
-    keys: Remembered<[u8; 32], KeyRow>,
+    keys: Remembered<[u8; 32], KnownKey>,
     rows: Remembered<Arc<str>, TenantRow>,
     meters: Cache<Arc<str>, Arc<Meter>>,
     usage: UsageBuffer,
+}
+
+/// A key as it was read.
+#[derive(Clone)]
+struct KnownKey {
+    row: KeyRow,
+    /// Before it was read: what is measured from here is never shorter than what has passed on the database's clock since.
+    asked_at: Instant,
+}
+
+impl KnownKey {
+    fn is_valid(&self) -> bool {
+        self.row.is_valid_after(self.asked_at.elapsed())
+    }
 }
 
 /// The SHA-256 under which a key is known.
@@ -99,8 +112,8 @@ impl Tenants {
         if self.options.operator_key_hash == Some(hash) {
             return Ok(Caller::open());
         }
-        let known = self.keys.get(hash, self.catalog.key_by_hash(&hash)).await?;
-        let Some(known) = known.filter(|known| known.is_valid_at(unix_ms())) else {
+        let known = self.keys.get(hash, self.known_key(&hash)).await?;
+        let Some(KnownKey { row: known, .. }) = known.filter(KnownKey::is_valid) else {
             let text = "the key is unknown, expired or revoked";
             return Err(Error::refused(ErrorKind::Unauthenticated, text, "ask the operator for a new key"));
         };
@@ -141,6 +154,11 @@ impl Tenants {
     /// Stores usage every second until cancelled, and what is left then.
     pub async fn run(&self, cancel: CancellationToken) {
         self.usage.run(&self.catalog, cancel).await;
+    }
+
+    async fn known_key(&self, hash: &[u8; 32]) -> Result<Option<KnownKey>, CatalogError> {
+        let asked_at = Instant::now();
+        Ok(self.catalog.key_by_hash(hash).await?.map(|row| KnownKey { row, asked_at }))
     }
 
     async fn tenant(&self, tenant: &str) -> Result<Option<TenantRow>, CatalogError> {

@@ -55,10 +55,9 @@ impl StateMachine {
             EntryPayload::Normal(command) => {
                 let response = apply(&mut self.state, &command);
                 if self.checked {
-                    self.state
-                        .cluster
-                        .check()
-                        .map_err(|broken| io::Error::other(format!("after {command}: {broken}")))?;
+                    self.state.cluster.check().map_err(|broken| {
+                        io::Error::other(format!("metadata invariant broken after {command}: {broken}"))
+                    })?;
                 }
                 Ok(response)
             }

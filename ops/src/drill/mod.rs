@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::drill::{self, Drill, Mode, Patient, Report, Victim};
+use chaos_tests::links::Network;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -156,8 +157,9 @@ pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
         }
         None => {
             output.note("starting a scratch cluster of three nodes");
-            let is_proxied = Mode::from(common.mode).cut(1).is_some();
-            let options = Options { is_proxied, ..Options::default() };
+            let is_cut = Mode::from(common.mode).cut(1).is_some();
+            let network = if is_cut { Network::Proxied } else { Network::Loopback };
+            let options = Options { network, ..Options::default() };
             let mut cluster = Cluster::start(options).await.map_err(failed)?;
             let reports = repeat(&mut cluster, &common, &victim, shards, output).await?;
             cluster.shut_down().await.map_err(failed)?;

@@ -1,7 +1,7 @@
 //! `POST /api/generate` and `POST /api/chat`: one record per piece of text, the last one with `done: true` and the counts.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -20,6 +20,7 @@ use super::super::unbuffered;
 use super::error_value;
 use super::request::AnswerBody;
 use crate::answer::AnswerEvent;
+use crate::clock;
 use crate::generate::{Citation, FinishReason, Source, Usage};
 use crate::services::Services;
 
@@ -94,7 +95,7 @@ fn loaded(spelling: Spelling, model: &str) -> Value {
 }
 
 fn record(spelling: Spelling, model: &str, text: &str) -> Value {
-    let created_at = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+    let created_at = humantime::format_rfc3339_nanos(clock::now()).to_string();
     match spelling {
         Spelling::Generate => json!({"model": model, "created_at": created_at, "response": text, "done": false}),
         Spelling::Chat => {
