@@ -48,6 +48,8 @@ pub struct CoordinatorConfig {
     pub search: SearchConfig,
     /// `[ingest]`.
     pub ingest: IngestConfig,
+    /// `[shutdown]`.
+    pub shutdown: ShutdownConfig,
     /// What tests may switch on.
     pub test_hooks: TestHooks,
 }
@@ -96,6 +98,13 @@ pub struct SearchConfig {
     pub max_staleness: Duration,
 }
 
+/// What a coordinator that is told to stop waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShutdownConfig {
+    /// Requests under way get so long to end; then their connections are cut.
+    pub drain_timeout: Duration,
+}
+
 /// A coordinator's TOML file as written. Public so that tools can write one that a coordinator will read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -115,6 +124,7 @@ pub struct WrittenCoordinatorConfig {
     pub llm: WrittenLlm,
     pub search: WrittenSearch,
     pub ingest: WrittenIngest,
+    pub shutdown: WrittenShutdown,
 }
 
 /// `[catalog]` as written.
@@ -147,6 +157,14 @@ pub struct WrittenEmbedder {
 pub struct WrittenSearch {
     pub default_timeout: Option<WrittenDuration>,
     pub max_staleness: Option<WrittenDuration>,
+}
+
+/// `[shutdown]` of a coordinator as written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(missing_docs, reason = "as ShutdownConfig")]
+pub struct WrittenShutdown {
+    pub drain_timeout: Option<WrittenDuration>,
 }
 
 impl CoordinatorConfig {
@@ -218,6 +236,7 @@ impl WrittenCoordinatorConfig {
             llm: self.llm.validate()?,
             search: self.search.validate()?,
             ingest: self.ingest.validate()?,
+            shutdown: self.shutdown.validate()?,
             test_hooks: TestHooks { allowed: self.test_hooks.unwrap_or(false), ..TestHooks::default() },
             data_dir,
         })
@@ -309,6 +328,15 @@ impl WrittenSearch {
                 limits::INTERVAL_MAX,
             )?,
         })
+    }
+}
+
+impl WrittenShutdown {
+    fn validate(self) -> Result<ShutdownConfig, ConfigError> {
+        // With what follows it stays below the 30 s that Kubernetes gives a process.
+        let drain_timeout = self.drain_timeout.unwrap_or(WrittenDuration(Duration::from_secs(15)));
+        let (min, max) = (limits::INTERVAL_MIN, limits::INTERVAL_MAX);
+        Ok(ShutdownConfig { drain_timeout: text::duration_in("shutdown.drain_timeout", drain_timeout, min, max)? })
     }
 }
 

@@ -49,6 +49,8 @@ pub const POINTS_PER_BATCH_MAX: usize = 10_000;
 pub const DELETES_PER_BATCH_MAX: usize = 10_000;
 /// Documents that one deletion holds locked at a time: a Postgres as installed has room for 6,400 locks of all its sessions.
 pub const DOCUMENTS_LOCKED_MAX: usize = 256;
+/// Deletions and writes of points that a coordinator has under way, those whose clients have gone included, before `Overloaded`.
+pub const EDITS_AT_ONCE_MAX: usize = 256;
 /// Most operations of one write to a shard.
 pub const OPS_PER_WRITE_MAX: usize = 1000;
 /// Most bytes of one write to a shard, encoded.

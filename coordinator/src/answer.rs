@@ -212,7 +212,7 @@ pub enum AnswerEvent {
 pub async fn run(services: &Services, question: Question, text: TextOptions) -> Result<Answer> {
     let (asked, caller) = (question.text.clone().unwrap_or_default(), question.caller.clone());
     if !services.llm.is_empty() {
-        services.tenants.check_tokens(&caller)?;
+        services.tenants.check_tokens(&caller).await?;
     }
     let ranked = rank(services, vec![question]).await?.into_iter().next();
     let ranked = ranked.ok_or_else(|| Error::internal("one question has one ranking"))?;

@@ -50,5 +50,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         config.http_listen = http_listen;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async { startup::run(config, startup::stop_signal()?).await })
+    let outcome = runtime.block_on(async { startup::run(config, startup::stop_signal()?).await });
+    // What is still computed for requests that were cut is not waited for.
+    runtime.shutdown_background();
+    outcome
 }

@@ -20,7 +20,6 @@ use crate::embed::Embedder;
 use crate::error::{Error, Result};
 use crate::generate::pool::Pool;
 use crate::ingest::Ingest;
-use crate::ingest::write::Writer;
 use crate::retrieve::Retriever;
 use crate::telemetry::Metrics;
 use crate::tenants::Tenants;
@@ -35,8 +34,6 @@ pub struct Services {
     pub client: Arc<dyn NodeClient>,
     /// Reads.
     pub retriever: Arc<Retriever>,
-    /// Writes.
-    pub writer: Arc<Writer>,
     /// Documents and jobs.
     pub catalog: Catalog,
     /// The way in of documents.

@@ -41,8 +41,10 @@ use crate::services::Services;
 use crate::telemetry::Metrics;
 use crate::tenants::{TenantOptions, Tenants};
 
-/// Requests under way at the stop signal get this long to end; then their connections are cut.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// A stopping process waits so long for its jobs: the 8 s that a write under way gets, and a moment for the catalog to hear how it ended.
+const JOBS_TIMEOUT: Duration = Duration::from_secs(9);
+/// And for what is left then: background tasks, and the catalog's end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a starting coordinator keeps its port closed while it knows nothing of the cluster.
 const FIRST_STATE_WAIT: Duration = Duration::from_secs(5);
@@ -68,7 +70,7 @@ pub struct Parts {
     pub tenants: TenantOptions,
     /// `None`: caching is off.
     pub cache: Option<CacheOptions>,
-    /// The tier that coordinators share, where there is one.
+    /// The Redis that coordinators share, where there is one.
     pub shared: Option<(SharedCache, SharedWorker)>,
     /// Deadline of requests that name none.
     pub default_timeout: Duration,
@@ -78,6 +80,8 @@ pub struct Parts {
     pub zone: Option<String>,
     /// Ingestion.
     pub ingest: IngestOptions,
+    /// Requests under way at the stop signal get this long to end.
+    pub drain_timeout: Duration,
 }
 
 /// Bounds of the caches of results and answers.
@@ -99,8 +103,29 @@ const EMBEDDINGS_SHARE: u64 = 4;
 pub struct Running {
     /// What the API works with.
     pub services: Arc<Services>,
+    workers: Tasks,
+    background: Tasks,
+    drain_timeout: Duration,
+}
+
+/// Tasks that are told to end together.
+#[derive(Default)]
+struct Tasks {
     cancel: CancellationToken,
-    tasks: TaskTracker,
+    tracker: TaskTracker,
+}
+
+impl Tasks {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(CancellationToken) -> F) {
+        self.tracker.spawn(task(self.cancel.clone()));
+    }
+
+    /// Tells them to end and waits until they have.
+    async fn end(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
 }
 
 /// A future that ends at SIGTERM or SIGINT. From this call on, within a runtime, neither ends the process by itself.
@@ -163,6 +188,7 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
             sandbox: Sandbox::new(config.ingest.parse_memory.0, config.ingest.parse_time),
             priorities: config.ingest.tenant_priority.clone(),
         },
+        drain_timeout: config.shutdown.drain_timeout,
     };
     let running = Running::start(parts).await?;
     running.wait_for_state().await;
@@ -176,9 +202,9 @@ pub async fn run(config: CoordinatorConfig, stop: impl Future<Output = ()>) -> a
     Ok(())
 }
 
-/// The tier in Redis, where one is configured and caching is on.
+/// Redis, where one is configured. Without caching it still counts what tenants use.
 fn open_shared_cache(config: &CoordinatorConfig, metrics: &Metrics) -> Option<(SharedCache, SharedWorker)> {
-    let redis = config.cache.redis.as_ref().filter(|_| config.cache.enabled)?;
+    let redis = config.cache.redis.as_ref()?;
     Some(SharedCache::new(redis, &config.cluster_id, config.cache.ttl, metrics.cache.clone()))
 }
 
@@ -213,8 +239,7 @@ fn tenant_options(config: &AuthConfig, read: impl Fn(&str) -> Option<String>) ->
 impl Running {
     /// Opens the catalog and starts following the cluster and working on jobs.
     pub async fn start(parts: Parts) -> anyhow::Result<Self> {
-        let cancel = CancellationToken::new();
-        let tasks = TaskTracker::new();
+        let (jobs, background) = (Tasks::default(), Tasks::default());
         let catalog = Catalog::open(&parts.catalog).await?;
         catalog.register(parts.metrics.registry())?;
         let view = Arc::new(ClusterView::default());
@@ -228,12 +253,12 @@ impl Running {
             let metrics = &parts.metrics.cache;
             let memory = MemoryTier::new(results_bytes, ttl);
             let results = RetrievalCache::new(memory, shared.clone(), metrics.clone());
-            let answers = AnswerCache::new(answers_bytes, ttl, backends, shared, metrics.clone());
+            let answers = AnswerCache::new(answers_bytes, ttl, backends, shared.clone(), metrics.clone());
             (Arc::new(results), Arc::new(answers))
         });
         let (cache, answers) = caches.unzip();
         if let Some(worker) = shared_worker {
-            tasks.spawn(worker.run(cancel.clone()));
+            background.spawn(|cancel| worker.run(cancel));
         }
         let retriever = Arc::new(Retriever::new(
             Arc::clone(&parts.client),
@@ -255,42 +280,31 @@ impl Running {
             catalog.clone(),
             Arc::clone(&view),
             Arc::clone(&parts.embedder),
-            Arc::clone(&writer),
+            writer,
             Arc::clone(&retriever),
             parts.ingest,
         ));
 
-        {
-            let (view, client, cancel) = (Arc::clone(&view), Arc::clone(&parts.client), cancel.clone());
-            tasks.spawn(async move { view.run(client, parts.seeds, cancel).await });
-        }
+        let (followed, client) = (Arc::clone(&view), Arc::clone(&parts.client));
+        background.spawn(|cancel| async move { followed.run(client, parts.seeds, cancel).await });
         for _ in 0..workers {
-            tasks.spawn(worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel.clone()));
+            jobs.spawn(|cancel| worker::run(Arc::clone(&ingest), Arc::clone(&parts.metrics), cancel));
         }
-        let tenants = Arc::new(Tenants::new(catalog.clone(), parts.tenants));
-        {
-            let (tenants, cancel) = (Arc::clone(&tenants), cancel.clone());
-            tasks.spawn(async move { tenants.run(cancel).await });
-        }
+        let tenants = Arc::new(Tenants::new(catalog.clone(), parts.tenants, shared.clone()));
+        let counted = Arc::clone(&tenants);
+        background.spawn(|cancel| async move { counted.run(cancel).await });
         let aliases = Arc::new(Aliases::open(catalog.clone()).await?);
-        {
-            let (aliases, cancel) = (Arc::clone(&aliases), cancel.clone());
-            tasks.spawn(async move { aliases.run(cancel).await });
-        }
-        {
-            let (catalog, cancel) = (catalog.clone(), cancel.clone());
-            tasks.spawn(async move { catalog.run_upkeep(cancel).await });
-        }
-        {
-            let (pool, cancel) = (parts.llm.clone(), cancel.clone());
-            tasks.spawn(async move { pool.watch(cancel).await });
-        }
+        let read_anew = Arc::clone(&aliases);
+        background.spawn(|cancel| async move { read_anew.run(cancel).await });
+        let kept_up = catalog.clone();
+        background.spawn(|cancel| async move { kept_up.run_upkeep(cancel).await });
+        let watched = parts.llm.clone();
+        background.spawn(|cancel| async move { watched.watch(cancel).await });
         let services = Arc::new(Services {
             stats,
             view,
             client: parts.client,
             retriever,
-            writer,
             catalog,
             ingest,
             embedder: parts.embedder,
@@ -305,7 +319,7 @@ impl Running {
             max_staleness: parts.max_staleness,
             draining: AtomicBool::new(false),
         });
-        Ok(Self { services, cancel, tasks })
+        Ok(Self { services, workers: jobs, background, drain_timeout: parts.drain_timeout })
     }
 
     /// Waits until the cluster is known, at most [`FIRST_STATE_WAIT`]: a balancer that finds the port open sends requests.
@@ -340,10 +354,11 @@ impl Running {
         accepting.cancel();
         let served = match served {
             Some(served) => served,
-            None => match tokio::time::timeout(DRAIN_TIMEOUT, server).await {
+            None => match tokio::time::timeout(self.drain_timeout, server).await {
                 Ok(served) => served,
                 Err(_) => {
-                    tracing::warn!(seconds = DRAIN_TIMEOUT.as_secs(), "requests did not end in time and are cut");
+                    let requests = limits::REQUESTS_IN_FLIGHT_MAX - self.services.admission.available_permits();
+                    tracing::warn!(requests, after = ?self.drain_timeout, "requests and streams did not end in time and are cut");
                     abort.abort();
                     Ok(Ok(()))
                 }
@@ -353,12 +368,20 @@ impl Running {
         served.context("the HTTP server panicked")?.context("the HTTP server failed")
     }
 
-    /// Stops background work and closes the catalog. A job in hand goes back to the queue, unless it is being written: that is waited for,
-    /// within a bound.
+    /// Stops what is left. Jobs in hand go back to the queue; one whose write is under way is waited for, and so are edits, both within a
+    /// bound and while the cluster is still followed. Then background work ends, and the catalog is closed.
     pub async fn close(self) {
-        self.cancel.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        self.services.catalog.close().await;
+        let jobs = tokio::time::timeout(JOBS_TIMEOUT, self.workers.end());
+        let (jobs, ()) = tokio::join!(jobs, self.services.ingest.close());
+        if jobs.is_err() {
+            tracing::warn!(after = ?JOBS_TIMEOUT, "jobs did not end in time and are left; their claims lapse");
+        }
+        let rest = async {
+            self.background.end().await;
+            self.services.catalog.close().await;
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, rest).await.is_err() {
+            tracing::warn!(after = ?CLOSE_TIMEOUT, "background work did not end in time and is left");
+        }
     }
 }

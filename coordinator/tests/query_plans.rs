@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use chaos_tests::postgres::PostgresServer;
 use cluster_config::error::ErrorKind;
+use coordinator::catalog::deletion::DELETED;
 use coordinator::catalog::documents::{DocumentRef, Indexed, Upload};
 use coordinator::catalog::job_view::JobsQuery;
 use coordinator::catalog::jobs::{Finish, JobState};
@@ -275,7 +276,8 @@ async fn use_everything(url: &str, caught: &Caught) -> BTreeSet<String> {
     catalog.titled_documents(1, "default", "ti", None, 10).await.expect("reads");
     catalog.lock_document(&document).await.map(drop).expect("is free");
     for ids in [vec!["d".to_owned()], vec!["d".to_owned(), "d7".to_owned()]] {
-        catalog.delete_documents(1, "default", &ids).await.expect("writes");
+        catalog.known_documents(1, "default", &ids).await.expect("reads");
+        catalog.delete_documents(1, "default", &ids, DELETED).await.expect("writes");
     }
     catalog.delete_collection(1).await.expect("writes");
 

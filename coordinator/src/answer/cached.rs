@@ -7,8 +7,9 @@ use futures::{StreamExt, stream};
 
 use super::ask_model;
 use crate::api::auth::Caller;
-use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, Looked, StoredAnswer, Turn};
+use crate::cache::answers::{ANSWER_BYTES_MAX, AnswerCache, StoredAnswer};
 use crate::cache::key::CacheKey;
+use crate::cache::turn::{Looked, Turn};
 use crate::generate::pool::Generation;
 use crate::generate::{EventStream, FinishReason, GenerateError, GenerateEvent, GenerateRequest};
 use crate::services::Services;

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::Method;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -59,7 +59,7 @@ pub async fn authenticate(State(services): State<Arc<Services>>, mut request: Re
     };
     let is_audited = needed == Scope::Admin && !is_read(request.method());
     let call = is_audited.then(|| audit_row(&caller, &request));
-    let response = match permit(&services, &caller, needed) {
+    let response = match permit(&services, &caller, needed).await {
         Ok(()) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -76,8 +76,8 @@ fn is_read(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
 
-fn permit(services: &Services, caller: &Caller, needed: Scope) -> Result<()> {
-    services.tenants.admit(caller)?;
+async fn permit(services: &Services, caller: &Caller, needed: Scope) -> Result<()> {
+    services.tenants.admit(caller).await?;
     caller.check(needed)
 }
 
@@ -108,15 +108,6 @@ async fn note(services: &Services, call: AuditRow) {
     if let Err(error) = services.catalog.append_audit(&call).await {
         tracing::error!(%error, request_id = call.request_id, "the call is in the log only, not in the catalog's audit");
     }
-}
-
-/// The caller, if the key has the scope and the tenant's request limit is not met. For doors with error bodies of their own.
-///
-/// Errors: `Unauthenticated`, `PermissionDenied`, `RateLimited`, the catalog's.
-pub async fn admit(services: &Services, headers: &HeaderMap, needed: Scope) -> Result<Caller> {
-    let caller = services.tenants.identify(headers).await?;
-    permit(services, &caller, needed)?;
-    Ok(caller)
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

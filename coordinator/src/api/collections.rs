@@ -201,16 +201,30 @@ pub async fn list_collections(State(services): State<Arc<Services>>) -> ApiResul
 pub async fn delete_collection(State(services): State<Arc<Services>>, Path(name): Path<String>) -> ApiResult<Response> {
     cluster_config::ids::check_collection_name(&name)
         .map_err(|error| Error::field("collection", error.to_string(), "correct the collection's name"))?;
-    let id = services.view.state().collection_named(&name).map(|collection| collection.id);
-    let deadline = Instant::now() + services.default_timeout;
-    let call = |peer, until| services.client.delete_collection(peer, name.clone(), until);
-    let (existed, version) = any_node(&services, deadline, NODE_TIMEOUT, call).await?;
-    let _ = services.view.wait_for(deadline, |state| state.version >= version).await;
-    if let Some(id) = id {
-        services.catalog.delete_collection(id.0).await?;
-        services.ingest.announce();
-    }
+    let edit = {
+        let services = Arc::clone(&services);
+        async move { remove_collection(&services, &name).await }
+    };
+    let existed = services.ingest.see_through(edit).await?;
     Ok(json(StatusCode::OK, &DeletedReply { existed }))
+}
+
+/// Whether it existed. The catalog goes first: where the process dies in between, the collection is still there to be deleted again.
+/// And last, for what was uploaded meanwhile.
+async fn remove_collection(services: &Services, name: &str) -> Result<bool> {
+    let id = services.view.state().collection_named(name).map(|collection| collection.id);
+    let deadline = Instant::now() + services.default_timeout;
+    let forget = async || match id {
+        Some(id) => services.catalog.delete_collection(id.0).await,
+        None => Ok(()),
+    };
+    forget().await?;
+    let call = |peer, until| services.client.delete_collection(peer, name.to_owned(), until);
+    let (existed, version) = any_node(services, deadline, NODE_TIMEOUT, call).await?;
+    let _ = services.view.wait_for(deadline, |state| state.version >= version).await;
+    forget().await?;
+    services.ingest.announce();
+    Ok(existed)
 }
 
 fn collection_reply(state: &ClusterState, collection: &Collection) -> CollectionReply {

@@ -359,7 +359,7 @@ pub async fn delete_document(
     let key = caller.document_key("id", id)?;
     let mut session = read_session(query.session.as_deref())?;
     let deadline = Instant::now() + services.default_timeout;
-    let written = services.ingest.delete(&collection, &key.tenant, &[key.document_id], deadline).await?;
+    let written = services.ingest.delete(&collection, &key.tenant, vec![key.document_id], deadline).await?;
     session.merge(&written.session);
     Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
 }

@@ -221,7 +221,7 @@ async fn pass_through(services: &Services, caller: &Caller, conversation: Conver
         affinity,
         tenant: caller.tenant.to_string(),
     };
-    services.tenants.check_tokens(caller)?;
+    services.tenants.check_tokens(caller).await?;
     let generation = answer::ask_model(services, caller, request, answer_deadline()).await?;
     let events = generation.events.map(|event| match event {
         Ok(GenerateEvent::Delta(text)) => AnswerEvent::Delta(text),
@@ -337,7 +337,7 @@ pub(super) async fn embed(
     if texts.is_empty() {
         return Err(Error::field("input", "no texts", "give at least one"));
     }
-    services.tenants.check_tokens(caller)?;
+    services.tenants.check_tokens(caller).await?;
     let counted = std::sync::Arc::clone(embedder);
     let (texts, tokens) = crate::ingest::blocking(move || {
         let tokens: usize = texts.iter().map(|text| counted.count_tokens(text).min(counted.tokens_max())).sum();

@@ -44,6 +44,7 @@ use axum::routing::{delete, get, post, put};
 use cluster_config::error::ErrorKind;
 use cluster_config::limits;
 use futures::StreamExt;
+use prometheus::IntGauge;
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -150,10 +151,9 @@ async fn count(State(services): State<Arc<Services>>, request: Request, next: Ne
         known @ ("GET" | "POST" | "PUT" | "DELETE" | "HEAD") => known.to_owned(),
         _ => "OTHER".to_owned(),
     };
-    let in_flight = services.metrics.requests_in_flight.clone();
-    in_flight.inc();
+    let in_flight = InFlight::begin(services.metrics.requests_in_flight.clone());
     let response = next.run(request).await;
-    in_flight.dec();
+    drop(in_flight);
     let status = response.status();
     services.metrics.requests.with_label_values(&[&route, &method, &status.as_u16().to_string()]).inc();
     if matches!(route.as_str(), "/api/v1/search" | "/api/v1/search:batch" | "/api/v1/query") {
@@ -167,6 +167,22 @@ async fn count(State(services): State<Arc<Services>>, request: Request, next: Ne
         services.metrics.query_duration.with_label_values(&[&route, outcome]).observe(began.elapsed().as_secs_f64());
     }
     response
+}
+
+/// A request that is counted until this is dropped, also because its client has gone.
+struct InFlight(IntGauge);
+
+impl InFlight {
+    fn begin(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 async fn unknown_path(request: Request) -> Response {

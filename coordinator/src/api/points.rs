@@ -17,7 +17,6 @@ use cluster_config::search::{Consistency, SearchKnobs, ShardQuery};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody};
@@ -48,7 +47,7 @@ pub struct PointsBody {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PointBody {
-    /// Its id; an earlier point of the same id is replaced.
+    /// Its id. An earlier point or document of the same id is replaced; an upload of it that waits to be indexed is cancelled.
     pub id: String,
     /// As many finite numbers as the collection has dimensions.
     pub vector: Vec<f32>,
@@ -91,7 +90,7 @@ pub struct WrittenReply {
     pub request_id: String,
 }
 
-/// Puts points. Safe to repeat.
+/// Puts points, each in the place of the point or document that had its id. Safe to repeat.
 #[utoipa::path(put, path = "/api/v1/collections/{collection}/points", tag = "points", request_body = PointsBody,
     params(("collection" = String, Path, description = "its name")),
     responses((status = 200, body = WrittenReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
@@ -106,8 +105,9 @@ pub async fn put_points(
     let mut session = read_session(body.session.as_deref())?;
     let spec = collection.spec.clone();
     // Normalising and halving thousands of vectors is CPU work: off the reactor.
-    let operations = crate::ingest::blocking(move || read_points(&spec, &caller, body.points)).await?;
-    let written = services.writer.write(&collection, operations, Uuid::new_v4(), deadline).await?;
+    let tenant = Arc::clone(&caller.tenant);
+    let points = crate::ingest::blocking(move || read_points(&spec, &caller, body.points)).await?;
+    let written = services.ingest.put_points(&collection, &tenant, points, deadline).await?;
     services.metrics.points_written.inc_by(written.acked);
     session.merge(&written.session);
     Ok(json(StatusCode::OK, &written_reply(&written, session, false)))
@@ -245,7 +245,7 @@ async fn delete_ids(
         Ok(key.document_id)
     });
     let ids = checked.collect::<Result<Vec<_>>>()?;
-    services.ingest.delete(collection, &caller.tenant, &ids, deadline).await
+    services.ingest.delete(collection, &caller.tenant, ids, deadline).await
 }
 
 /// Finds what passes the filter by exact strong searches, round by round, deleting what each round found: whatever was acknowledged before
@@ -289,7 +289,7 @@ async fn delete_matching(
             return Ok((total, false));
         }
         let ids: Vec<String> = ids.into_iter().collect();
-        let written = services.ingest.delete(collection, &caller.tenant, &ids, deadline).await?;
+        let written = services.ingest.delete(collection, &caller.tenant, ids, deadline).await?;
         total.session = found.session;
         total.add(written);
         if total.acked as usize >= limits::DELETES_PER_BATCH_MAX {

@@ -25,9 +25,9 @@ pub struct TenantBody {
     /// Refuses its keys; nothing of it is deleted.
     #[serde(default)]
     pub disabled: bool,
-    /// Requests of any kind, at each coordinator.
+    /// Requests of any kind: of all coordinators that share a Redis, else at each.
     pub requests_per_second: Option<u32>,
-    /// Tokens read and written by language models, at each coordinator.
+    /// Tokens read and written by language models: of all coordinators that share a Redis, else at each.
     pub tokens_per_minute: Option<u32>,
     /// Streams open at one time, at each coordinator.
     pub streams_max: Option<u32>,

@@ -12,18 +12,18 @@ use serde::{Deserialize, Serialize};
 
 use super::key::CacheKey;
 use super::metrics::{CacheMetrics, Kind, Tier};
-use super::redis::{Lease, Leased, SharedCache};
-use super::single_flight::{Flight, SingleFlight, half_way};
+use super::redis::{SharedCache, Term};
+use super::single_flight::{SingleFlight, half_way};
+use super::turn::{self, Looked, Turn, Waiting};
 use crate::generate::GenerateRequest;
 use crate::generate::backend::Identity;
 
 /// Longest text that is kept; longer ones are rare and push many others out.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// Longest wait for another's text, and longest life of the lease of a coordinator that died: about what an answer takes. Who waited in
-/// vain asks a model of its own.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
-/// Pauses between looks at what another coordinator is writing: the first, doubled up to the last.
+/// A lease is renewed while its text is being written, however long that takes; so long after its owner died another one goes on.
+const LEASE: Duration = Duration::from_secs(5);
+/// Pauses between looks at what another coordinator is writing: the first, doubled up to the longest.
 const LEASE_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// A finished text. A change of any field raises the mark in `redis/frame`.
@@ -48,21 +48,6 @@ pub struct AnswerCache {
     metrics: CacheMetrics,
     /// Equal texts under way in this process.
     flights: SingleFlight,
-}
-
-/// What a lookup led to.
-pub enum Looked {
-    /// The text that was kept.
-    Found(Arc<StoredAnswer>),
-    /// To be written; equal requests wait for the caller until it drops the turn.
-    Missing(Turn),
-}
-
-/// The caller's turn to have a text written, in this process and among coordinators. Empty where it does not matter who does.
-#[derive(Default)]
-pub struct Turn {
-    _flight: Option<Flight>,
-    _lease: Option<Lease>,
 }
 
 impl AnswerCache {
@@ -101,60 +86,24 @@ impl AnswerCache {
     }
 
     /// As [`get`](Self::get), and where there is none the turn to have it written: after waiting for an equal request of this process
-    /// or of another coordinator, which may succeed, fail or leave.
+    /// or of another coordinator, which may succeed, fail or leave, for half of the remaining time.
     ///
     /// Cancel: dropping it gives every turn back.
-    pub async fn get_or_begin(&self, key: &CacheKey, deadline: Instant) -> Looked {
+    pub async fn get_or_begin(&self, key: &CacheKey, deadline: Instant) -> Looked<Arc<StoredAnswer>> {
         if let Some(found) = self.get(key).await {
             return Looked::Found(found);
         }
-        let now = Instant::now();
-        let until = half_way(now, deadline).min(now + ANSWER_WAIT_MAX);
+        let until = half_way(Instant::now(), deadline);
         let flight = self.flights.begin(key, until).await;
         // It may have been written since the first look, whoever's turn it is now.
         if let Some(found) = self.memory.get(key) {
             return Looked::Found(found);
         }
-        if flight.is_none() {
-            return Looked::Missing(Turn::default());
-        }
-        match self.lease(key, until).await {
-            Ok(lease) => Looked::Missing(Turn { _flight: flight, _lease: lease }),
-            Err(found) => Looked::Found(found),
-        }
-    }
-
-    /// The lease among coordinators (none where Redis does not say, or its owner takes too long), or what its owner wrote meanwhile.
-    async fn lease(&self, key: &CacheKey, until: Instant) -> Result<Option<Lease>, Arc<StoredAnswer>> {
-        let Some(shared) = &self.shared else { return Ok(None) };
-        let (mut pause, longest) = LEASE_PAUSES;
-        let mut has_waited = false;
-        loop {
-            let leased = shared.lease(key, ANSWER_WAIT_MAX).await;
-            // Looked at once more with the lease in hand: its last owner may have written and gone between two looks.
-            if let Some(found) = self.fetch(shared, key).await {
-                self.count(Tier::Redis, true);
-                if has_waited {
-                    self.metrics.waited(true);
-                }
-                return Err(found);
-            }
-            let lease = match leased {
-                Leased::Mine(lease) => Some(lease),
-                Leased::Unknown => None,
-                Leased::Theirs if Instant::now() + pause >= until => None,
-                Leased::Theirs => {
-                    has_waited = true;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(longest);
-                    continue;
-                }
-            };
-            if has_waited {
-                self.metrics.waited(false);
-            }
-            return Ok(lease);
-        }
+        let Some(flight) = flight else { return Looked::Missing(Turn::default()) };
+        let waiting = Waiting { term: Term::Renewed(LEASE), pauses: LEASE_PAUSES, until };
+        let shared = self.shared.as_ref();
+        let look = || async { self.fetch(shared?, key).await };
+        turn::begin(flight, shared, (Kind::Answer, key), waiting, &self.metrics, look).await
     }
 
     /// What the shared tier has; then memory has it, too.
@@ -185,7 +134,7 @@ mod tests {
     use super::*;
 
     fn cache() -> AnswerCache {
-        AnswerCache::new(1 << 20, ANSWER_WAIT_MAX, String::new(), None, CacheMetrics::new())
+        AnswerCache::new(1 << 20, Duration::from_secs(60), String::new(), None, CacheMetrics::new())
     }
 
     async fn turn(cache: &AnswerCache, key: &CacheKey) -> Option<Turn> {

@@ -11,8 +11,9 @@ use futures::stream::FuturesUnordered;
 use super::key::CacheKey;
 use super::metrics::Kind;
 use super::positions::{Since, Verdict, Word};
-use super::redis::{Lease, Leased};
-use super::single_flight::{Flight, half_way};
+use super::redis::Term;
+use super::single_flight::half_way;
+use super::turn::{self, Looked, Turn, Waiting};
 use super::{CachedResult, RetrievalCache};
 use crate::cluster::client::{CopyTarget, NodeClient};
 use crate::cluster::view::ClusterView;
@@ -24,9 +25,11 @@ const POSITIONS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long a lease holds if its owner dies: about what a search takes on a busy cluster.
 const LEASE: Duration = Duration::from_millis(250);
-/// How long another coordinator's search is waited for: a lookup after each of these pauses. Together they bound what a dead owner of
-/// a lease costs; a search that takes longer is better asked twice than waited for.
-const LEASE_PAUSES_MS: [u64; 5] = [4, 6, 10, 15, 25];
+/// How long another coordinator's search is waited for: what a dead owner of a lease costs. A search that takes longer is better asked
+/// twice than waited for.
+const LEASE_WAIT_MAX: Duration = Duration::from_millis(60);
+/// Pauses between looks at it: the first, doubled up to the longest.
+const LEASE_PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(25));
 
 /// What is looked up, and what a lookup may need to confirm it.
 #[derive(Clone, Copy)]
@@ -41,21 +44,6 @@ pub struct Asked<'a> {
     pub key: &'a CacheKey,
     /// How old a result may be, and what the session has seen.
     pub options: &'a RetrievalOptions,
-}
-
-/// What a lookup led to.
-pub enum Looked {
-    /// The stored result.
-    Found(Retrieved),
-    /// To be computed; equal searches wait for the caller until it drops the turn.
-    Missing(Turn),
-}
-
-/// The caller's turn to compute, in this process and among coordinators. Empty where it does not matter who computes.
-#[derive(Default)]
-pub struct Turn {
-    _flight: Option<Flight>,
-    _lease: Option<Lease>,
 }
 
 /// What one tier had.
@@ -92,7 +80,7 @@ impl RetrievalCache {
     ///
     /// Waiting never hands over a result: only a lookup, which checks positions, does.
     /// Cancel: dropping it gives every turn back.
-    pub async fn look_up_or_begin(&self, asked: &Asked<'_>) -> Looked {
+    pub async fn look_up_or_begin(&self, asked: &Asked<'_>) -> Looked<Retrieved> {
         if let Some(found) = self.look_up(asked).await {
             return Looked::Found(found);
         }
@@ -101,31 +89,16 @@ impl RetrievalCache {
             let found = self.look_up(asked).await;
             return found.map_or_else(|| Looked::Missing(Turn::default()), Looked::Found);
         };
-        match self.lease(asked).await {
-            Ok(lease) => Looked::Missing(Turn { _flight: Some(flight), _lease: lease }),
-            Err(found) => Looked::Found(found),
-        }
-    }
-
-    /// The lease among coordinators (none where Redis does not say, or its owner is slow or dead), or what its owner computed meanwhile.
-    async fn lease(&self, asked: &Asked<'_>) -> Result<Option<Lease>, Retrieved> {
-        let Some(shared) = &self.shared else { return Ok(None) };
-        match shared.lease(asked.key, LEASE).await {
-            Leased::Mine(lease) => return Ok(Some(lease)),
-            Leased::Unknown => return Ok(None),
-            Leased::Theirs => {}
-        }
+        let until = Instant::now() + LEASE_WAIT_MAX;
+        let waiting = Waiting { term: Term::Fixed(LEASE), pauses: LEASE_PAUSES, until };
         let last = self.tiers.len() - 1;
-        for pause_ms in LEASE_PAUSES_MS {
-            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
-            if let FromTier::Fresh(found) = self.ask_tier(last, asked).await {
-                self.metrics.looked_up(self.tiers[last].tier(), Kind::Retrieval, 1, 0);
-                self.metrics.waited(true);
-                return Err(found);
+        let look = || async {
+            match self.ask_tier(last, asked).await {
+                FromTier::Fresh(found) => Some(found),
+                FromTier::Nothing | FromTier::Unconfirmed => None,
             }
-        }
-        self.metrics.waited(false);
-        Ok(None)
+        };
+        turn::begin(flight, self.shared.as_ref(), (Kind::Retrieval, asked.key), waiting, &self.metrics, look).await
     }
 
     /// What the tier has, if it may be served; then the nearer tiers have it, too. What is outdated is dropped.

@@ -16,6 +16,7 @@ pub mod positions;
 pub mod redis;
 pub mod shared_results;
 pub mod single_flight;
+pub mod turn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

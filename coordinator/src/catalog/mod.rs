@@ -11,7 +11,7 @@
 //! Times that are stored or compared are the database's ([`WriteTransaction::now_ms`]), which is one clock for all coordinators: theirs
 //! may be wrong by any amount. Only what a row says of a call (usage, audit) has the time of the coordinator that was called.
 
-mod deletion;
+pub mod deletion;
 pub mod document_lock;
 pub mod documents;
 pub mod engine;

@@ -1,9 +1,11 @@
 //! Documents on their way in. `Ingest::work` is the straight line of one document: parse > chunk > embed > write; `worker` drives
-//! it from the durable queue, `steps` are its stages, `sandbox` parses, `write` brings operations to the shards.
+//! it from the durable queue, `steps` are its stages, `sandbox` parses, `write` brings operations to the shards. `edits` are
+//! deletions, and points that take a document's place.
 //!
 //! A document becomes visible at once and whole, because all its chunks are one operation of one shard.
 
 pub mod chunk;
+mod edits;
 pub mod encode;
 pub mod failpoint;
 pub mod parse;
@@ -22,17 +24,17 @@ use std::time::{Duration, Instant};
 use cluster_config::collection::Collection;
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, DocumentKey};
-use cluster_config::limits;
 use cluster_config::operation::Operation;
 use tokio::sync::{Notify, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::edits::Edits;
 use self::sandbox::Sandbox;
-use self::write::{WriteFailure, Writer, Written};
+use self::write::Writer;
 use crate::catalog::Catalog;
-use crate::catalog::documents::{DocumentRef, Enqueued, Indexed, Upload};
+use crate::catalog::documents::{Enqueued, Indexed, Upload};
 use crate::catalog::job_view::JobRow;
 use crate::catalog::jobs::{Claim, Finish, JobState};
 use crate::cluster::view::ClusterView;
@@ -76,6 +78,7 @@ pub struct Ingest {
     queued: Notify,
     /// Moves at every change of a job.
     changed: watch::Sender<u64>,
+    edits: Edits,
 }
 
 /// Why a job's run stopped.
@@ -107,7 +110,8 @@ impl Ingest {
     ) -> Self {
         let IngestOptions { sandbox, priorities, .. } = options;
         let (queued, changed) = (Notify::new(), watch::Sender::new(0));
-        Self { catalog, view, embedder, writer, retriever, sandbox, priorities, queued, changed }
+        let edits = Edits::default();
+        Self { catalog, view, embedder, writer, retriever, sandbox, priorities, queued, changed, edits }
     }
 
     /// Stores an upload durably and wakes a worker.
@@ -127,49 +131,12 @@ impl Ingest {
         Ok(row)
     }
 
-    /// Removes documents of a tenant: no job of theirs writes after this, the catalog has nothing of them any more, and every copy of
-    /// their shards has forgotten them.
-    ///
-    /// The catalog goes first: jobs that it has ended write nothing more, and where the process dies between the two, the documents are
-    /// still found by whoever deletes by filter again.
-    pub async fn delete(
-        &self,
-        collection: &Collection,
-        tenant: &str,
-        ids: &[String],
-        deadline: Instant,
-    ) -> Result<Written> {
-        // Where nothing can be uploaded there are points only, which the catalog does not know.
-        if collection.spec.embedder.is_none() {
-            return Ok(self.delete_from_shards(collection, tenant, ids, deadline).await?);
+    /// Waits for edits whose callers have gone, within a bound. To be called once nobody begins any more.
+    pub async fn close(&self) {
+        let left = self.edits.finish(STOPPING_WRITE_TIMEOUT).await;
+        if left > 0 {
+            tracing::warn!(left, "edits of documents did not end in time and are left; none of them was acknowledged");
         }
-        let mut total = Written::default();
-        for some in ids.chunks(limits::DOCUMENTS_LOCKED_MAX) {
-            let document = |id: &String| DocumentRef {
-                collection_id: collection.id.0,
-                tenant: tenant.to_owned(),
-                document_id: id.clone(),
-            };
-            let documents: Vec<DocumentRef> = some.iter().map(document).collect();
-            let _locks = self.catalog.lock_documents(&documents).await?;
-            self.catalog.delete_documents(collection.id.0, tenant, some).await?;
-            self.announce();
-            let written = self.delete_from_shards(collection, tenant, some, deadline).await;
-            total.add(written.map_err(|failure| failure.after(total.acked, ids.len()))?);
-        }
-        Ok(total)
-    }
-
-    async fn delete_from_shards(
-        &self,
-        collection: &Collection,
-        tenant: &str,
-        ids: &[String],
-        deadline: Instant,
-    ) -> Result<Written, WriteFailure> {
-        let key = |id: &String| DocumentKey { tenant: tenant.to_owned(), document_id: id.clone() };
-        let operations = ids.iter().map(|id| Operation::DeleteDocument { key: key(id) }).collect();
-        self.writer.write(collection, operations, Uuid::new_v4(), deadline).await
     }
 
     /// A receiver that moves whenever any job has changed.

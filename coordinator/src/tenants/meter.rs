@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
-use super::allowance::Allowance;
+use super::allowance::{Allowance, Rate};
 use crate::catalog::tenants::TenantLimits;
 
 /// A stream that could not be opened may be tried again after this: streams end at any time.
@@ -57,24 +57,19 @@ impl Drop for StreamPlace {
 }
 
 impl Meter {
-    pub(super) fn take_request(&self, limits: &TenantLimits) -> Result<(), LimitMet> {
-        let Some(bound) = limits.requests_per_second else { return Ok(()) };
+    pub(super) fn take_request(&self, rate: Rate) -> Result<(), Duration> {
         let now = Instant::now();
-        let taken = with_rate(&mut self.requests.lock(), f64::from(bound), bound, now).take_one(now);
-        taken.map_err(|retry_after| LimitMet { what: "requests per second", bound, retry_after })
+        with_rate(&mut self.requests.lock(), rate, now).take_one(now)
     }
 
-    pub(super) fn check_tokens(&self, limits: &TenantLimits) -> Result<(), LimitMet> {
-        let Some(bound) = limits.tokens_per_minute else { return Ok(()) };
+    pub(super) fn check_tokens(&self, rate: Rate) -> Result<(), Duration> {
         let now = Instant::now();
-        let checked = with_rate(&mut self.tokens.lock(), f64::from(bound) / 60.0, bound, now).check_one(now);
-        checked.map_err(|retry_after| LimitMet { what: "tokens per minute", bound, retry_after })
+        with_rate(&mut self.tokens.lock(), rate, now).check_one(now)
     }
 
-    pub(super) fn charge_tokens(&self, limits: &TenantLimits, tokens: u64) {
-        let Some(bound) = limits.tokens_per_minute else { return };
+    pub(super) fn charge_tokens(&self, rate: Rate, tokens: u64) {
         let now = Instant::now();
-        with_rate(&mut self.tokens.lock(), f64::from(bound) / 60.0, bound, now).charge(tokens as f64, now);
+        with_rate(&mut self.tokens.lock(), rate, now).charge(tokens as f64, now);
     }
 
     pub(super) fn open_stream(&self, limits: &TenantLimits) -> Result<StreamPlace, LimitMet> {
@@ -89,9 +84,9 @@ impl Meter {
 }
 
 /// The allowance with the rate as configured now; the first call makes a full one.
-fn with_rate(slot: &mut Option<Allowance>, per_second: f64, level_max: u32, now: Instant) -> &mut Allowance {
-    let allowance = slot.get_or_insert_with(|| Allowance::new(per_second, f64::from(level_max), now));
-    allowance.set(per_second, f64::from(level_max), now);
+fn with_rate(slot: &mut Option<Allowance>, rate: Rate, now: Instant) -> &mut Allowance {
+    let allowance = slot.get_or_insert_with(|| Allowance::new(rate, now));
+    allowance.set(rate, now);
     allowance
 }
 
@@ -100,29 +95,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_limit_is_met_and_named() {
+    fn each_limit_is_met() {
         let meter = Meter::default();
-        let limits = TenantLimits {
-            requests_per_second: Some(1),
-            tokens_per_minute: Some(60),
-            streams_max: Some(1),
-            stored_bytes_max: None,
-        };
-        assert!(meter.take_request(&limits).is_ok());
-        let refused = meter.take_request(&limits).expect_err("one a second");
-        assert!(refused.retry_after <= Duration::from_secs(1), "{refused:?}");
-        assert!(meter.check_tokens(&limits).is_ok());
-        meter.charge_tokens(&limits, 180);
-        let refused = meter.check_tokens(&limits).expect_err("is in debt");
-        assert!((Duration::from_secs(110)..=Duration::from_secs(121)).contains(&refused.retry_after), "{refused:?}");
+        let per = |bound, seconds| Rate { bound, period: Duration::from_secs(seconds) };
+        assert!(meter.take_request(per(1, 1)).is_ok());
+        let wait = meter.take_request(per(1, 1)).expect_err("one a second");
+        assert!(wait <= Duration::from_secs(1), "{wait:?}");
+        assert!(meter.check_tokens(per(60, 60)).is_ok());
+        meter.charge_tokens(per(60, 60), 180);
+        let wait = meter.check_tokens(per(60, 60)).expect_err("is in debt");
+        assert!((Duration::from_secs(110)..=Duration::from_secs(121)).contains(&wait), "{wait:?}");
+        let limits = TenantLimits { streams_max: Some(1), ..TenantLimits::default() };
         let place = meter.open_stream(&limits).expect("one stream");
         assert!(meter.open_stream(&limits).is_err());
         drop(place);
         assert!(meter.open_stream(&limits).is_ok());
         // A tenant without limits is only counted.
         let unlimited = TenantLimits::default();
-        for _ in 0..1000 {
-            assert!(meter.take_request(&unlimited).is_ok() && meter.open_stream(&unlimited).is_ok());
-        }
+        assert!((0..1000).all(|_| meter.open_stream(&unlimited).is_ok()));
     }
 }

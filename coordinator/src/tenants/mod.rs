@@ -1,13 +1,14 @@
 //! Who calls, what they may do, and how much of it.
 //!
 //! Promises: every request that reaches a handler has one [`Caller`]; whatever is read or written for it carries the caller's tenant.
-//! Where keys are not required, everybody is the tenant `default` with every right. Limits are each coordinator's own count, except
-//! for stored bytes, which the catalog counts.
+//! Where keys are not required, everybody is the tenant `default` with every right. Requests and tokens are counted by each coordinator
+//! and, where there is a Redis, over all of them together; streams by each alone; stored bytes by the catalog.
 
 mod allowance;
 mod caller;
 mod meter;
 mod remembered;
+mod shared;
 mod usage;
 
 use std::sync::Arc;
@@ -21,13 +22,16 @@ use moka::sync::Cache;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use self::allowance::Rate;
 pub use self::caller::{Caller, Scope};
 use self::meter::Meter;
 pub use self::meter::{LimitMet, StreamPlace};
 use self::remembered::Remembered;
+use self::shared::SharedAllowances;
 use self::usage::UsageBuffer;
+use crate::cache::redis::SharedCache;
 use crate::catalog::keys::KeyRow;
-use crate::catalog::tenants::TenantRow;
+use crate::catalog::tenants::{TenantLimits, TenantRow};
 use crate::catalog::{Catalog, CatalogError};
 use crate::error::{Error, Result};
 
@@ -37,6 +41,10 @@ const KEY_PREFIX: &str = "susui_";
 const KEY_HEADER: &str = "x-api-key";
 /// A tenant that sent nothing for this long starts with full allowances again.
 const METER_IDLE: Duration = Duration::from_secs(3600);
+
+/// Names of allowances that coordinators share.
+const REQUESTS: &str = "requests";
+const TOKENS: &str = "tokens";
 
 /// How callers are told apart.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +62,7 @@ pub struct Tenants {
     keys: Remembered<[u8; 32], KnownKey>,
     rows: Remembered<Arc<str>, TenantRow>,
     meters: Cache<Arc<str>, Arc<Meter>>,
+    shared: SharedAllowances,
     usage: UsageBuffer,
 }
 
@@ -83,8 +92,8 @@ pub fn new_key() -> String {
 }
 
 impl Tenants {
-    /// Usage is written by [`Tenants::run`].
-    pub fn new(catalog: Catalog, options: TenantOptions) -> Self {
+    /// Usage is written by [`Tenants::run`]; `redis` is where coordinators count together.
+    pub fn new(catalog: Catalog, options: TenantOptions, redis: Option<SharedCache>) -> Self {
         let meters = Cache::builder().max_capacity(limits::TENANTS_METERED_MAX).time_to_idle(METER_IDLE).build();
         Self {
             catalog,
@@ -92,6 +101,7 @@ impl Tenants {
             keys: Remembered::new(limits::KEYS_REMEMBERED_MAX),
             rows: Remembered::new(limits::TENANTS_METERED_MAX),
             meters,
+            shared: SharedAllowances(redis),
             usage: UsageBuffer::default(),
         }
     }
@@ -125,8 +135,11 @@ impl Tenants {
     }
 
     /// Counts a request. Errors: `RateLimited`.
-    pub fn admit(&self, caller: &Caller) -> Result<()> {
-        Ok(self.meter(caller).take_request(&caller.limits)?)
+    pub async fn admit(&self, caller: &Caller) -> Result<()> {
+        let Some(rate) = requests_rate(&caller.limits) else { return Ok(()) };
+        let met = |retry_after| LimitMet { what: "requests per second", bound: rate.bound, retry_after };
+        self.meter(caller).take_request(rate).map_err(met)?;
+        Ok(self.shared.take_one(&caller.tenant, REQUESTS, rate).await.map_err(met)?)
     }
 
     /// A place for a stream, given back when dropped. To be asked for before anything is begun. Errors: `RateLimited`.
@@ -135,13 +148,21 @@ impl Tenants {
     }
 
     /// Whether a model may be asked: the tokens of the last minute are below the bound. Errors: `RateLimited`.
-    pub fn check_tokens(&self, caller: &Caller) -> Result<()> {
-        Ok(self.meter(caller).check_tokens(&caller.limits)?)
+    pub async fn check_tokens(&self, caller: &Caller) -> Result<()> {
+        let Some(rate) = tokens_rate(&caller.limits) else { return Ok(()) };
+        let met = |retry_after| LimitMet { what: "tokens per minute", bound: rate.bound, retry_after };
+        self.meter(caller).check_tokens(rate).map_err(met)?;
+        Ok(self.shared.check_one(&caller.tenant, TOKENS, rate).await.map_err(met)?)
     }
 
-    /// Notes what an answer or an embedding took. Never waits: it is counted at once and stored within a second.
+    /// Notes what an answer or an embedding took. Never waits: it is counted at once, for the other coordinators within moments, and
+    /// stored within a second.
     pub fn record_tokens(&self, caller: &Caller, model: &str, prompt_tokens: u64, completion_tokens: u64) {
-        self.meter(caller).charge_tokens(&caller.limits, prompt_tokens + completion_tokens);
+        if let Some(rate) = tokens_rate(&caller.limits) {
+            let tokens = prompt_tokens + completion_tokens;
+            self.meter(caller).charge_tokens(rate, tokens);
+            self.shared.charge(&caller.tenant, TOKENS, rate, tokens);
+        }
         self.usage.add(&caller.tenant, model, prompt_tokens, completion_tokens);
     }
 
@@ -168,6 +189,14 @@ impl Tenants {
     fn meter(&self, caller: &Caller) -> Arc<Meter> {
         self.meters.get_with(Arc::clone(&caller.tenant), Arc::default)
     }
+}
+
+fn requests_rate(limits: &TenantLimits) -> Option<Rate> {
+    Some(Rate { bound: limits.requests_per_second?, period: Duration::from_secs(1) })
+}
+
+fn tokens_rate(limits: &TenantLimits) -> Option<Rate> {
+    Some(Rate { bound: limits.tokens_per_minute?, period: Duration::from_secs(60) })
 }
 
 /// The key that the headers carry.

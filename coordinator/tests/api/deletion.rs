@@ -7,7 +7,8 @@ use coordinator::cluster::twin::Fault;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use super::jobs::{Behind, Gate, on};
+use super::embedders::{Behind, Gate};
+use super::jobs::on;
 use super::support::{Coordinator, DIM, Setup, ids};
 use crate::database::Database;
 

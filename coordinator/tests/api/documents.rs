@@ -1,8 +1,12 @@
 //! Uploads: JSON and forms, jobs to the end, reading, listing, deleting, idempotency.
 
+use std::io::{Cursor, Write};
+
 use reqwest::StatusCode;
 use reqwest::multipart::{Form, Part};
 use serde_json::json;
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
 
 use super::support::{Coordinator, Setup, events, ids};
 
@@ -259,6 +263,25 @@ async fn hits_and_citations_of_a_pdf_name_the_page() {
     c.stop().await;
 }
 
+/// A DOCX of paragraphs in those styles.
+fn word_document(paragraphs: &[(&str, &str)]) -> Vec<u8> {
+    let styles = ["1", "2"]
+        .map(|level| format!("<w:style w:styleId=\"Heading{level}\"><w:name w:val=\"heading {level}\"/></w:style>"));
+    let paragraph = |(style, text): &(&str, &str)| {
+        format!("<w:p><w:pPr><w:pStyle w:val=\"{style}\"/></w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>")
+    };
+    let body: String = paragraphs.iter().map(paragraph).collect();
+    let mut package = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, text) in [
+        ("word/styles.xml", format!("<w:styles>{}</w:styles>", styles.concat())),
+        ("word/document.xml", format!("<w:document><w:body>{body}</w:body></w:document>")),
+    ] {
+        package.start_file(name, SimpleFileOptions::default()).expect("starts");
+        package.write_all(text.as_bytes()).expect("writes");
+    }
+    package.finish().expect("finishes").into_inner()
+}
+
 #[tokio::test]
 async fn hits_and_citations_name_the_headings_and_a_filter_finds_them() {
     let c = Coordinator::start(Setup::default()).await;
@@ -272,10 +295,27 @@ async fn hits_and_citations_name_the_headings_and_a_filter_finds_them() {
     for (id, name, text) in [("m", "harbour.md", markdown), ("h", "pilots.html", html)] {
         assert_eq!(c.upload_file("t", id, name, text.as_bytes()).await["status"], "done", "{name}");
     }
-    let cases = [("m", "Fees", json!(["Harbour", "Fees", "Yachts"])), ("h", "Duties", json!(["Pilots", "Duties"]))];
+    let letter = word_document(&[
+        ("Heading1", "Cranes"),
+        ("Normal", &filler),
+        ("Heading2", "Wind"),
+        ("Normal", &format!("Stop at the outer buoy above fifteen metres per second. {filler}")),
+    ]);
+    assert_eq!(c.upload_file("t", "w", "cranes.docx", &letter).await["status"], "done");
+    for (id, name) in [("p", "pilots.pptx"), ("e", "sea.epub")] {
+        let file = std::fs::read(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).expect("fixture");
+        assert_eq!(c.upload_file("t", id, name, &file).await["status"], "done", "{name}");
+    }
+    let cases = [
+        ("m", "Fees", json!(["Harbour", "Fees", "Yachts"])),
+        ("h", "Duties", json!(["Pilots", "Duties"])),
+        ("w", "Wind", json!(["Cranes", "Wind"])),
+        ("p", "Arrival", json!(["Arrival"])),
+        ("e", "The Calm", json!(["The Calm"])),
+    ];
     for (id, heading, path) in cases {
         let filters = json!({"must": [{"field": "headings", "eq": heading}, {"field": "document_id", "eq": id}]});
-        let search = json!({"collection": "t", "query": "a night at the outer buoy in the wind", "filters": filters});
+        let search = json!({"collection": "t", "query": "a night at the outer buoy in the wind of the morning", "filters": filters});
         let answer = c.post("/api/v1/query", search).await.ok();
         let hits = answer["hits"].as_array().expect("hits");
         assert!(!hits.is_empty(), "{id}");

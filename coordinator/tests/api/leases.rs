@@ -8,7 +8,8 @@ use reqwest::Method;
 use serde_json::json;
 use sqlx::{AnyConnection, Connection};
 
-use super::jobs::{Behind, Gate, on};
+use super::embedders::{Behind, Gate};
+use super::jobs::on;
 use super::support::{Coordinator, Setup};
 use super::tenants::{OPERATOR, make_key, with_keys};
 use crate::database::Database;

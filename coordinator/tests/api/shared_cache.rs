@@ -7,7 +7,7 @@ use std::time::Duration;
 use cluster_config::cache_config::RedisConfig;
 use coordinator::cache::key::CacheKey;
 use coordinator::cache::metrics::{CacheMetrics, Kind};
-use coordinator::cache::redis::{Leased, SharedCache};
+use coordinator::cache::redis::{Leased, SharedCache, Term};
 use prometheus::{Registry, TextEncoder};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,7 +21,7 @@ use super::support::{Coordinator, Setup};
 const FAILED_READS_MAX: u64 = 5;
 
 /// Life of a lease whose owner dies.
-const LEASE: Duration = Duration::from_millis(250);
+const LEASE: Term = Term::Fixed(Duration::from_millis(250));
 
 /// One coordinator's end of the tier.
 struct End {
@@ -115,6 +115,26 @@ async fn one_end_has_the_lease_until_it_gives_it_back_or_dies() {
     until(async || matches!(b.cache.lease(&key("q"), LEASE).await, Leased::Mine(_))).await;
     std::mem::forget(a.cache.lease(&key("dead"), LEASE).await);
     until(async || matches!(b.cache.lease(&key("dead"), LEASE).await, Leased::Mine(_))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_lease_holds_for_as_long_as_its_owner() {
+    let server = RedisServer::start();
+    let (a, b) = (End::connected(&server).await, End::connected(&server).await);
+    let lease = a.cache.lease(&key("q"), Term::Renewed(Duration::from_secs(6))).await;
+    assert!(matches!(lease, Leased::Mine(_)));
+    // Its life only ever grows shorter, but for a renewal.
+    let life =
+        || server.command(&["PTTL", &format!("susui:test:lease:{}", key("q"))]).parse::<i64>().expect("a number");
+    let shortest = std::cell::Cell::new(life());
+    until(async || {
+        let before = shortest.replace(life());
+        shortest.get() > before
+    })
+    .await;
+    assert!(matches!(b.cache.lease(&key("q"), LEASE).await, Leased::Theirs));
+    drop(lease);
+    until(async || matches!(b.cache.lease(&key("q"), LEASE).await, Leased::Mine(_))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,65 +2,28 @@
 //! leaves, and no stream waits for another.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use chaos_tests::llm::{End, Ending, Script, ScriptedLlm, Steps};
 use cluster_config::llm_config::LlmKind;
 use coordinator::cache::metrics::CacheMetrics;
+use coordinator::embed::Embedder;
 use coordinator::embed::cache::{Bounds, CachedEmbedder};
-use coordinator::embed::fake::FakeEmbedder;
-use coordinator::embed::{EmbedError, Embedder, Embedding, Purpose};
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use super::embedders::{Behind, Questions};
 use super::llm::{TEXT, pool_of};
 use super::redis_server::RedisServer;
-use super::support::{Answer, Coordinator, DIM, Setup};
+use super::support::{Answer, Coordinator, Setup};
 
-/// The fake embedder, which counts the questions that reach it.
-struct Counting {
-    inner: FakeEmbedder,
-    queries: Arc<AtomicUsize>,
-}
-
-impl Embedder for Counting {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn dim(&self) -> usize {
-        self.inner.dim()
-    }
-
-    fn tokens_max(&self) -> usize {
-        self.inner.tokens_max()
-    }
-
-    fn count_tokens(&self, text: &str) -> usize {
-        self.inner.count_tokens(text)
-    }
-
-    fn embed(
-        &self,
-        texts: Vec<String>,
-        purpose: Purpose,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<Vec<Embedding>, EmbedError>> {
-        if purpose == Purpose::Query {
-            self.queries.fetch_add(texts.len(), Ordering::SeqCst);
-        }
-        self.inner.embed(texts, purpose, deadline)
-    }
-}
-
-/// The counting embedder behind its cache, and its count.
-fn counting() -> (Arc<dyn Embedder>, Arc<AtomicUsize>) {
-    let queries = Arc::<AtomicUsize>::default();
-    let inner = Counting { inner: FakeEmbedder::new(DIM), queries: Arc::clone(&queries) };
+/// An embedder behind its cache, and what counts the questions that reach it.
+fn counting() -> (Arc<dyn Embedder>, Arc<Behind<Questions>>) {
+    let inner = Behind::new(Questions::default());
     let bounds = Bounds { entries: 100, bytes: 1 << 20, ttl: Duration::from_secs(3600) };
-    (Arc::new(CachedEmbedder::new(Arc::new(inner), bounds, None, CacheMetrics::new())), queries)
+    (Arc::new(CachedEmbedder::new(Arc::clone(&inner) as _, bounds, None, CacheMetrics::new())), inner)
 }
 
 fn question(is_stream: bool) -> Value {
@@ -88,10 +51,11 @@ async fn stepped(steps: &Steps) -> ScriptedLlm {
 async fn of_twenty_equal_questions_one_is_embedded_and_one_is_written() {
     let steps = Steps::default();
     let server = stepped(&steps).await;
-    let (embedder, queries) = counting();
+    let (embedder, counted) = counting();
+    let questions = || counted.before.0.load(Ordering::SeqCst);
     let llm = Some(pool_of(&[(&server, LlmKind::Ollama)]));
     let c = with_text(Setup { llm, embedder, ..Setup::default() }).await;
-    assert_eq!(queries.load(Ordering::SeqCst), 0, "a document of one chunk is no question");
+    assert_eq!(questions(), 0, "a document of one chunk is no question");
 
     let asked: Vec<_> = (0..20).map(|_| ask(&c)).collect();
     server.until(|exchanges| exchanges.len() == 1).await.expect("is asked");
@@ -105,7 +69,7 @@ async fn of_twenty_equal_questions_one_is_embedded_and_one_is_written() {
         );
         assert_eq!(answer["citations"][0]["document_id"], "aero");
     }
-    assert_eq!((server.exchanges().len(), queries.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((server.exchanges().len(), questions()), (1, 1));
     c.stop().await;
 }
 

@@ -123,6 +123,7 @@ pub(crate) fn parts(setup: &Setup, catalog_url: &str) -> Parts {
             },
             priorities: [("urgent".to_owned(), 1)].into(),
         },
+        drain_timeout: Duration::from_secs(20),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use cluster_config::error::ErrorKind;
 use coordinator::catalog::CatalogError;
+use coordinator::catalog::deletion::DELETED;
 use coordinator::catalog::documents::DocumentRef;
 use coordinator::catalog::jobs::{ClaimLost, JobState};
 use coordinator::catalog::stages::Part;
@@ -28,7 +29,7 @@ pub(crate) async fn a_deletion_takes_rows_texts_jobs_stages_and_bytes(database: 
     assert_eq!(stored_bytes(&catalog, "default").await, 25);
 
     let ids = ["done", "failed", "claimed", "queued", "never there"].map(str::to_owned);
-    assert_eq!(catalog.delete_documents(1, "default", &ids).await.expect("writes"), 4);
+    assert_eq!(catalog.delete_documents(1, "default", &ids, DELETED).await.expect("writes"), 4);
     for id in &ids {
         assert_eq!(catalog.document(&document("default", id)).await.expect("reads"), None);
         assert_eq!(catalog.extracted_text(&document("default", id)).await.expect("reads"), None);
@@ -58,8 +59,8 @@ pub(crate) async fn a_deletion_takes_rows_texts_jobs_stages_and_bytes(database: 
     left.sort_by(|a, b| a.tenant.cmp(&b.tenant));
     assert_eq!(left, [document("default", "kept"), document("other", "queued")]);
     assert!(catalog.claim_job().await.expect("reads").is_none());
-    assert_eq!(catalog.delete_documents(2, "default", &["kept".to_owned()]).await.expect("writes"), 0);
-    assert_eq!(catalog.delete_documents(1, "default", &[]).await.expect("writes"), 0);
+    assert_eq!(catalog.delete_documents(2, "default", &["kept".to_owned()], DELETED).await.expect("writes"), 0);
+    assert_eq!(catalog.delete_documents(1, "default", &[], DELETED).await.expect("writes"), 0);
     assert!(catalog.document(&document("default", "kept")).await.expect("reads").is_some());
 }
 
@@ -90,7 +91,7 @@ pub(crate) async fn deletions_uploads_and_ends_never_deadlock(database: &Databas
         let documents: Vec<DocumentRef> = ids.iter().map(|id| document("default", id)).collect();
         for _ in 0..10 {
             let _locks = catalog.lock_documents(&documents).await.expect("its turn comes");
-            catalog.delete_documents(1, "default", &ids).await.expect("writes");
+            catalog.delete_documents(1, "default", &ids, DELETED).await.expect("writes");
         }
     };
     let upload_all = async {
@@ -112,7 +113,7 @@ pub(crate) async fn deletions_uploads_and_ends_never_deadlock(database: &Databas
     let backwards = ids[10..].iter().rev().cloned().collect();
     tokio::join!(upload_all, work, delete(&first, ids[..30].to_vec()), delete(&second, backwards));
     // Whatever the order was, the last word leaves nothing.
-    first.delete_documents(1, "default", &ids).await.expect("writes");
+    first.delete_documents(1, "default", &ids, DELETED).await.expect("writes");
     assert_eq!(stored_bytes(&first, "default").await, 0, "every byte was given back once");
     assert!(second.claim_job().await.expect("reads").is_none());
     assert!(first.documents(1, "default", "", 10).await.expect("reads").is_empty());

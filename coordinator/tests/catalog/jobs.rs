@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use cluster_config::error::ErrorKind;
+use coordinator::catalog::deletion::DELETED;
 use coordinator::catalog::documents::{DocumentState, OPEN_JOBS_MAX, Upload};
 use coordinator::catalog::job_view::JobsQuery;
 use coordinator::catalog::jobs::{ClaimLost, JobState};
@@ -53,8 +54,8 @@ pub(crate) async fn a_document_goes_through_its_job(database: &Database) {
     assert_eq!(catalog.cancel_job("other", claim.job_id).await.expect("reads"), None);
     assert_eq!(catalog.document(&document("other", "d")).await.expect("reads"), None);
     let id = ["d".to_owned()];
-    assert_eq!(catalog.delete_documents(1, "default", &id).await.expect("writes"), 1);
-    assert_eq!(catalog.delete_documents(1, "default", &id).await.expect("writes"), 0);
+    assert_eq!(catalog.delete_documents(1, "default", &id, DELETED).await.expect("writes"), 1);
+    assert_eq!(catalog.delete_documents(1, "default", &id, DELETED).await.expect("writes"), 0);
 }
 
 pub(crate) async fn a_superseded_claim_changes_nothing(database: &Database) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coordinator::catalog::CatalogError;
+use coordinator::catalog::deletion::DELETED;
 use coordinator::catalog::job_view::JobsQuery;
 use coordinator::catalog::jobs::JobState;
 use coordinator::catalog::keys::{KeyRow, NewKey, Scope};
@@ -83,7 +84,7 @@ pub(crate) async fn a_tenants_bytes_are_bounded_and_counted(database: &Database)
     // A new version of what is there counts by the difference.
     catalog.enqueue(upload("acme", "a", "1234567890")).await.expect("fits exactly");
     assert_eq!(stored_bytes(&catalog, "acme").await, 10);
-    catalog.delete_documents(1, "acme", &["a".to_owned()]).await.expect("writes");
+    catalog.delete_documents(1, "acme", &["a".to_owned()], DELETED).await.expect("writes");
     assert!(!catalog.enqueue(too_much).await.expect("fits now").repeated);
     assert_eq!(stored_bytes(&catalog, "acme").await, 3);
 

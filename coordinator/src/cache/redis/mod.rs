@@ -4,12 +4,14 @@
 //! a miss; while it fails, requests do not ask at all, and it is taken back into use by itself. Writes happen behind the request's
 //! back. It only stores: whether a value may still be served is decided by whoever reads it.
 //!
-//! Names in Redis: `susui:CLUSTER:KIND:KEY` and, for single flight, `susui:CLUSTER:lease:KEY`.
+//! Names in Redis: `susui:CLUSTER:KIND:KEY`, for single flight `susui:CLUSTER:lease:KEY`, and what tenants may still use
+//! (`tenants/shared`) `susui:CLUSTER:allowance:...`.
 
 mod breaker;
 mod connection;
 mod frame;
 mod keeper;
+mod leases;
 mod writer;
 
 use std::sync::Arc;
@@ -22,10 +24,10 @@ use parking_lot::Mutex;
 use redis::Cmd;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use self::breaker::Breaker;
 use self::connection::Connection;
+pub use self::leases::{Lease, Leased, Term};
 use self::writer::{Job, Queue, Writes};
 use super::key::CacheKey;
 use super::metrics::{CacheMetrics, Kind};
@@ -111,16 +113,16 @@ impl SharedCache {
         }
     }
 
-    /// The right to compute what belongs under the key, among all coordinators; for at most `life` if its owner dies.
-    pub async fn lease(&self, key: &CacheKey, life: Duration) -> Leased {
-        let name = format!("{}:lease:{key}", self.link.prefix);
-        let token = Uuid::new_v4().simple().to_string();
-        let millis = life.as_millis() as u64;
-        let command = redis::cmd("SET").arg(&name).arg(&token).arg("NX").arg("PX").arg(millis).to_owned();
-        match self.ask::<Option<String>>(&name, &command).await {
-            Some(Ok(Some(_))) => Leased::Mine(Lease { name, token, queue: self.queue.clone() }),
-            Some(Ok(None)) => Leased::Theirs,
-            Some(Err(NotOurs)) | None => Leased::Unknown,
+    /// The number that a script of ours makes of `susui:CLUSTER:NAME`, if Redis says so in time.
+    pub async fn eval(&self, name: &str, script: &'static str, arguments: &[String]) -> Option<i64> {
+        let name = format!("{}:{name}", self.link.prefix);
+        self.ask(&name, &writer::eval(script, &name, arguments)).await?.ok()
+    }
+
+    /// Runs the script, soon; not at all where too much waits or Redis is down.
+    pub fn eval_later(&self, name: &str, script: &'static str, arguments: Vec<String>) {
+        if !self.link.is_open() {
+            self.queue.push(Job::Eval { script, name: format!("{}:{name}", self.link.prefix), arguments });
         }
     }
 
@@ -166,30 +168,6 @@ impl SharedWorker {
 
 /// Something lies under the name that we would not have put there.
 struct NotOurs;
-
-/// Who may compute.
-pub enum Leased {
-    /// The caller; for as long as it holds the lease, others wait a little for its result.
-    Mine(Lease),
-    /// Another coordinator is at it.
-    Theirs,
-    /// Redis does not say.
-    Unknown,
-}
-
-/// The right to compute, given back when dropped; a dead owner's ends by itself.
-pub struct Lease {
-    name: String,
-    token: String,
-    queue: Queue,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let (name, token) = (std::mem::take(&mut self.name), std::mem::take(&mut self.token));
-        self.queue.push(Job::Release { name, token });
-    }
-}
 
 impl Link {
     fn name(&self, kind: Kind, key: &CacheKey) -> String {

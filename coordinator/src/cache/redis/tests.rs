@@ -12,9 +12,10 @@ async fn before_the_first_connection_everything_is_a_miss_at_once() {
     let (cache, _worker) = unconnected();
     let key = CacheKey::of_embedding("m", "t");
     assert_eq!(cache.get(Kind::Retrieval, &key).await, None);
-    assert!(matches!(cache.lease(&key, Duration::from_millis(250)).await, Leased::Unknown));
+    assert!(matches!(cache.lease(&key, Term::Fixed(Duration::from_millis(250))).await, Leased::Unknown));
     cache.put(Kind::Retrieval, &key, b"value");
     cache.remove(Kind::Retrieval, &key);
+    assert_eq!(cache.eval("x", "return 1", &[]).await, None);
 }
 
 #[test]

@@ -19,10 +19,6 @@ const WRITES_AT_ONCE: usize = 16;
 const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The byte bound is counted in pieces of this size.
 const BYTES_UNIT: usize = 1024;
-/// Deletes a lease that is still the caller's own.
-const RELEASE: &str =
-    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end";
-
 /// Something to be written.
 pub(super) enum Job {
     /// Store a value.
@@ -39,12 +35,14 @@ pub(super) enum Job {
         /// Its name.
         name: String,
     },
-    /// Give a lease back.
-    Release {
+    /// Run a script on one value.
+    Eval {
+        /// What is done; `KEYS[1]` is the name.
+        script: &'static str,
         /// Its name.
         name: String,
-        /// Proves whose it is.
-        token: String,
+        /// `ARGV`.
+        arguments: Vec<String>,
     },
 }
 
@@ -103,7 +101,7 @@ impl Job {
         match self {
             Self::Put { name, value, .. } => name.len() + value.len(),
             Self::Remove { name } => name.len(),
-            Self::Release { name, token } => name.len() + token.len(),
+            Self::Eval { name, arguments, .. } => name.len() + arguments.iter().map(String::len).sum::<usize>(),
         }
     }
 
@@ -122,7 +120,12 @@ impl Job {
                 redis::cmd("SET").arg(name).arg(value.as_slice()).arg("PX").arg(ttl.as_millis() as u64).to_owned()
             }
             Self::Remove { name } => redis::cmd("UNLINK").arg(name).to_owned(),
-            Self::Release { name, token } => redis::cmd("EVAL").arg(RELEASE).arg(1).arg(name).arg(token).to_owned(),
+            Self::Eval { script, name, arguments } => eval(script, name, arguments),
         }
     }
+}
+
+/// The command that runs a script on one value.
+pub(super) fn eval(script: &str, name: &str, arguments: &[String]) -> Cmd {
+    redis::cmd("EVAL").arg(script).arg(1).arg(name).arg(arguments).to_owned()
 }
