@@ -36,7 +36,13 @@ pub enum FieldType {
     Bool,
     /// A point in time to the millisecond: RFC 3339 text, a date, or milliseconds since 1970.
     Datetime,
+    /// Values of any kind, without an index. Stands only behind [`UNDECLARED_FIELDS`].
+    Scan,
 }
+
+/// Name in place of all fields that are not declared: a collection that gives it the type [`FieldType::Scan`] lets filters name them, for the
+/// price of reading the metadata of each chunk that the rest of the filter leaves.
+pub const UNDECLARED_FIELDS: &str = "*";
 
 impl FieldType {
     /// What a value of the type looks like, for hints.
@@ -47,6 +53,7 @@ impl FieldType {
             FieldType::Float => "float: a finite number",
             FieldType::Bool => "bool: true or false",
             FieldType::Datetime => "datetime: as \"2024-05-01T12:00:00Z\", \"2024-05-01\", or milliseconds since 1970",
+            FieldType::Scan => "scan: any value",
         }
     }
 }
@@ -174,6 +181,18 @@ impl CollectionSpec {
         self.validate_index()
     }
 
+    /// The type of a field that a filter may name.
+    pub fn filter_type(&self, field: &str) -> Option<FieldType> {
+        let declared = self.fields.get(field).filter(|_| field != UNDECLARED_FIELDS);
+        declared.or_else(|| self.fields.get(UNDECLARED_FIELDS)).copied()
+    }
+
+    /// Fields with an index, and their types.
+    pub fn indexed_fields(&self) -> impl Iterator<Item = (&str, FieldType)> {
+        let fields = self.fields.iter().map(|(name, field_type)| (name.as_str(), *field_type));
+        fields.filter(|(_, field_type)| *field_type != FieldType::Scan)
+    }
+
     fn validate_fields(&self) -> Result<(), ConfigError> {
         if self.fields.len() > limits::FIELDS_MAX {
             return Err(ConfigError::new(
@@ -182,7 +201,17 @@ impl CollectionSpec {
                 format!("declare at most {}", limits::FIELDS_MAX),
             ));
         }
-        for name in self.fields.keys() {
+        for (name, field_type) in &self.fields {
+            if (name == UNDECLARED_FIELDS) != (*field_type == FieldType::Scan) {
+                return Err(ConfigError::new(
+                    format!("fields.{name}"),
+                    format!("{name:?} cannot be of this type"),
+                    "declare \"*\": \"scan\" to filter by undeclared fields; any other field has a type of its own",
+                ));
+            }
+            if name == UNDECLARED_FIELDS {
+                continue;
+            }
             let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if name.is_empty() || name.len() > limits::FIELD_NAME_BYTES_MAX || !name.chars().all(allowed) {
                 return Err(ConfigError::new(
@@ -268,7 +297,7 @@ mod tests {
     fn each_broken_field_is_named() {
         let base = || CollectionSpec::new("c", 384);
         type Break = (&'static str, fn(&mut CollectionSpec));
-        let cases: [Break; 12] = [
+        let cases: [Break; 14] = [
             ("name", |s| s.name = "No".into()),
             ("dim", |s| s.dim = 0),
             ("dim", |s| s.dim = 4097),
@@ -281,6 +310,8 @@ mod tests {
             ("index.oversample", |s| s.index.oversample = f32::NAN),
             ("index.nprobe", |s| s.index.nprobe = Some(0)),
             ("fields.a b", |s| s.fields = [("a b".into(), FieldType::Bool)].into()),
+            ("fields.*", |s| s.fields = [("*".into(), FieldType::Bool)].into()),
+            ("fields.a", |s| s.fields = [("a".into(), FieldType::Scan)].into()),
         ];
         for (key, break_it) in cases {
             let mut spec = base();

@@ -92,12 +92,15 @@ impl Condition {
         let field_type = if self.field == DOCUMENT_ID_FIELD {
             FieldType::Keyword
         } else {
-            *spec.fields.get(&self.field).ok_or_else(|| {
+            spec.filter_type(&self.field).ok_or_else(|| {
                 let declared: Vec<&str> = spec.fields.keys().map(String::as_str).collect();
                 ConfigError::new(
                     format!("{path}.field"),
                     format!("{:?} is not a declared field", self.field),
-                    format!("the collection declares [{}]; document_id is always there", declared.join(", ")),
+                    format!(
+                        "the collection declares [{}]; document_id is always there; a collection created with the field \"*\": \"scan\" takes any",
+                        declared.join(", ")
+                    ),
                 )
             })?
         };
@@ -145,6 +148,35 @@ pub fn field_accepts(field_type: FieldType, value: &FieldValue) -> bool {
         (FieldType::Float, FieldValue::Float(number)) => number.is_finite(),
         (FieldType::Datetime, FieldValue::Integer(_)) => true,
         (FieldType::Datetime, FieldValue::Keyword(text)) => datetime::unix_ms(text).is_some(),
+        (FieldType::Scan, FieldValue::Float(number)) => number.is_finite(),
+        (FieldType::Scan, _) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collection::UNDECLARED_FIELDS;
+
+    #[test]
+    fn undeclared_fields_are_refused_with_a_hint_unless_the_collection_allows_scanning() {
+        let condition = |field: &str, predicate| Condition { field: field.into(), predicate };
+        let refusal = |spec: &CollectionSpec, one: Condition| {
+            Filter { must: vec![one], ..Filter::default() }.validate(spec).err()
+        };
+        let year = |value| condition("year", Predicate::Eq(value));
+        let colour = || condition("colour", Predicate::Eq(FieldValue::Keyword("red".into())));
+        let mut spec = CollectionSpec::new("c", 2);
+        spec.fields.insert("year".into(), FieldType::Integer);
+        let refused = refusal(&spec, colour()).expect("an undeclared field");
+        assert_eq!(refused.key, "filters.must[0].field");
+        assert!(refused.hint.contains(r#""*": "scan""#), "{}", refused.hint);
+        spec.fields.insert(UNDECLARED_FIELDS.into(), FieldType::Scan);
+        spec.validate().expect("valid");
+        assert_eq!(refusal(&spec, colour()), None);
+        assert_eq!(refusal(&spec, year(FieldValue::Integer(1))), None);
+        assert!(refusal(&spec, year(FieldValue::Bool(true))).is_some(), "a declared field keeps its type");
+        assert!(refusal(&spec, condition("x", Predicate::Eq(FieldValue::Float(f64::NAN)))).is_some());
     }
 }

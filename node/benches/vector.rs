@@ -1,11 +1,13 @@
 //! What the parts of a vector search cost, in CPU time of the one thread that does them: wall-clock time would measure
 //! whatever else the machine is doing.
 //!
-//! Data: the first 12,500 vectors of `../shared/data/wordnet-minilm` (one shard of four), or as many seeded random ones of the
+//! Data: the first 12,500 vectors of `wordnet-minilm` (one shard of four), or as many seeded random ones of the
 //! same shape where that is absent; the figures hardly depend on which. Baseline and machine: DESIGN.md, "Vectors".
 
+#[path = "../tests/shared_data/mod.rs"]
+mod shared_data;
+
 use std::hint::black_box;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cluster_config::collection::{CollectionSpec, IndexSpec, Metric};
@@ -19,8 +21,8 @@ use node::vector::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use shared_data::{DIM, WordNet, floats};
 
-const DIM: usize = 384;
 const ROWS: usize = 12_500;
 
 /// CPU nanoseconds of the calling thread, as the kernel counts them.
@@ -75,7 +77,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let bytes = wordnet().unwrap_or_else(random);
+        let bytes = WordNet::load().map_or_else(random, |data| data.base);
         let (rows, queries) = bytes.split_at(ROWS * DIM * 2);
         let dir = tempfile::tempdir().expect("a temporary directory");
         let vectors = MappedVectors::open(&dir.path().join("vectors"), DIM, 0, 1).expect("opens");
@@ -100,17 +102,6 @@ fn spec(nbits: u32, m: u32) -> CollectionSpec {
     spec.index.nbits = nbits;
     spec.index.m = Some(m);
     spec
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(2).map(|half| half::f16::from_le_bytes([half[0], half[1]]).to_f32()).collect()
-}
-
-fn wordnet() -> Option<Vec<u8>> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/wordnet-minilm");
-    let file = std::fs::read(dir.join("base.npy")).ok()?;
-    let header_bytes = 10 + u16::from_le_bytes([file[8], file[9]]) as usize;
-    Some(file[header_bytes..].to_vec())
 }
 
 fn random() -> Vec<u8> {

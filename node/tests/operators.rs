@@ -304,3 +304,24 @@ async fn writes_go_on_without_the_metadata_quorum_and_an_election_disturbs_nobod
     assert!(cluster.documents(SHARD).await.into_values().all(|documents| documents == 21 + written));
     cluster.stop().await;
 }
+
+/// Any process holds more than the least budget that can be configured.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_finds_no_node_with_memory_left_is_refused() {
+    let cluster = Cluster::start_with(1, 1, "memory_budget = \"1MiB\"").await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut created = 0;
+    // Until the leader has heard of the node's memory, it may have room.
+    let refused = loop {
+        match cluster.try_create(CollectionSpec { name: format!("docs-{created}"), ..spec(1, 0) }).await {
+            Ok(()) => created += 1,
+            Err(refused) => break refused,
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{created} collections were created");
+    };
+    assert_eq!(refused.kind, ErrorKind::StorageFull, "{refused}");
+    assert!(refused.hint.contains("storage.memory_budget"), "{refused:?}");
+    let (state, _) = cluster.try_status().await.expect("a full node goes on serving");
+    assert_eq!(state.collections.len(), created);
+    cluster.stop().await;
+}

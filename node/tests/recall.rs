@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
-use std::path::PathBuf;
+mod shared_data;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,11 +12,12 @@ use cluster_config::search::SearchKnobs;
 use node::vector::mapped::encode;
 use node::vector::{
     Calibration, Cancel, FlatIndex, Generation, IvfIndex, MappedVectors, ProbeParams, RowSet, Scored, SearchView,
-    VectorIndex, measure_effort, search_rows,
+    VectorIndex, flat, measure_effort, search_rows,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roaring::RoaringTreemap;
+use shared_data::WordNet;
 
 const K: usize = 10;
 
@@ -250,10 +252,7 @@ fn filters_keep_the_recall_whatever_share_they_leave() {
 /// 50,000 MiniLM vectors in four shards, merged as the coordinator would, against the exact neighbours over all of them.
 #[test]
 fn wordnet_merged_recall_with_defaults_and_targets() {
-    let Some(data) = WordNet::load() else {
-        println!("skipped: no ../shared/data/wordnet-minilm beside the workspace");
-        return;
-    };
+    let Some(data) = WordNet::load() else { return };
     const SHARDS: usize = 4;
     let mut spec = CollectionSpec::new("wordnet", 384);
     spec.shard_count = SHARDS as u32;
@@ -312,6 +311,23 @@ fn wordnet_merged_recall_with_defaults_and_targets() {
     assert!(targets[0] <= 0.6 * targets[2], "less recall must cost less: {targets:?}");
 
     let exact = SearchKnobs { exact: true, ..SearchKnobs::default() };
+    // The file's order is that of another sum of the same products: rows whose scores differ by less than its rounding are ties.
+    const TIE: f32 = 1e-6;
+    let score_of = |query: &[f32], row: usize| {
+        flat::score(spec.metric, query, shards[row % SHARDS].vectors.get((row / SHARDS) as u64))
+    };
+    let mut ties = 0;
+    for (query, neighbours) in data.queries.iter().zip(&data.neighbours) {
+        let hits = merged(query, &exact, &everything).0;
+        let worst = score_of(query, hits[K - 1]);
+        for row in neighbours[..K].iter().map(|row| *row as usize).filter(|row| !hits.contains(row)) {
+            assert!(score_of(query, row) <= worst + TIE, "exact search missed row {row}");
+            ties += 1;
+        }
+    }
+    println!("wordnet, exact: recall@10 1.0000, {ties} of {} neighbours are ties of others", data.queries.len() * K);
+    assert!(ties * 1000 <= data.queries.len() * K, "too many for ties");
+
     let mut random = StdRng::seed_from_u64(4);
     for share in [0.5, 0.05, 0.005, 0.0001] {
         let mut allowed = |shard: &Shard| {
@@ -331,33 +347,4 @@ fn wordnet_merged_recall_with_defaults_and_targets() {
         println!("wordnet, {share} of the rows allowed: recall@10 {recall:.4} (floor 0.98)");
         assert!(recall >= 0.98);
     }
-}
-
-struct WordNet {
-    /// Half floats `[50000][384]`.
-    base: Vec<u8>,
-    queries: Vec<Vec<f32>>,
-    neighbours: Vec<Vec<u32>>,
-}
-
-impl WordNet {
-    fn load() -> Option<Self> {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/wordnet-minilm");
-        let read = |name: &str| std::fs::read(dir.join(name)).ok().map(|file| npy_data(&file).to_vec());
-        let halves =
-            |row: &[u8]| row.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
-        let words = |row: &[u8]| row.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
-        Some(Self {
-            base: read("base.npy")?,
-            queries: read("queries.npy")?.chunks_exact(2 * 384).map(halves).collect(),
-            neighbours: read("neighbors.npy")?.chunks_exact(4 * 100).map(words).collect(),
-        })
-    }
-}
-
-/// The array of a NumPy file of format 1, whose shape the caller knows.
-fn npy_data(file: &[u8]) -> &[u8] {
-    assert_eq!(&file[..8], b"\x93NUMPY\x01\x00");
-    let header_bytes = u16::from_le_bytes([file[8], file[9]]) as usize;
-    &file[10 + header_bytes..]
 }

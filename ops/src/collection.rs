@@ -101,8 +101,8 @@ pub struct CreateArguments {
     /// Fewest in-sync copies with which writes are accepted [default: 1 for up to two copies, else 2].
     #[arg(long, value_name = "N")]
     pub min_in_sync: Option<u32>,
-    /// A metadata field that filters may name; repeat for several.
-    #[arg(long = "field", value_name = "NAME=keyword|integer|float|bool", value_parser = parse_field)]
+    /// A metadata field that filters may name; repeat for several. `*=scan` lets them name any other, too, without an index.
+    #[arg(long = "field", value_name = "NAME=keyword|integer|float|bool|datetime", value_parser = parse_field)]
     pub fields: Vec<(String, FieldType)>,
     /// Dimension after PCA [default: half the dimension, at most 192].
     #[arg(long, value_name = "N")]
@@ -316,6 +316,7 @@ mod tests {
         assert_eq!(request("docs"), json!({"embedder": EMBEDDER_DEFAULT}));
         assert_eq!(request("v --dim 8 --metric l2"), json!({"dim": 8, "metric": "l2"}));
         assert_eq!(request("v --dim 8 --read-replicas 1"), json!({"dim": 8, "read_replicas": 1}));
+        assert_eq!(request("v --dim 8 --field *=scan"), json!({"dim": 8, "fields": {"*": "scan"}}));
         assert_eq!(
             request("v --dim 8 --embedder e --shards 2 --field year=integer --nprobe 3"),
             json!({"dim": 8, "embedder": "e", "shards": 2, "fields": {"year": "integer"}, "index": {"nprobe": 3}})

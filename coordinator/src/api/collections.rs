@@ -45,7 +45,8 @@ pub struct CollectionBody {
     pub min_in_sync: Option<u32>,
     /// Model that embeds texts; without one only vectors are taken.
     pub embedder: Option<String>,
-    /// Metadata fields for filters: `keyword`, `integer`, `float` or `bool`.
+    /// Metadata fields for filters: `keyword`, `integer`, `float`, `bool` or `datetime`. `"*": "scan"` lets filters name any other field too,
+    /// without an index.
     #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub fields: Option<BTreeMap<String, FieldType>>,
     /// Dimension after PCA; `null` keeps all; left out: chosen.

@@ -68,6 +68,21 @@ async fn filters_hold_in_every_hit() {
 }
 
 #[tokio::test]
+async fn a_collection_may_let_filters_name_undeclared_fields() {
+    let c = Coordinator::start(Setup::default()).await;
+    let refused = c.put("/api/v1/collections/v", json!({"dim": 3, "fields": {"year": "scan"}})).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.body.to_string().contains("fields.year"), "{}", refused.body);
+    let created = c.put("/api/v1/collections/v", json!({"dim": 3, "fields": {"*": "scan"}})).await.ok();
+    assert_eq!(created["fields"], json!({"*": "scan"}));
+    c.put_circle("v", 30).await;
+    let filters = json!({"must": [{"field": "year", "gte": 2010, "lt": 2020}, {"field": "kind", "eq": "odd"}]});
+    let body = json!({"collection": "v", "vector": [1, 0, 0], "top_k": 100, "filters": filters});
+    assert_eq!(ids(&c.post("/api/v1/search", body).await.ok()).len(), 5);
+    c.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_answers_like_its_searches_one_by_one() {
     let c = Coordinator::start(Setup { caching: false, ..Setup::default() }).await;
     c.create_vectors("v", 3).await;

@@ -29,16 +29,16 @@ pub(crate) fn declared_fields<'a>(
         Err(error) => return Err(MetadataProblem { field: None, problem: error.to_string() }),
     };
     let mut found = Vec::new();
-    for (name, field_type) in &spec.fields {
+    for (name, field_type) in spec.indexed_fields() {
         let values = match object.get(name) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(items)) => {
-                items.iter().map(|item| typed(name, *field_type, item)).collect::<Result<Vec<_>, _>>()?
+                items.iter().map(|item| typed(name, field_type, item)).collect::<Result<Vec<_>, _>>()?
             }
-            Some(value) => vec![typed(name, *field_type, value)?],
+            Some(value) => vec![typed(name, field_type, value)?],
         };
         if !values.is_empty() {
-            found.push((name.as_str(), values));
+            found.push((name, values));
         }
     }
     Ok(found)
@@ -53,6 +53,7 @@ fn typed(name: &str, field_type: FieldType, value: &Value) -> Result<FieldValue,
         FieldType::Datetime => {
             value.as_i64().or_else(|| value.as_str().and_then(datetime::unix_ms)).map(FieldValue::Integer)
         }
+        FieldType::Scan => None,
     };
     typed.ok_or_else(|| MetadataProblem {
         field: Some(name.to_owned()),

@@ -6,26 +6,37 @@ use cluster_config::collection::{CollectionSpec, FieldType};
 use cluster_config::filter::{Condition, DOCUMENT_ID_FIELD, FieldValue, Filter, Predicate};
 use roaring::RoaringTreemap;
 
-use super::ShardError;
 use super::bitmaps::{read_set, read_union};
 use super::keys::{self, BitmapKey, Family};
-use super::records::{DocumentRecord, corrupt, decode};
-use super::store::Store;
+use super::records::{DocumentRecord, RowBody, corrupt, decode};
+use super::store::{Frozen, Store};
 use super::view::{Tenants, View};
+use super::{ShardError, metadata_scan};
 use crate::vector::{Cancel, RowSet};
+
+/// Rows whose metadata is read between two looks at the deadline.
+const ROWS_BETWEEN_CHECKS: usize = 256;
 
 /// Evaluates filters on one view. Sets read from RocksDB may hold rows that came after the view; they are cut off at the end.
 pub(crate) struct FilterReader<'a> {
     pub(crate) store: &'a Store,
+    /// The database at the view's position, for a filter that [`reads_what_is`].
+    pub(crate) frozen: Option<&'a Frozen<'a>>,
     pub(crate) spec: &'a CollectionSpec,
     pub(crate) view: &'a View,
     pub(crate) tenant: &'a str,
     pub(crate) cancel: &'a Cancel,
 }
 
-/// Whether evaluating the filter reads the documents directory, which says what *is*, not what the view's position says.
-pub(crate) fn reads_documents(filter: &Filter) -> bool {
-    [&filter.must, &filter.should, &filter.must_not].into_iter().flatten().any(|c| c.field == DOCUMENT_ID_FIELD)
+/// Whether evaluating the filter reads the documents directory or metadata, which say what *is*, not what the view's position says.
+pub(crate) fn reads_what_is(spec: &CollectionSpec, filter: &Filter) -> bool {
+    let conditions = [&filter.must, &filter.should, &filter.must_not].into_iter().flatten();
+    conditions.into_iter().any(|condition| condition.field == DOCUMENT_ID_FIELD || is_scanned(spec, condition))
+}
+
+/// Whether the field has no index.
+fn is_scanned(spec: &CollectionSpec, condition: &Condition) -> bool {
+    condition.field != DOCUMENT_ID_FIELD && spec.filter_type(&condition.field) == Some(FieldType::Scan)
 }
 
 impl FilterReader<'_> {
@@ -41,16 +52,19 @@ impl FilterReader<'_> {
             return Ok(self.view.live_rows().clone());
         }
         let mut matching = tenant_rows.unwrap_or_else(|| self.all_rows());
-        for condition in &filter.must {
+        matching.remove_range(row_end..);
+        // Those with an index first: they leave fewer rows to the others.
+        let (scanned, indexed): (Vec<_>, Vec<_>) = filter.must.iter().partition(|one| is_scanned(self.spec, one));
+        for condition in indexed.into_iter().chain(scanned) {
             if matching.is_empty() {
                 break;
             }
-            matching &= self.rows(condition)?;
+            matching &= self.rows(condition, &matching)?;
         }
         if !filter.should.is_empty() && !matching.is_empty() {
             let mut any = RoaringTreemap::new();
             for condition in &filter.should {
-                any |= self.rows(condition)?;
+                any |= self.rows(condition, &matching)?;
             }
             matching &= any;
         }
@@ -58,9 +72,8 @@ impl FilterReader<'_> {
             if matching.is_empty() {
                 break;
             }
-            matching -= self.rows(condition)?;
+            matching -= self.rows(condition, &matching)?;
         }
-        matching.remove_range(row_end..);
         Ok(RowSet::matching(row_end, &matching, &self.view.tombstones))
     }
 
@@ -70,13 +83,17 @@ impl FilterReader<'_> {
         all
     }
 
-    fn rows(&self, condition: &Condition) -> Result<RoaringTreemap, ShardError> {
+    /// Rows for which the condition holds, at least those of them that are among these.
+    fn rows(&self, condition: &Condition, among: &RoaringTreemap) -> Result<RoaringTreemap, ShardError> {
         self.cancel.check()?;
         if condition.field == DOCUMENT_ID_FIELD {
             return self.rows_of_documents(&condition.predicate);
         }
         let field = condition.field.as_str();
-        let Some(field_type) = self.spec.fields.get(field).copied() else { return Ok(RoaringTreemap::new()) };
+        let Some(field_type) = self.spec.filter_type(field) else { return Ok(RoaringTreemap::new()) };
+        if field_type == FieldType::Scan {
+            return self.rows_by_metadata(condition, among);
+        }
         match &condition.predicate {
             Predicate::Eq(value) => self.rows_with_value(field, field_type, value),
             Predicate::In(values) => {
@@ -109,6 +126,28 @@ impl FilterReader<'_> {
         Ok(read_set(self.store, &BitmapKey::Value { field, value: &value })?)
     }
 
+    fn frozen(&self) -> &Frozen<'_> {
+        self.frozen.expect("taken with the view for every filter that reads what is")
+    }
+
+    /// Live rows among these for whose metadata the condition holds.
+    fn rows_by_metadata(&self, condition: &Condition, among: &RoaringTreemap) -> Result<RoaringTreemap, ShardError> {
+        let frozen = self.frozen();
+        let mut rows = RoaringTreemap::new();
+        for (position, row) in (among - &*self.view.tombstones).iter().enumerate() {
+            if position % ROWS_BETWEEN_CHECKS == 0 {
+                self.cancel.check()?;
+            }
+            let body = frozen.get(Family::Docs, &keys::row_body(row))?;
+            let body = body.ok_or_else(|| corrupt("row body", &format!("live row {row} has none")))?;
+            let RowBody { metadata_json, .. } = decode("row body", &body)?;
+            if metadata_scan::holds(&metadata_json, &condition.field, &condition.predicate) {
+                rows.insert(row);
+            }
+        }
+        Ok(rows)
+    }
+
     fn rows_of_documents(&self, predicate: &Predicate) -> Result<RoaringTreemap, ShardError> {
         let mut rows = RoaringTreemap::new();
         let mut add = |value: &[u8]| {
@@ -124,14 +163,14 @@ impl FilterReader<'_> {
             Predicate::Range { lower, upper } => {
                 let (start, end) = document_bounds(self.tenant, lower.as_ref(), upper.as_ref());
                 if start < end {
-                    self.store.scan(Family::Documents, &start, Some(end), |_, value| add(value).map(|()| true))?;
+                    self.frozen().scan(Family::Documents, &start, Some(end), |_, value| add(value).map(|()| true))?;
                 }
                 return Ok(rows);
             }
         };
         for id in ids {
             let FieldValue::Keyword(id) = id else { continue };
-            if let Some(value) = self.store.get(Family::Documents, &keys::document(self.tenant, id))? {
+            if let Some(value) = self.frozen().get(Family::Documents, &keys::document(self.tenant, id))? {
                 add(&value)?;
             }
         }

@@ -24,6 +24,7 @@ mod keys;
 mod label;
 mod log;
 mod maintenance;
+mod metadata_scan;
 pub mod operation;
 mod recall;
 mod reclaim;

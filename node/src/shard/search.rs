@@ -4,7 +4,7 @@ use cluster_config::error::ConfigError;
 use cluster_config::limits;
 use cluster_config::search::{CopyPosition, ShardAnswer, ShardHit, ShardQuery};
 
-use super::filter::{FilterReader, reads_documents};
+use super::filter::{FilterReader, reads_what_is};
 use super::keys::{self, Family};
 use super::label;
 use super::recall::{Sample, is_default_effort};
@@ -21,15 +21,22 @@ impl Shard {
     pub fn search(&self, query: &ShardQuery, cancel: &Cancel) -> Result<ShardAnswer, ShardError> {
         self.store.check()?;
         self.validate_query(query)?;
-        let (view, allowed) = {
-            // The directory of documents says what is, so it must not run ahead of the view while a filter reads it.
-            let _held = reads_documents(&query.filter).then(|| self.publication.read());
-            let view = self.view();
-            let reader =
-                FilterReader { store: &self.store, spec: &self.spec, view: &view, tenant: &query.tenant, cancel };
-            let allowed = self.guard(reader.allowed(&query.filter))?;
-            (view, allowed)
+        let (view, frozen) = if reads_what_is(&self.spec, &query.filter) {
+            let _held = self.publication.read();
+            (self.view(), Some(self.store.freeze()?))
+        } else {
+            (self.view(), None)
         };
+        let reader = FilterReader {
+            store: &self.store,
+            frozen: frozen.as_ref(),
+            spec: &self.spec,
+            view: &view,
+            tenant: &query.tenant,
+            cancel,
+        };
+        let allowed = self.guard(reader.allowed(&query.filter))?;
+        drop(frozen);
         let searched = SearchView {
             index: view.indexes.serving.as_deref(),
             measured: view.indexes.efforts.as_ref().map(|efforts| &efforts.table),
@@ -81,6 +88,7 @@ impl Shard {
 
     /// Puts the documents' names to scored rows.
     fn name_hits(&self, rows: &[(u64, f32)]) -> Result<Vec<ShardHit>, ShardError> {
+        rows.iter().for_each(|(row, _)| self.vectors.fetch_label(*row));
         let mut hits = Vec::with_capacity(rows.len());
         let mut unlabelled = Vec::new();
         for (row, score) in rows {

@@ -1,23 +1,26 @@
 //! Exact scoring: one kernel, in one fixed order of additions, for exact search, the tail and re-scoring alike.
 //!
 //! Every copy of a shard must give the same score for the same row, whatever its compiler flags: the sums run over a fixed
-//! number of lanes, the lanes are folded in a fixed tree, and products are never fused with sums. The compiler may use SIMD
-//! for the lanes (it does) but may not reorder them.
+//! number of lanes, the lanes are folded in a fixed tree, and products are never fused with sums.
 
 use std::ops::Range;
 
 use cluster_config::collection::Metric;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::top::Top;
 use super::{Cancel, Candidates, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, ffi};
 
 /// Independent partial sums: enough to hide the latency of an addition.
-const LANES: usize = 16;
-/// Values decoded at a time, on the stack.
-const DECODE: usize = 128;
+pub(super) const LANES: usize = 16;
 /// Rows between two looks at the cancel flag: below a millisecond even at the widest dimension.
 const ROWS_PER_CHECK: usize = 1024;
+/// Rows that lie all over the file are fetched ahead of the one being scored, because waiting for each in turn costs more than
+/// scoring it. So far ahead its place is looked up, which waits for the page's address; a little later all of it is asked for, no more than the CPU can
+/// have under way at once.
+const LOCATE_AHEAD: usize = 16;
+const FETCH_AHEAD: usize = 4;
 
 /// The score of a row: larger is better, comparable across shards of a collection.
 ///
@@ -26,44 +29,30 @@ pub fn score(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
     ffi::score_in_wide_lanes(metric, query, row)
 }
 
-/// [`score`] with a given way to decode half floats, which is exact, so that all ways give the same. Inlined, so that it is compiled
-/// for what its caller is compiled for.
-#[inline(always)]
-pub(super) fn score_in_lanes(metric: Metric, query: &[f32], row: &[f16], decode: impl Fn(&[f16], &mut [f32])) -> f32 {
+/// What [`score`] is, on any CPU: the one definition of the order of additions.
+pub(super) fn score_in_lanes(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
     match metric {
-        Metric::Cosine | Metric::Dot => reduce(query, row, |q, x| q * x, decode),
-        Metric::L2 => 1.0 / (1.0 + reduce(query, row, |q, x| (q - x) * (q - x), decode)),
+        Metric::Cosine | Metric::Dot => sum_in_lanes(query, row, |q, x| q * x),
+        Metric::L2 => score_of_distance(sum_in_lanes(query, row, |q, x| (q - x) * (q - x))),
     }
 }
 
-#[inline(always)]
-fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32, decode: impl Fn(&[f16], &mut [f32])) -> f32 {
-    debug_assert_eq!(query.len(), row.len());
+/// The `l2` score of a squared distance.
+pub(super) fn score_of_distance(squared: f32) -> f32 {
+    1.0 / (1.0 + squared)
+}
+
+/// Component `i` goes to lane `i % LANES`; then the second half of the lanes onto the first, and so on.
+fn sum_in_lanes(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let mut add = |query: &[f32; LANES], row: &[f32; LANES]| {
+    for (query, row) in query.chunks(LANES).zip(row.chunks(LANES)) {
+        let (mut query_block, mut row_block) = ([0.0; LANES], [0.0; LANES]);
+        query_block[..query.len()].copy_from_slice(query);
+        row.convert_to_f32_slice(&mut row_block[..row.len()]);
         for lane in 0..LANES {
-            lanes[lane] += term(query[lane], row[lane]);
-        }
-    };
-    let mut decoded = [0.0f32; DECODE];
-    for (query, row) in query.chunks(DECODE).zip(row.chunks(DECODE)) {
-        let decoded = &mut decoded[..row.len()];
-        decode(row, decoded);
-        let (query_blocks, query_rest) = query.as_chunks::<LANES>();
-        let (row_blocks, row_rest) = decoded.as_chunks::<LANES>();
-        for (query, row) in query_blocks.iter().zip(row_blocks) {
-            add(query, row);
-        }
-        if !query_rest.is_empty() {
-            let (mut query, mut row) = ([0.0; LANES], [0.0; LANES]);
-            query[..query_rest.len()].copy_from_slice(query_rest);
-            row[..row_rest.len()].copy_from_slice(row_rest);
-            add(&query, &row);
+            lanes[lane] += term(query_block[lane], row_block[lane]);
         }
     }
-    // Folding is kept apart from summing: seen together, the compiler arranges the lanes in pairs to suit the last few
-    // additions and makes the many before them three times slower.
-    let mut lanes = std::hint::black_box(lanes);
     let mut width = LANES;
     while width > 1 {
         width /= 2;
@@ -72,6 +61,21 @@ fn reduce(query: &[f32], row: &[f16], term: impl Fn(f32, f32) -> f32, decode: im
         }
     }
     lanes[0]
+}
+
+/// Offers these rows, each below `vectors.len()`, to `top`.
+pub(super) fn score_rows(vectors: &MappedVectors, metric: Metric, query: &[f32], rows: &[u64], top: &mut Top) {
+    rows.iter().take(LOCATE_AHEAD).for_each(|row| vectors.locate(*row));
+    rows.iter().take(FETCH_AHEAD).for_each(|row| vectors.fetch(*row));
+    for (position, row) in rows.iter().enumerate() {
+        if let Some(later) = rows.get(position + LOCATE_AHEAD) {
+            vectors.locate(*later);
+        }
+        if let Some(later) = rows.get(position + FETCH_AHEAD) {
+            vectors.fetch(*later);
+        }
+        top.offer(*row, score(metric, query, vectors.get(*row)));
+    }
 }
 
 /// Offers every allowed row of the range to `top`; gives the number of rows compared.
@@ -87,14 +91,18 @@ pub(super) fn scan(
     top: &mut Top,
 ) -> Result<u64, VectorError> {
     let mut compared = 0;
-    for row in allowed.iter(rows.start..rows.end.min(vectors.len())) {
-        if compared % ROWS_PER_CHECK as u64 == 0 {
-            cancel.check()?;
+    let mut rows = allowed.iter(rows.start..rows.end.min(vectors.len()));
+    let mut block = Vec::new();
+    loop {
+        block.clear();
+        block.extend(rows.by_ref().take(ROWS_PER_CHECK));
+        if block.is_empty() {
+            return Ok(compared);
         }
-        top.offer(row, score(metric, query, vectors.get(row)));
-        compared += 1;
+        cancel.check()?;
+        score_rows(vectors, metric, query, &block, top);
+        compared += block.len() as u64;
     }
-    Ok(compared)
 }
 
 /// Exact search over mapped vectors: the oracle that the approximate index is measured against.

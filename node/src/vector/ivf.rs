@@ -166,47 +166,13 @@ impl IvfIndex {
     ) -> Result<Candidates, VectorError> {
         let mut reduced = Vec::with_capacity(self.index.dim());
         self.generation.reduce(query, &mut reduced);
-        self.probe_reduced(&reduced, count, nprobe, self.selector(allowed).as_deref())
+        let mut found = self.probe_reduced(&reduced, count, nprobe, self.selector(allowed).as_deref())?;
+        found.best.sort_unstable_by(better_first);
+        Ok(found)
     }
 
-    fn probe_reduced(
-        &self,
-        reduced: &[f32],
-        count: usize,
-        nprobe: u32,
-        selector: Option<&[u64]>,
-    ) -> Result<Candidates, VectorError> {
-        let count = count.min(usize::try_from(self.rows).unwrap_or(usize::MAX));
-        if count == 0 {
-            return Ok(Candidates::default());
-        }
-        let found = self.index.search(reduced, count, nprobe as usize, selector)?;
-        let codes_scanned = found.lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
-        let smaller_is_better = self.generation.parameters.distance() == Distance::L2;
-        let mut best: Vec<Candidate> = found
-            .best
-            .into_iter()
-            .map(|(label, value)| Candidate {
-                row: label as u64,
-                score: if smaller_is_better { -value } else { value },
-            })
-            .collect();
-        best.sort_unstable_by(better_first);
-        Ok(Candidates { best, codes_scanned })
-    }
-
-    /// The bitmap to search with; none where every row of the index may be returned.
-    fn selector<'a>(&self, allowed: &'a RowSet) -> Option<Cow<'a, [u64]>> {
-        match allowed.words() {
-            Some(words) => Some(Cow::Borrowed(words)),
-            None if allowed.row_end() >= self.row_end => None,
-            None => Some(Cow::Owned(allowed.to_words())),
-        }
-    }
-}
-
-impl VectorIndex for IvfIndex {
-    fn search(
+    /// [`VectorIndex::search`], but in no order: whoever gives exact scores to the candidates needs none.
+    pub(super) fn search_unordered(
         &self,
         query: &[f32],
         count: usize,
@@ -232,6 +198,50 @@ impl VectorIndex for IvfIndex {
             }
             nprobe = nprobe.saturating_mul(2).min(parameters.nlist);
         }
+    }
+
+    /// In no order.
+    fn probe_reduced(
+        &self,
+        reduced: &[f32],
+        count: usize,
+        nprobe: u32,
+        selector: Option<&[u64]>,
+    ) -> Result<Candidates, VectorError> {
+        let count = count.min(usize::try_from(self.rows).unwrap_or(usize::MAX));
+        if count == 0 {
+            return Ok(Candidates::default());
+        }
+        let found = self.index.search(reduced, count, nprobe as usize, selector)?;
+        let codes_scanned = found.lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
+        let smaller_is_better = self.generation.parameters.distance() == Distance::L2;
+        let score = |value: f32| if smaller_is_better { -value } else { value };
+        let best = found.best.into_iter().map(|(label, value)| Candidate { row: label as u64, score: score(value) });
+        Ok(Candidates { best: best.collect(), codes_scanned })
+    }
+
+    /// The bitmap to search with; none where every row of the index may be returned.
+    fn selector<'a>(&self, allowed: &'a RowSet) -> Option<Cow<'a, [u64]>> {
+        match allowed.words() {
+            Some(words) => Some(Cow::Borrowed(words)),
+            None if allowed.row_end() >= self.row_end => None,
+            None => Some(Cow::Owned(allowed.to_words())),
+        }
+    }
+}
+
+impl VectorIndex for IvfIndex {
+    fn search(
+        &self,
+        query: &[f32],
+        count: usize,
+        params: &ProbeParams,
+        allowed: &RowSet,
+        cancel: &Cancel,
+    ) -> Result<Candidates, VectorError> {
+        let mut found = self.search_unordered(query, count, params, allowed, cancel)?;
+        found.best.sort_unstable_by(better_first);
+        Ok(found)
     }
 
     fn len(&self) -> u64 {

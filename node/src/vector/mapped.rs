@@ -153,17 +153,19 @@ impl MappedVectors {
         Ok(Some(piece_rows * self.row_bytes() as u64))
     }
 
-    /// Asks the CPU to fetch a row that will be read soon. Rows beyond `len` are ignored.
-    ///
-    /// Candidates lie all over the file: waiting for each in turn costs more than scoring them.
-    pub(super) fn prefetch(&self, row: u64) {
-        if row >= self.len() {
-            return;
-        }
-        for line in self.get(row).chunks(CACHE_LINE_BYTES / size_of::<f16>()) {
-            // SAFETY: a hint without effect on the program, whatever the address; this one is valid.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
+    /// Asks the CPU for the beginning of a row, and so for the address of its page. Panics as [`MappedVectors::get`] does.
+    pub(super) fn locate(&self, row: u64) {
+        prefetch(self.get(row).first());
+    }
+
+    /// Asks the CPU for a vector that will be read soon. Panics as [`MappedVectors::get`] does.
+    pub(super) fn fetch(&self, row: u64) {
+        self.get(row).chunks(CACHE_LINE_BYTES / size_of::<f16>()).for_each(|line| prefetch(line.first()));
+    }
+
+    /// Asks the CPU for a label that will be read soon. Panics as [`MappedVectors::get`] does.
+    pub(crate) fn fetch_label(&self, row: u64) {
+        prefetch(self.label(row).first());
     }
 
     /// Appends whole rows, each a vector `[dim]` f16 little-endian and its label, and shows them to readers all at once. Gives the new length.
@@ -274,6 +276,12 @@ impl MappedVectors {
         }
         Ok(())
     }
+}
+
+fn prefetch<T>(place: Option<&T>) {
+    let Some(place) = place else { return };
+    // SAFETY: a hint without effect on the program, whatever the address; this one is valid.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast()) };
 }
 
 /// The extent a row lies in, and the extent's first row.

@@ -64,7 +64,8 @@ impl Projection {
 
 /// Keeps a reduced value within what a half float can hold: an infinite one would drop its row from the index silently.
 pub(super) fn clamp(value: f32) -> f32 {
-    value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
+    const MAX: f32 = f16::MAX.to_f32_const();
+    value.clamp(-MAX, MAX)
 }
 
 fn mean(sample: &[f32], dim: usize) -> Vec<f32> {

@@ -6,12 +6,9 @@ use cluster_config::limits::{OVERSAMPLE_MAX, RESCORE_MAX};
 use cluster_config::search::{EffortRung, SearchKnobs};
 
 use super::cost::{Costs, Plan, plan_search, widen_nprobe};
-use super::flat::{scan, score};
+use super::flat::{scan, score_rows};
 use super::top::Top;
 use super::{Calibration, Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
-
-/// How many candidates ahead of the one being scored are fetched from memory.
-const PREFETCH_ROWS: usize = 4;
 
 /// What a query is run on: one consistent picture of a copy, taken by the shard.
 pub struct SearchView<'a> {
@@ -83,16 +80,10 @@ pub fn search_rows(
         None => 0,
         Some((index, effort)) => {
             let params = ProbeParams { nprobe: effort.nprobe, found_min: fetch_k };
-            let found = index.search(query, effort.candidates, &params, view.allowed, cancel)?;
+            let found = index.search_unordered(query, effort.candidates, &params, view.allowed, cancel)?;
             scored.codes_scanned = found.codes_scanned;
-            for (position, candidate) in found.best.iter().enumerate() {
-                if let Some(later) = found.best.get(position + PREFETCH_ROWS) {
-                    view.vectors.prefetch(later.row);
-                }
-                if candidate.row < indexed_row_end {
-                    top.offer(candidate.row, score(view.metric, query, view.vectors.get(candidate.row)));
-                }
-            }
+            let rows = found.best.iter().map(|candidate| candidate.row).filter(|row| *row < indexed_row_end);
+            score_rows(view.vectors, view.metric, query, &rows.collect::<Vec<u64>>(), &mut top);
             indexed_row_end
         }
     };

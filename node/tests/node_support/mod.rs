@@ -34,6 +34,8 @@ pub(crate) struct Cluster {
     dir: TempDir,
     addresses: BTreeMap<u64, String>,
     voters: u64,
+    /// Further lines of `[storage]`.
+    storage: &'static str,
     running: BTreeMap<u64, Running>,
     client: Peers,
 }
@@ -61,6 +63,11 @@ fn listen_below_ephemeral_ports() -> TcpListener {
 impl Cluster {
     /// Nodes 1 to `voters` that only vote, and `data` nodes after them that only hold shards.
     pub(crate) async fn start(voters: u64, data: u64) -> Self {
+        Self::start_with(voters, data, "").await
+    }
+
+    /// As [`Cluster::start`], with further lines in the nodes' `[storage]`.
+    pub(crate) async fn start_with(voters: u64, data: u64, storage: &'static str) -> Self {
         let nodes = voters + data;
         // Bound together, so that they differ; a stranger could take one before the node does, and the start would say so.
         let listeners: Vec<TcpListener> = (0..nodes).map(|_| listen_below_ephemeral_ports()).collect();
@@ -70,7 +77,7 @@ impl Cluster {
         let seeds = addresses.iter().map(|(id, address)| (NodeId(*id), address.clone())).collect();
         let client = Peers::new("test", NodeId(0), BTreeMap::new(), seeds);
         let dir = TempDir::new().expect("a directory");
-        let mut cluster = Self { dir, addresses, voters, running: BTreeMap::new(), client };
+        let mut cluster = Self { dir, addresses, voters, storage, running: BTreeMap::new(), client };
         for id in 1..=nodes {
             cluster.start_node(id);
         }
@@ -97,6 +104,7 @@ impl Cluster {
             [storage]
             block_cache = "16MiB"
             write_buffer = "8MiB"
+            {storage}
             [search]
             threads = 1
             [timing]
@@ -106,6 +114,7 @@ impl Cluster {
             dir = self.data_dir(id).display(),
             address = self.addresses[&id],
             voters = voters.join(", "),
+            storage = self.storage,
         );
         NodeConfig::from_toml(&text, [("SUSUI_CHECK".to_owned(), "1".to_owned())]).expect("a valid configuration")
     }
@@ -195,9 +204,13 @@ impl Cluster {
     }
 
     pub(crate) async fn create(&self, spec: CollectionSpec) {
+        self.try_create(spec).await.expect("created");
+    }
+
+    pub(crate) async fn try_create(&self, spec: CollectionSpec) -> Result<(), RemoteError> {
         let (mut client, envelope) = self.admin();
         let request = v1::CreateCollectionRequest { envelope: Some(envelope), spec: Some(spec.into()) };
-        client.create_collection(request).await.expect("created");
+        Ok(client.create_collection(request).await.map(drop)?)
     }
 
     /// Writes one document to its shard's primary, again and again until it is acknowledged. Returns its position.

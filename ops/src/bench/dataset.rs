@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use half::f16;
+
 use super::DataArguments;
 use super::synthetic::Generator;
 use crate::error::Error;
@@ -44,6 +46,16 @@ impl Matrix {
         &self.values
     }
 
+    /// The rows as a collection keeps them: half floats.
+    pub fn as_stored(&self) -> Self {
+        Self { dim: self.dim, values: self.values.iter().map(|value| f16::from_f32(*value).to_f32()).collect() }
+    }
+
+    /// Copies the first rows, as many as there are up to `rows`.
+    pub fn first(&self, rows: usize) -> Self {
+        Self { dim: self.dim, values: self.values[..rows.min(self.rows()) * self.dim].to_vec() }
+    }
+
     /// Cuts the last `rows` rows off.
     fn split_off(&mut self, rows: usize) -> Self {
         let at = (self.rows() - rows) * self.dim;
@@ -72,6 +84,8 @@ pub struct Dataset {
     pub queries: Matrix,
     /// Rows of `base` nearest to each query, best first, where a file says so.
     pub neighbors: Option<Vec<Vec<u32>>>,
+    /// Where the neighbours are those among the rows as they are stored: how many of those among the rows as given they are, 0 to 1.
+    pub stored_share: Option<f64>,
 }
 
 impl Dataset {
@@ -87,6 +101,7 @@ impl Dataset {
                     // Rows behind the last one loaded are drawn from the same distribution and are not in the collection.
                     queries: generator.rows(arguments.n..arguments.n + arguments.query_count),
                     neighbors: None,
+                    stored_share: None,
                 }
             }
         };
@@ -122,7 +137,13 @@ impl Dataset {
         }
         let neighbors = arguments.neighbors.as_deref().map(|path| read_neighbors(path, &base, &queries)).transpose()?;
         let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        Ok(Self { name: format!("{name}, {} x {}", base.rows(), base.dim), base, queries, neighbors })
+        Ok(Self {
+            name: format!("{name}, {} x {}", base.rows(), base.dim),
+            base,
+            queries,
+            neighbors,
+            stored_share: None,
+        })
     }
 }
 
@@ -163,5 +184,7 @@ mod tests {
         assert_eq!((matrix.rows(), last.row(0)), (2, &[0.0, 5.0][..]));
         matrix.scale_to_unit();
         assert_eq!(matrix.values(), [0.6, 0.8, 0.0, 0.0]);
+        assert_eq!(matrix.as_stored().values(), [0.600_097_66, 0.799_804_7, 0.0, 0.0], "eleven bits are kept");
+        assert_eq!((matrix.first(1).rows(), matrix.first(9)), (1, matrix));
     }
 }

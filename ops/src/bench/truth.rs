@@ -56,6 +56,13 @@ fn offer(best: &mut Vec<(f32, u32)>, k: usize, candidate: (f32, u32)) {
     best.truncate(k);
 }
 
+/// Share of the neighbours in `given` that `other` has, too, over the queries that both have.
+pub fn shared(other: &[Vec<u32>], given: &[Vec<u32>]) -> f64 {
+    let pairs = || other.iter().zip(given);
+    let found = pairs().map(|(other, given)| given.iter().filter(|row| other.contains(row)).count());
+    found.sum::<usize>() as f64 / pairs().map(|(_, given)| given.len()).sum::<usize>().max(1) as f64
+}
+
 /// Share of the first `k` true neighbours among the first `k` found, mean over the queries. Found are ids, as loaded.
 pub fn recall(found: &[Vec<String>], truth: &[Vec<u32>], k: usize) -> f64 {
     let hits = found.iter().zip(truth).map(|(found, truth)| {
@@ -92,5 +99,7 @@ mod tests {
         assert_eq!(recall(&found(&["2", "1", "0"]), &truth, 2), 1.0);
         assert_eq!(recall(&found(&["2", "3"]), &truth, 2), 0.5);
         assert_eq!(recall(&[], &truth, 2), 0.0);
+        assert_eq!(shared(&[vec![1, 2], vec![3, 4]], &[vec![2, 1], vec![4, 5]]), 0.75);
+        assert_eq!(shared(&[vec![1], vec![9]], &[vec![1]]), 1.0, "the second was asked of one only");
     }
 }

@@ -16,7 +16,7 @@ use crate::v1;
 convert_enum!(CopyRole, v1::CopyRole, "role", [Voter, ReadReplica]);
 convert_enum!(CopyPhase, v1::CopyPhase, "phase", [New, CatchingUp, InSync, Retiring]);
 convert_enum!(Metric, v1::Metric, "metric", [Cosine, L2, Dot]);
-convert_enum!(FieldType, v1::FieldType, "fields", [Keyword, Integer, Float, Bool, Datetime]);
+convert_enum!(FieldType, v1::FieldType, "fields", [Keyword, Integer, Float, Bool, Datetime, Scan]);
 convert_enum!(Liveness, v1::Liveness, "liveness", [Alive, Dead]);
 convert_enum!(NodeLifecycle, v1::NodeLifecycle, "lifecycle", [Active, Draining]);
 

@@ -80,8 +80,8 @@ pub(crate) fn shard_group() -> impl Strategy<Value = ShardGroup> {
 }
 
 fn field_type() -> impl Strategy<Value = FieldType> {
-    use FieldType::{Bool, Datetime, Float, Integer, Keyword};
-    prop::sample::select(vec![Keyword, Integer, Float, Bool, Datetime])
+    use FieldType::{Bool, Datetime, Float, Integer, Keyword, Scan};
+    prop::sample::select(vec![Keyword, Integer, Float, Bool, Datetime, Scan])
 }
 
 fn collection_spec() -> impl Strategy<Value = CollectionSpec> {

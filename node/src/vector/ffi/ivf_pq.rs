@@ -77,6 +77,7 @@ pub(in crate::vector) struct IvfPq {
     index: NonNull<sys::FaissIndex>,
     ivf: NonNull<sys::FaissIndexIVF>,
     search_preassigned: SearchPreassigned,
+    distance: Distance,
     dim: usize,
     nlist: usize,
 }
@@ -92,7 +93,7 @@ pub(in crate::vector) struct Found {
 // SAFETY: the object has no ties to the thread that made it.
 unsafe impl Send for IvfPq {}
 // SAFETY: `&self` methods call only FAISS functions that leave the index as it is (search with parameters per call, quantiser
-// search, list sizes, writing, cloning). What they share beside it are FAISS' global statistics counters, which are plain
+// centroids, list sizes, writing, cloning). What they share beside it are FAISS' global statistics counters, which are plain
 // integers that nothing here reads.
 unsafe impl Sync for IvfPq {}
 
@@ -129,7 +130,14 @@ impl IvfPq {
             return Err(VectorError::Faiss("not an inverted file".into()));
         };
         // SAFETY: getters on a live index.
-        let (dim, nlist) = unsafe { (sys::faiss_Index_d(index.as_ptr()), sys::faiss_IndexIVF_nlist(ivf.as_ptr())) };
+        let (dim, nlist, metric) = unsafe {
+            let metric = sys::faiss_Index_metric_type(index.as_ptr());
+            (sys::faiss_Index_d(index.as_ptr()), sys::faiss_IndexIVF_nlist(ivf.as_ptr()), metric)
+        };
+        let distance = match metric {
+            sys::FaissMetricType_METRIC_INNER_PRODUCT => Distance::InnerProduct,
+            _ => Distance::L2,
+        };
         // SAFETY: a C++ object of a class with virtual functions begins with a pointer to the functions in its class' table, which stand
         // behind the table's first two words.
         let is_fast_scan = unsafe {
@@ -138,7 +146,7 @@ impl IvfPq {
         };
         let search_preassigned: SearchPreassigned =
             if is_fast_scan { search_preassigned_fast_scan } else { search_preassigned_plain };
-        Ok(Self { index, ivf, search_preassigned, dim: dim as usize, nlist })
+        Ok(Self { index, ivf, search_preassigned, distance, dim: dim as usize, nlist })
     }
 
     pub(in crate::vector) fn dim(&self) -> usize {
@@ -206,6 +214,7 @@ impl IvfPq {
         nprobe: usize,
         selector: Option<&[u64]>,
     ) -> Result<Found, VectorError> {
+        init_thread();
         let (lists, list_distances) = self.nearest_lists(query, nprobe)?;
         // Never 1: FAISS' handler for a single result keeps its 16-bit distance in a signed integer.
         let asked = count.max(2);
@@ -233,10 +242,7 @@ impl IvfPq {
         }
         // Places without a result have label -1.
         let found = labels.into_iter().zip(distances).take_while(|(label, _)| *label >= 0);
-        Ok(Found {
-            best: found.take(count).collect(),
-            lists: lists.into_iter().filter_map(|list| usize::try_from(list).ok()).collect(),
-        })
+        Ok(Found { best: found.take(count).collect(), lists: lists.into_iter().map(|list| list as usize).collect() })
     }
 
     /// FAISS' own search of several queries `[n, dim]` in one call, without a selector. Gives the labels found, `count` a query (but at
@@ -269,27 +275,49 @@ impl IvfPq {
         Ok(labels)
     }
 
-    /// The `nprobe` lists nearest to a query, nearest first, and their distances: the call that FAISS makes itself where it is not given
-    /// them. -1 in place of a list that is not there.
+    /// The `nprobe` lists nearest to a query, nearest first, equal ones by number, and their distances: what FAISS finds itself where it is
+    /// not given them. Its heap of results takes as long as all the distances do where a fifth of the lists are probed.
     fn nearest_lists(&self, query: &[f32], nprobe: usize) -> Result<(Vec<i64>, Vec<f32>), VectorError> {
-        init_thread();
         self.check_query(query)?;
+        let distances = self.list_distances(query)?;
+        // A list's number below what its distance is ordered by.
+        let key = |(list, distance): (u64, &f32)| match self.distance {
+            Distance::L2 => u64::from(ascending_bits(*distance)) << u32::BITS | list,
+            Distance::InnerProduct => u64::from(ascending_bits(-*distance)) << u32::BITS | list,
+        };
+        let mut keys: Vec<u64> = (0..).zip(&distances).map(key).collect();
         let nprobe = nprobe.clamp(1, self.nlist);
-        let mut distances = vec![0.0f32; nprobe];
-        let mut lists = vec![-1i64; nprobe];
-        // SAFETY: the quantiser lives in the index, has its dimension, and is only read; room for `nprobe` results.
-        check(unsafe {
-            let quantiser = sys::faiss_IndexIVF_quantizer(self.ivf.as_ptr());
-            sys::faiss_Index_search(
-                quantiser,
-                1,
-                query.as_ptr(),
-                nprobe as sys::idx_t,
-                distances.as_mut_ptr(),
-                lists.as_mut_ptr(),
-            )
-        })?;
-        Ok((lists, distances))
+        if nprobe < keys.len() {
+            keys.select_nth_unstable(nprobe);
+            keys.truncate(nprobe);
+        }
+        keys.sort_unstable();
+        let lists = keys.into_iter().map(|key| i64::from(key as u32));
+        Ok(lists.map(|list| (list, distances[list as usize])).unzip())
+    }
+
+    /// Distances (or inner products) of a query to the centroids of all lists, `[nlist]`.
+    fn list_distances(&self, query: &[f32]) -> Result<Vec<f32>, VectorError> {
+        let (mut centroids, mut floats) = (ptr::null_mut(), 0);
+        // SAFETY: the quantiser lives in the index; the cast checks that it is a flat one, which tells where its vectors are.
+        unsafe {
+            let quantiser = sys::faiss_IndexFlat_cast(sys::faiss_IndexIVF_quantizer(self.ivf.as_ptr()));
+            if !quantiser.is_null() {
+                sys::faiss_IndexFlat_xb(quantiser, &mut centroids, &mut floats);
+            }
+        }
+        if centroids.is_null() || floats != self.nlist * self.dim {
+            return Err(VectorError::Faiss(format!("{floats} floats of centroids for {} lists", self.nlist)));
+        }
+        let mut distances = vec![0.0f32; self.nlist];
+        let compute = match self.distance {
+            Distance::L2 => sys::faiss_fvec_L2sqr_ny,
+            Distance::InnerProduct => sys::faiss_fvec_inner_products_ny,
+        };
+        // SAFETY: a query of `dim` floats, `nlist` centroids of as many, which stay as they are while `self` is borrowed, and room for
+        // `nlist` results.
+        unsafe { compute(distances.as_mut_ptr(), query.as_ptr(), centroids, self.dim, self.nlist) };
+        Ok(distances)
     }
 
     /// Codes in a list.
@@ -352,6 +380,13 @@ impl IvfPq {
         }
         Ok(())
     }
+}
+
+/// Bits that ascend as the numbers do.
+fn ascending_bits(value: f32) -> u32 {
+    const SIGN: u32 = 1 << 31;
+    let bits = value.to_bits();
+    if bits & SIGN == 0 { bits | SIGN } else { !bits }
 }
 
 /// FAISS' bitmap selector; borrows the bitmap.

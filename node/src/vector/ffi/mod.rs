@@ -11,22 +11,20 @@
 #![allow(unsafe_code, reason = "calls C; each block says why it is sound")]
 
 mod ivf_pq;
+mod score;
 mod transfer;
 
-use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
 use std::cell::Cell;
 use std::ffi::{CStr, c_int};
 use std::ptr;
 use std::sync::Once;
 
-use cluster_config::collection::Metric;
 use faiss_sys as sys;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 pub(super) use self::ivf_pq::{Distance, IvfPq};
+pub(super) use self::score::score_in_wide_lanes;
 pub(super) use self::transfer::WriteFailure;
-use super::{VectorError, flat};
+use super::VectorError;
 
 unsafe extern "C" {
     /// OpenMP: per calling thread.
@@ -141,47 +139,4 @@ pub(super) fn inner_products(vector: &[f32], matrix: &[f32], out: &mut [f32]) {
     unsafe {
         sys::faiss_fvec_inner_products_ny(out.as_mut_ptr(), vector.as_ptr(), matrix.as_ptr(), vector.len(), out.len())
     };
-}
-
-/// [`flat::score_in_lanes`] as compiled for AVX2 and F16C where the CPU has them: Rust code is otherwise compiled for any
-/// x86-64. The result is the same to the bit, because nothing is fused or reordered; only the registers are wider.
-#[inline]
-pub(super) fn score_in_wide_lanes(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
-    #[target_feature(enable = "avx2,f16c")]
-    fn wide(metric: Metric, query: &[f32], row: &[f16]) -> f32 {
-        flat::score_in_lanes(metric, query, row, |row, out| decode_wide(row, out))
-    }
-
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-        // SAFETY: the CPU has what the function is compiled for.
-        unsafe { wide(metric, query, row) }
-    } else {
-        flat::score_in_lanes(metric, query, row, |row, out| row.convert_to_f32_slice(out))
-    }
-}
-
-/// Half floats `[n]` as floats, into `out` `[n]`. `half`'s own conversion is compiled apart from its callers and costs a call for
-/// eight values, more than scoring them.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn decode_wide(row: &[f16], out: &mut [f32]) {
-    #[target_feature(enable = "avx2,f16c")]
-    #[inline]
-    fn decode_block(block: &[u16; 8], out: &mut [f32; 8]) {
-        // SAFETY: both arrays have room for one unaligned register.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(block.as_ptr().cast()))) };
-    }
-
-    assert_eq!(row.len(), out.len());
-    let (blocks, rest) = row.reinterpret_cast().as_chunks::<8>();
-    let (outs, out_rest) = out.as_chunks_mut::<8>();
-    for (block, out) in blocks.iter().zip(outs) {
-        decode_block(block, out);
-    }
-    if !rest.is_empty() {
-        let (mut block, mut decoded) = ([0; 8], [0.0; 8]);
-        block[..rest.len()].copy_from_slice(rest);
-        decode_block(&block, &mut decoded);
-        out_rest.copy_from_slice(&decoded[..rest.len()]);
-    }
 }
