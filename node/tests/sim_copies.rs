@@ -321,10 +321,11 @@ impl RegisterClient for Wire {
 }
 
 impl SnapshotSource for Wire {
-    fn open(&self, from: FetchFrom, _: CopyId) -> BoxFuture<'_, Result<Manifest, Error>> {
+    fn open(&self, from: FetchFrom, for_copy: CopyId) -> BoxFuture<'_, Result<Manifest, Error>> {
         Box::pin(async move {
             let (copy, snapshots) = (self.find(from.node, from.copy.copy)?, self.snapshots(from.node)?);
-            let opened = tokio::task::spawn_blocking(move || snapshots.open(&copy.shard, SHARD, copy.lineage));
+            let opened =
+                tokio::task::spawn_blocking(move || snapshots.open(&copy.shard, SHARD, copy.lineage, for_copy));
             Ok(Manifest::clone(&*opened.await.expect("joins")?))
         })
     }

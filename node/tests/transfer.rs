@@ -75,9 +75,9 @@ impl Twin {
 }
 
 impl SnapshotSource for Twin {
-    fn open(&self, from: FetchFrom, _for_copy: CopyId) -> BoxFuture<'_, Result<Manifest, Error>> {
+    fn open(&self, from: FetchFrom, for_copy: CopyId) -> BoxFuture<'_, Result<Manifest, Error>> {
         Box::pin(async move {
-            let manifest = self.snapshots().open(&self.shard, self.shard_id, from.copy.lineage)?;
+            let manifest = self.snapshots().open(&self.shard, self.shard_id, from.copy.lineage, for_copy)?;
             Ok(Manifest::clone(&manifest))
         })
     }
@@ -300,11 +300,16 @@ async fn a_crash_at_any_step_leaves_the_old_copy_or_the_new_one() {
 fn snapshots_are_bounded_and_end_with_their_lease() {
     let scene = Scene::new();
     let snapshots = scene.twin.snapshots();
-    let open = || snapshots.open(&scene.twin.shard, scene.twin.shard_id, Lineage(1));
+    let open = |copy| snapshots.open(&scene.twin.shard, scene.twin.shard_id, Lineage(1), CopyId(copy));
     let now = Instant::now();
-    let held: Vec<_> = (0..TRANSFERS_OUT_MAX).map(|_| open().expect("opens")).collect();
-    assert_eq!(open().expect_err("enough are open").kind, ErrorKind::Overloaded);
-    let first = held[0].snapshot;
+    let last = TRANSFERS_OUT_MAX as u64;
+    let held: Vec<_> = (1..=last).map(|copy| open(copy).expect("opens")).collect();
+    assert_eq!(open(last + 1).expect_err("enough are open").kind, ErrorKind::Overloaded);
+    // A copy that asks again has forgotten what it was given, so that takes no place.
+    let forgotten = held[0].snapshot;
+    let first = open(1).expect("opens in the place of the one before").snapshot;
+    assert_eq!(snapshots.read(forgotten, "CURRENT", 0).expect_err("it is closed").kind, ErrorKind::NotFound);
+    snapshots.read(first, "CURRENT", 0).expect("reads");
     assert_eq!(snapshots.due(Some(now + SNAPSHOT_LEASE)), []);
     let late = Instant::now() + SNAPSHOT_LEASE + Duration::from_secs(1);
     assert_eq!(snapshots.due(Some(late)).len(), TRANSFERS_OUT_MAX);
@@ -312,7 +317,7 @@ fn snapshots_are_bounded_and_end_with_their_lease() {
     assert_eq!(snapshots.read(first, "../../x", 0).expect_err("no such file").kind, ErrorKind::InvalidArgument);
     snapshots.close(first);
     assert_eq!(snapshots.read(first, "CURRENT", 0).expect_err("it is closed").kind, ErrorKind::NotFound);
-    open().expect("there is room again");
+    open(last + 1).expect("there is room again");
     snapshots.due(None).into_iter().for_each(|snapshot| snapshots.close(snapshot));
     assert!(snapshots.is_empty());
     let left = std::fs::read_dir(&scene.twin.dir).expect("lists").count();

@@ -70,9 +70,10 @@ impl TransferService for TransferServer {
         let copy = self.copies.find(&copy_target("source", request.source)?)?;
         let (shard_id, lineage) = (copy.shard_id, copy.lineage);
         let started = Instant::now();
-        let manifest = self.run(move |snapshots| snapshots.open(&copy.shard, shard_id, lineage)).await?;
+        let for_copy = CopyId(request.for_copy);
+        let manifest = self.run(move |snapshots| snapshots.open(&copy.shard, shard_id, lineage, for_copy)).await?;
         tracing::info!(
-            shard = %shard_id, for_copy = request.for_copy, base = %manifest.base.seqno, bytes = manifest.bytes(),
+            shard = %shard_id, %for_copy, base = %manifest.base.seqno, bytes = manifest.bytes(),
             seconds = started.elapsed().as_secs_f32(), "snapshot opened"
         );
         Ok(Response::new(v1::OpenSnapshotReply { manifest: Some(to_wire(&manifest)) }))

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::{Lineage, ShardId};
+use cluster_config::ids::{CopyId, Lineage, ShardId};
 use cluster_config::limits::{SNAPSHOT_LEASE, SNAPSHOT_PIECE_BYTES, TRANSFERS_OUT_MAX};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,6 +32,7 @@ pub struct Snapshots {
 }
 
 struct Open {
+    for_copy: CopyId,
     manifest: Arc<Manifest>,
     used_at: Instant,
     /// Given back with the snapshot.
@@ -53,8 +54,18 @@ impl Snapshots {
     }
 
     /// Takes a checkpoint of a copy and adds it up. Cost: reads all of its files once.
+    ///
+    /// What was opened before for the copy that is to be replaced is closed: it fetches one snapshot at a time, so it asks anew only if it
+    /// does not know of that one. It gave up before the answer came, or the answer was lost.
     /// Errors: `Overloaded` (enough are open), and those of [`Shard::checkpoint`].
-    pub fn open(&self, shard: &Shard, shard_id: ShardId, lineage: Lineage) -> Result<Arc<Manifest>, Error> {
+    pub fn open(
+        &self,
+        shard: &Shard,
+        shard_id: ShardId,
+        lineage: Lineage,
+        for_copy: CopyId,
+    ) -> Result<Arc<Manifest>, Error> {
+        self.which(|open| open.for_copy == for_copy).into_iter().for_each(|forgotten| self.close(forgotten));
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
             Error::new(ErrorKind::Overloaded, format!("{TRANSFERS_OUT_MAX} snapshots are being fetched from this node"))
                 .with_hint("try again later, or another copy")
@@ -74,7 +85,7 @@ impl Snapshots {
             generation: checkpoint.generation,
             files,
         });
-        let open = Open { manifest: Arc::clone(&manifest), used_at: Instant::now(), _slot: slot };
+        let open = Open { for_copy, manifest: Arc::clone(&manifest), used_at: Instant::now(), _slot: slot };
         self.open.lock().insert(snapshot, open);
         Ok(manifest)
     }
@@ -115,8 +126,11 @@ impl Snapshots {
 
     /// Snapshots whose lease has run out at `now`, or all of them; the caller closes them.
     pub fn due(&self, now: Option<Instant>) -> Vec<SnapshotId> {
-        let is_due = |open: &Open| now.is_none_or(|now| now.saturating_duration_since(open.used_at) > SNAPSHOT_LEASE);
-        self.open.lock().iter().filter(|(_, open)| is_due(open)).map(|(snapshot, _)| *snapshot).collect()
+        self.which(|open| now.is_none_or(|now| now.saturating_duration_since(open.used_at) > SNAPSHOT_LEASE))
+    }
+
+    fn which(&self, is_meant: impl Fn(&Open) -> bool) -> Vec<SnapshotId> {
+        self.open.lock().iter().filter(|(_, open)| is_meant(open)).map(|(snapshot, _)| *snapshot).collect()
     }
 
     /// How many are open.
