@@ -143,7 +143,7 @@ impl IvfIndex {
     /// FAISS' own search and nothing of ours, for reduced queries `[n, reduced_dim]` in one call: the yardstick of the benches.
     /// Gives the rows found, `count` a query (but at least two), best first, -1 in places without one.
     pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<Vec<i64>, VectorError> {
-        self.index.search_together(reduced, count, nprobe as usize)
+        self.index.search_together(reduced, count, nprobe as usize).map(|(labels, _)| labels)
     }
 
     fn preamble(&self) -> [u8; PREAMBLE_BYTES] {

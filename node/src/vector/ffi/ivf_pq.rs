@@ -246,13 +246,13 @@ impl IvfPq {
     }
 
     /// FAISS' own search of several queries `[n, dim]` in one call, without a selector. Gives the labels found, `count` a query (but at
-    /// least two), best first, -1 in places without a result.
+    /// least two), best first, -1 in places without a result, and their distances.
     pub(in crate::vector) fn search_together(
         &self,
         queries: &[f32],
         count: usize,
         nprobe: usize,
-    ) -> Result<Vec<i64>, VectorError> {
+    ) -> Result<(Vec<i64>, Vec<f32>), VectorError> {
         init_thread();
         let queries_count = self.count_vectors(queries)?;
         let asked = count.max(2);
@@ -272,7 +272,7 @@ impl IvfPq {
                 labels.as_mut_ptr(),
             )
         })?;
-        Ok(labels)
+        Ok((labels, distances))
     }
 
     /// The `nprobe` lists nearest to a query, nearest first, equal ones by number, and their distances: what FAISS finds itself where it is
