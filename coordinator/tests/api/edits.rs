@@ -21,10 +21,13 @@ on_both_engines! {
 }
 
 const POINTS: &str = "/api/v1/collections/t/points";
+const DELETE: &str = "/api/v1/collections/t/points:delete";
+/// However busy the machine is, an edit that is held up here is still tried when it is let go.
+const PATIENCE_MS: u64 = 60_000;
 
 fn points(ids: &[&str]) -> Value {
     let point = |id: &&str| json!({"id": id, "vector": vec![1.0; DIM], "text": format!("point {id}")});
-    json!({"points": ids.iter().map(point).collect::<Vec<_>>()})
+    json!({"points": ids.iter().map(point).collect::<Vec<_>>(), "timeout_ms": PATIENCE_MS})
 }
 
 async fn document(c: &Coordinator, id: &str) -> Value {
@@ -94,12 +97,13 @@ async fn a_point_takes_the_whole_place_of_a_document(database: &Database) {
 }
 
 /// Sends a request in the background.
-fn send(c: &Coordinator, method: Method, path: &str, body: Option<Value>) -> JoinHandle<()> {
-    let mut request = c.http.request(method, format!("{}{path}", c.base));
-    if let Some(body) = body {
-        request = request.json(&body);
-    }
+fn send(c: &Coordinator, method: Method, path: &str, body: &Value) -> JoinHandle<()> {
+    let request = c.http.request(method, format!("{}{path}", c.base)).json(body);
     tokio::spawn(async move { drop(request.send().await) })
+}
+
+fn delete(c: &Coordinator, id: &str) -> JoinHandle<()> {
+    send(c, Method::POST, DELETE, &json!({"ids": [id], "timeout_ms": PATIENCE_MS}))
 }
 
 /// Goes away and waits until the coordinator has noticed: the only request that it answers is the one that asks.
@@ -122,7 +126,7 @@ async fn an_edit_is_seen_through_although_its_client_left(database: &Database) {
     let is_known = async |id: &str| document(&c, id).await["job_id"].is_string();
 
     take_writes(&twin, Some(Fault::HandsOff));
-    let deletion = send(&c, Method::DELETE, "/api/v1/documents/a?collection=t", None);
+    let deletion = delete(&c, "a");
     until("the catalog has forgotten it", async || !is_known("a").await).await;
     leave(&c, deletion).await;
     assert!(twin.document_ids().contains("a"), "the shards have it still");
@@ -131,7 +135,7 @@ async fn an_edit_is_seen_through_although_its_client_left(database: &Database) {
 
     take_writes(&twin, Some(Fault::HandsOff));
     let writes = twin.calls("write");
-    let put = send(&c, Method::PUT, POINTS, Some(points(&["b"])));
+    let put = send(&c, Method::PUT, POINTS, &points(&["b"]));
     until("the write is tried", async || twin.calls("write") > writes).await;
     leave(&c, put).await;
     assert!(is_known("b").await);
@@ -141,7 +145,7 @@ async fn an_edit_is_seen_through_although_its_client_left(database: &Database) {
 
     // The process is told to stop meanwhile.
     take_writes(&twin, Some(Fault::HandsOff));
-    let deletion = send(&c, Method::DELETE, "/api/v1/documents/c?collection=t", None);
+    let deletion = delete(&c, "c");
     until("the catalog has forgotten it", async || !is_known("c").await).await;
     leave(&c, deletion).await;
     // Polled in this order: it is asked to stop before the write can go through.
