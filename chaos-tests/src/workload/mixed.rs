@@ -1,5 +1,8 @@
 //! Several processes on a few documents: puts, deletes, strong and bounded reads of the same ones at the same time.
+//!
+//! Half of the bounded reads are of documents at rest: what was written longer ago than a bound allows to miss is seldom a document in use.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +17,8 @@ use crate::history::{Key, Level};
 const KEYS: usize = 6;
 /// Calls after which a document rests, so that the checker's search stays short.
 const CALLS_PER_KEY: u32 = 120;
+/// Documents at rest that are still read.
+const RESTING_MAX: usize = 64;
 /// Between two calls of a process.
 const PAUSE: Duration = Duration::from_millis(8);
 
@@ -21,13 +26,15 @@ const PAUSE: Duration = Duration::from_millis(8);
 pub struct Keys {
     numbers: Arc<Numbers>,
     in_use: Mutex<Vec<(Key, u32)>>,
+    /// The last ones, in the order of their retirement.
+    resting: Mutex<VecDeque<Key>>,
 }
 
 impl Keys {
     /// A first set.
     pub fn new(numbers: Arc<Numbers>) -> Self {
         let in_use = (0..KEYS).map(|_| (numbers.key(), 0)).collect();
-        Self { numbers, in_use: Mutex::new(in_use) }
+        Self { numbers, in_use: Mutex::new(in_use), resting: Mutex::default() }
     }
 
     fn pick(&self, random: &mut StdRng) -> Key {
@@ -38,8 +45,18 @@ impl Keys {
         *calls += 1;
         if *calls >= CALLS_PER_KEY {
             (*key, *calls) = (self.numbers.key(), 0);
+            let mut resting = self.resting.lock().expect("no panic while held");
+            if resting.len() == RESTING_MAX {
+                resting.pop_front();
+            }
+            resting.push_back(picked);
         }
         picked
+    }
+
+    fn pick_resting(&self, random: &mut StdRng) -> Option<Key> {
+        let resting = self.resting.lock().expect("no panic while held");
+        (!resting.is_empty()).then(|| resting[random.random_range(0..resting.len())])
     }
 }
 
@@ -52,10 +69,14 @@ pub async fn run(documents: Documents, numbers: Arc<Numbers>, keys: Arc<Keys>, s
             0..40 => {
                 documents.read(key, Level::Strong, "").await;
             }
-            40..55 => {
+            40..48 => {
                 documents.read(key, Level::Bounded, "").await;
             }
-            55..90 => {
+            48..56 => {
+                let key = keys.pick_resting(&mut random).unwrap_or(key);
+                documents.read(key, Level::Bounded, "").await;
+            }
+            56..90 => {
                 documents.put(&[(key, numbers.version())]).await;
             }
             _ => {
