@@ -63,6 +63,9 @@ pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const APPEND_ENTRIES_MAX: usize = 4096;
 /// Most bytes of any gRPC message between nodes.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that a peer may send ahead on a stream, and on a connection: large enough that a batch of searches or vectors does not wait for
+/// window updates.
+pub const GRPC_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Bytes of one piece of a model generation, as logged.
 pub const GENERATION_PIECE_BYTES: usize = 1024 * 1024;
 /// Most bytes of a whole model generation (PCA, centroids, codebooks).

@@ -38,8 +38,6 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Taken off the remaining time at each hop.
 pub const HOP: Duration = Duration::from_millis(2);
-/// Large enough that one vector batch does not wait for window updates.
-const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// What a channel is for; each lane has its own connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,8 +98,8 @@ impl RemoteNodes {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
+            .initial_stream_window_size(limits::GRPC_WINDOW_BYTES)
+            .initial_connection_window_size(limits::GRPC_WINDOW_BYTES)
             .connect_lazy();
         channels.insert((address.to_owned(), lane), channel.clone());
         Ok(channel)

@@ -85,7 +85,7 @@ impl SearchJob {
     }
 }
 
-/// All queries see one position.
+/// Each answer names the position that it was computed at, in the term and at the age that the copy had at the beginning.
 fn search_copy(copy: &Copy, queries: &[ShardQuery], cancel: &Cancel) -> Result<Vec<ShardAnswer>, Error> {
     let position = copy.handle.position();
     queries

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use cluster_config::limits::GRPC_MESSAGE_BYTES_MAX;
+use cluster_config::limits::{GRPC_MESSAGE_BYTES_MAX, GRPC_WINDOW_BYTES};
 use proto::v1::admin_service_server::AdminServiceServer;
 use proto::v1::metadata_service_server::MetadataServiceServer;
 use proto::v1::raft_service_server::RaftServiceServer;
@@ -25,8 +25,6 @@ use crate::metadata::service::MetadataEndpoint;
 
 /// Most concurrent streams of one connection: a coordinator has one scatter stream per query in flight.
 const STREAMS_PER_CONNECTION_MAX: u32 = 4096;
-/// Large enough that a batch of searches or vectors does not wait for window updates.
-const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Open calls are cut this long after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -65,8 +63,8 @@ pub fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(GRPC_WINDOW_BYTES)
+        .initial_connection_window_size(GRPC_WINDOW_BYTES)
         .add_service(sized!(MetadataServiceServer, services.metadata))
         .add_service(sized!(AdminServiceServer, services.admin))
         .add_service(sized!(ReplicationServiceServer, services.replication))
