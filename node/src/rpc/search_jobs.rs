@@ -85,18 +85,15 @@ impl SearchJob {
     }
 }
 
-/// Each answer names the position that it was computed at, in the term and at the age that the copy had at the beginning.
+/// The answers name the one position that they were computed at, in the term and at the age that the copy had at the beginning.
 fn search_copy(copy: &Copy, queries: &[ShardQuery], cancel: &Cancel) -> Result<Vec<ShardAnswer>, Error> {
     let position = copy.handle.position();
-    queries
-        .iter()
-        .map(|query| {
-            let mut answer = copy.shard.search(query, cancel)?;
-            answer.position.term = position.term;
-            answer.position.staleness_ms = position.staleness_ms;
-            Ok(answer)
-        })
-        .collect()
+    let mut answers = copy.shard.search_all(queries, cancel)?;
+    for answer in &mut answers {
+        answer.position.term = position.term;
+        answer.position.staleness_ms = position.staleness_ms;
+    }
+    Ok(answers)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -195,8 +195,8 @@ impl Parts {
                     allowed,
                     metric: Metric::Cosine,
                 };
-                let found = search_rows(&view, vector, K, &knobs, &self.spec, &Cancel::never())?;
-                found.rows.iter().for_each(|(row, score)| top.offer(part.row_of(*row), *score));
+                let found = search_rows(&view, &[vector], K, &knobs, &self.spec, &Cancel::never())?;
+                found[0].rows.iter().for_each(|(row, score)| top.offer(part.row_of(*row), *score));
             }
             Ok(rows_of(top))
         })?;
