@@ -173,7 +173,7 @@ impl Parts {
         let (faiss_us, faiss_recall) = sample.time(|query| {
             let mut top = Top::new(K);
             for (part, reduced) in self.parts.iter().zip(&reduced) {
-                let (labels, distances) = part.plain.search_together(&reduced[query], candidates, nprobe as usize)?;
+                let (labels, distances) = part.plain.search_unaided(&reduced[query], candidates, nprobe as usize)?;
                 for (label, distance) in labels.into_iter().zip(distances).take_while(|(label, _)| *label >= 0) {
                     top.offer(part.row_of(label as u64), -distance);
                 }
@@ -283,7 +283,7 @@ pub fn guide(sample: &Sample<'_>, reduced_dim: usize) -> Result<GuideFigures, Ve
     index.add(&labels, &base)?;
     let (scan_us, recall) = sample.time(|query| {
         let query = &queries[query * reduced_dim..(query + 1) * reduced_dim];
-        let (labels, _) = index.search_together(query, K, nprobe)?;
+        let (labels, _) = index.search_unaided(query, K, nprobe)?;
         Ok(labels.into_iter().filter_map(|label| u64::try_from(label).ok()).collect())
     })?;
     Ok(GuideFigures { index: format!("PCA{reduced_dim},IVF{nlist},PQ{m}"), train_seconds, scan_us, recall })

@@ -300,8 +300,9 @@ fn a_query_finds_the_same_in_any_company() {
         for allowed in [RowSet::all(ROWS as u64), RowSet::matching(ROWS as u64, &third, &nothing)] {
             for (count, found_min) in [(3, 0), (30, 0), (400, 400)] {
                 let params = ProbeParams { nprobe: 3, found_min };
-                let find =
-                    |queries| index.search_unordered(queries, count, &params, &allowed, &Cancel::never()).unwrap();
+                let find = |queries: &[&[f32]]| {
+                    index.search_unordered(queries, count, &params, &allowed, &Cancel::never()).unwrap()
+                };
                 let alone: Vec<Candidates> = queries.iter().flat_map(|query| find(&[*query])).collect();
                 assert_eq!(find(&queries), alone, "{metric:?}, {nbits} bits, m {m:?}, {count}");
             }
