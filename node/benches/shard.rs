@@ -80,12 +80,12 @@ fn cpu_ns() -> u64 {
     stat.split(' ').next().and_then(|first| first.parse().ok()).expect("a number comes first")
 }
 
-/// Microseconds a query, the best of some rounds over all of them.
-fn cost_us(queries: &[Vec<f32>], mut ask: impl FnMut(&[f32])) -> f64 {
+/// Microseconds of one of what is asked, the best of some rounds over all of it.
+fn cost_us<T>(asked: &[T], mut ask: impl FnMut(&T)) -> f64 {
     let round = |_| {
         let started = cpu_ns();
-        queries.iter().for_each(|query| ask(query));
-        (cpu_ns() - started) as f64 / 1000.0 / queries.len() as f64
+        asked.iter().for_each(&mut ask);
+        (cpu_ns() - started) as f64 / 1000.0 / asked.len() as f64
     };
     (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
 }
@@ -161,13 +161,15 @@ fn against_faiss(shard: &Shard, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
         );
     }
     let together = [2, 4, 8, 16, 64].map(|size| {
-        let portions: Vec<Vec<f32>> = reduced_queries.chunks_exact(size).map(<[Vec<f32>]>::concat).collect();
+        let asked = queries.iter().map(|vector| ShardQuery { knobs: knobs(by_rule), ..query(vector, K) });
+        let asked: Vec<ShardQuery> = asked.collect();
+        let portions: Vec<&[ShardQuery]> = asked.chunks_exact(size).collect();
         let cost = cost_us(&portions, |portion| {
-            index.scan_alone(portion, candidates, by_rule).expect("scans");
+            shard.search_all(portion, &Cancel::never()).expect("searches");
         });
         format!("{size}: {:.1} us", cost / size as f64)
     });
-    println!("  faiss alone at nprobe {by_rule}, queries a call: {}", together.join(", "));
+    println!("  shard search at nprobe {by_rule}, by queries in one call, each: {}", together.join(", "));
 }
 
 fn index_bytes(index: &IvfIndex) -> u64 {

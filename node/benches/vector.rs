@@ -180,7 +180,7 @@ fn index(c: &mut Criterion<CpuTime>) {
                 b.iter(|| {
                     let query = queries.next().expect("cycles");
                     let knobs = SearchKnobs::default();
-                    black_box(search_rows(&view, query, 10, &knobs, &IndexSpec::default(), &Cancel::never()))
+                    black_box(search_rows(&view, &[query], 10, &knobs, &IndexSpec::default(), &Cancel::never()))
                 });
             });
         }

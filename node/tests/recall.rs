@@ -81,7 +81,7 @@ impl Shard {
             allowed,
             metric: self.spec.metric,
         };
-        search_rows(&view, query, K, knobs, &self.spec.index, &Cancel::never()).unwrap()
+        search_rows(&view, &[query], K, knobs, &self.spec.index, &Cancel::never()).unwrap().remove(0)
     }
 
     fn exact(&self, query: &[f32], allowed: &RowSet) -> Vec<u64> {

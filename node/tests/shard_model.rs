@@ -48,6 +48,8 @@ fn assert_agrees(shard: &Shard, model: &Model, queries: &[ShardQuery]) {
         assert_eq!(hits, model.search(query), "{query:?}");
         assert_rows_are(shard, &answer.hits, &query.tenant, model);
     }
+    let alone: Vec<_> = queries.iter().map(|query| shard.search(query, &Cancel::never()).expect("searches")).collect();
+    assert_eq!(shard.search_all(queries, &Cancel::never()).expect("searches"), alone);
     let stats = shard.stats();
     assert_eq!(stats.document_count, model.documents.len() as u64);
     assert_eq!(stats.rows_live, model.documents.values().map(|(_, chunks)| chunks.len() as u64).sum::<u64>());

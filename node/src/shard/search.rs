@@ -1,4 +1,6 @@
-//! One vector search over one copy, at one applied position.
+//! Vector searches over one copy, at one applied position.
+
+use std::slice;
 
 use cluster_config::error::ConfigError;
 use cluster_config::limits;
@@ -9,6 +11,8 @@ use super::keys::{self, Family};
 use super::label;
 use super::recall::{Sample, is_default_effort};
 use super::records::{RowHead, corrupt, decode};
+use super::store::Frozen;
+use super::view::View;
 use super::{Shard, ShardError};
 use crate::replication::storage::StorageError;
 use crate::vector::{Cancel, SearchView, search_rows};
@@ -19,24 +23,39 @@ impl Shard {
     /// Shapes: query `[dim]`. Cost: the lists probed plus the exact tail; runs on the search pool.
     /// Errors: `InvalidArgument` (dimension, filter, bounds), `Cancelled`, `DeadlineExceeded`, `Unavailable` (poisoned).
     pub fn search(&self, query: &ShardQuery, cancel: &Cancel) -> Result<ShardAnswer, ShardError> {
+        let mut answers = self.search_all(slice::from_ref(query), cancel)?;
+        Ok(answers.pop().expect("one answer for one query"))
+    }
+
+    /// [`Shard::search`] for each of the queries, all at one position: the answers are those that each would get alone.
+    pub fn search_all(&self, queries: &[ShardQuery], cancel: &Cancel) -> Result<Vec<ShardAnswer>, ShardError> {
         self.store.check()?;
-        self.validate_query(query)?;
-        let (view, frozen) = if reads_what_is(&self.spec, &query.filter) {
+        queries.iter().try_for_each(|query| self.validate_query(query))?;
+        let (view, frozen) = if queries.iter().any(|query| reads_what_is(&self.spec, &query.filter)) {
             let _held = self.publication.read();
             (self.view(), Some(self.store.freeze()?))
         } else {
             (self.view(), None)
         };
-        let reader = FilterReader {
-            store: &self.store,
-            frozen: frozen.as_ref(),
-            spec: &self.spec,
-            view: &view,
-            tenant: &query.tenant,
-            cancel,
-        };
-        let allowed = self.guard(reader.allowed(&query.filter))?;
-        drop(frozen);
+        let mut answers = Vec::with_capacity(queries.len());
+        for alike in queries.chunk_by(differ_in_vector_only) {
+            self.search_alike(alike, &view, frozen.as_ref(), cancel, &mut answers)?;
+        }
+        Ok(answers)
+    }
+
+    /// Queries, at least one, that [`differ_in_vector_only`].
+    fn search_alike(
+        &self,
+        queries: &[ShardQuery],
+        view: &View,
+        frozen: Option<&Frozen<'_>>,
+        cancel: &Cancel,
+        answers: &mut Vec<ShardAnswer>,
+    ) -> Result<(), ShardError> {
+        let ShardQuery { fetch_k, filter, tenant, knobs, .. } = &queries[0];
+        let reader = FilterReader { store: &self.store, frozen, spec: &self.spec, view, tenant, cancel };
+        let allowed = self.guard(reader.allowed(filter))?;
         let searched = SearchView {
             index: view.indexes.serving.as_deref(),
             measured: view.indexes.efforts.as_ref().map(|efforts| &efforts.table),
@@ -46,24 +65,29 @@ impl Shard {
             allowed: &allowed,
             metric: self.spec.metric,
         };
-        let fetch_k = query.fetch_k as usize;
-        let scored = search_rows(&searched, &query.vector, fetch_k, &query.knobs, &self.spec.index, cancel)?;
-        if scored.codes_scanned > 0 && is_default_effort(&query.knobs) {
-            self.recall_watch.offer(|| Sample {
-                generation: view.applied.generation,
-                allowed: allowed.clone(),
-                query: query.vector.clone(),
-                rows: scored.rows.iter().map(|(row, _)| *row).collect(),
-                fetch_k,
+        let fetch_k = *fetch_k as usize;
+        let vectors: Vec<&[f32]> = queries.iter().map(|query| &query.vector[..]).collect();
+        for (query, scored) in
+            vectors.iter().zip(search_rows(&searched, &vectors, fetch_k, knobs, &self.spec.index, cancel)?)
+        {
+            if scored.codes_scanned > 0 && is_default_effort(knobs) {
+                self.recall_watch.offer(|| Sample {
+                    generation: view.applied.generation,
+                    allowed: allowed.clone(),
+                    query: query.to_vec(),
+                    rows: scored.rows.iter().map(|(row, _)| *row).collect(),
+                    fetch_k,
+                });
+            }
+            answers.push(ShardAnswer {
+                hits: self.guard(self.name_hits(&scored.rows))?,
+                position: self.position_of(view),
+                codes_scanned: scored.codes_scanned,
+                codes_total: scored.codes_total,
+                rows_exact: scored.rows_exact,
             });
         }
-        Ok(ShardAnswer {
-            hits: self.guard(self.name_hits(&scored.rows))?,
-            position: self.position_of(&view),
-            codes_scanned: scored.codes_scanned,
-            codes_total: scored.codes_total,
-            rows_exact: scored.rows_exact,
-        })
+        Ok(())
     }
 
     fn validate_query(&self, query: &ShardQuery) -> Result<(), ShardError> {
@@ -124,7 +148,7 @@ impl Shard {
         self.position_of(&self.view())
     }
 
-    pub(crate) fn position_of(&self, view: &super::view::View) -> CopyPosition {
+    pub(crate) fn position_of(&self, view: &View) -> CopyPosition {
         CopyPosition {
             shard: Some(self.identity.shard),
             copy: self.identity.copy,
@@ -135,4 +159,10 @@ impl Shard {
             staleness_ms: 0,
         }
     }
+}
+
+/// Whether one effort and one set of allowed rows serve both queries.
+fn differ_in_vector_only(left: &ShardQuery, right: &ShardQuery) -> bool {
+    let (ShardQuery { vector: _, fetch_k, filter, tenant, knobs }, other) = (left, right);
+    *fetch_k == other.fetch_k && *knobs == other.knobs && *tenant == other.tenant && *filter == other.filter
 }

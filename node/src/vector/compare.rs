@@ -174,7 +174,7 @@ impl Parts {
         let (faiss_us, faiss_recall) = sample.time(|query| {
             let mut top = Top::new(K);
             for (part, reduced) in self.parts.iter().zip(&reduced) {
-                let (labels, distances) = part.plain.search_together(&reduced[query], candidates, nprobe as usize)?;
+                let (labels, distances) = part.plain.search_unaided(&reduced[query], candidates, nprobe as usize)?;
                 for (label, distance) in labels.into_iter().zip(distances).take_while(|(label, _)| *label >= 0) {
                     top.offer(part.row_of(label as u64), -distance);
                 }
@@ -196,8 +196,8 @@ impl Parts {
                     allowed,
                     metric: Metric::Cosine,
                 };
-                let found = search_rows(&view, vector, K, &knobs, &self.spec, &Cancel::never())?;
-                found.rows.iter().for_each(|(row, score)| top.offer(part.row_of(*row), *score));
+                let found = search_rows(&view, &[vector], K, &knobs, &self.spec, &Cancel::never())?;
+                found[0].rows.iter().for_each(|(row, score)| top.offer(part.row_of(*row), *score));
             }
             Ok(rows_of(top))
         })?;
@@ -284,7 +284,7 @@ pub fn guide(sample: &Sample<'_>, reduced_dim: usize) -> Result<GuideFigures, Ve
     index.add(&labels, &base)?;
     let (scan_us, recall) = sample.time(|query| {
         let query = &queries[query * reduced_dim..(query + 1) * reduced_dim];
-        let (labels, _) = index.search_together(query, K, nprobe)?;
+        let (labels, _) = index.search_unaided(query, K, nprobe)?;
         Ok(labels.into_iter().filter_map(|label| u64::try_from(label).ok()).collect())
     })?;
     Ok(GuideFigures { index: format!("PCA{reduced_dim},IVF{nlist},PQ{m}"), train_seconds, scan_us, recall })

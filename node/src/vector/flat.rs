@@ -78,17 +78,17 @@ pub(super) fn score_rows(vectors: &MappedVectors, metric: Metric, query: &[f32],
     }
 }
 
-/// Offers every allowed row of the range to `top`; gives the number of rows compared.
+/// Offers every allowed row of the range to the `tops` of the queries; gives the number of rows compared.
 ///
 /// Errors: `Cancelled`, `DeadlineExceeded`.
 pub(super) fn scan(
     vectors: &MappedVectors,
     metric: Metric,
-    query: &[f32],
+    queries: &[&[f32]],
     rows: Range<u64>,
     allowed: &RowSet,
     cancel: &Cancel,
-    top: &mut Top,
+    tops: &mut [Top],
 ) -> Result<u64, VectorError> {
     let mut compared = 0;
     let mut rows = allowed.iter(rows.start..rows.end.min(vectors.len()));
@@ -99,8 +99,10 @@ pub(super) fn scan(
         if block.is_empty() {
             return Ok(compared);
         }
-        cancel.check()?;
-        score_rows(vectors, metric, query, &block, top);
+        for (query, top) in queries.iter().zip(&mut *tops) {
+            cancel.check()?;
+            score_rows(vectors, metric, query, &block, top);
+        }
         compared += block.len() as u64;
     }
 }
@@ -128,8 +130,9 @@ impl VectorIndex for FlatIndex<'_> {
         cancel: &Cancel,
     ) -> Result<Candidates, VectorError> {
         super::check_query(query, self.vectors.dim())?;
-        let mut top = Top::new(count);
-        scan(self.vectors, self.metric, query, 0..u64::MAX, allowed, cancel, &mut top)?;
+        let mut tops = [Top::new(count)];
+        scan(self.vectors, self.metric, &[query], 0..u64::MAX, allowed, cancel, &mut tops)?;
+        let [top] = tops;
         Ok(Candidates { best: top.into_sorted(), codes_scanned: 0 })
     }
 

@@ -21,6 +21,10 @@ const VERSION: u32 = 1;
 const PREAMBLE_BYTES: usize = 8 + 4 + 8 + 8 + 8;
 /// Codes that the fast-scan layout packs into one block.
 const BLOCK_CODES: u64 = 32;
+/// Queries in one call of FAISS: the results it holds for them, and how long it cannot be cancelled.
+const QUERIES_PER_CALL_MAX: usize = 64;
+/// From so many dimensions of a sub-vector on FAISS computes the tables of several queries as one matrix product, which rounds differently.
+const TABLES_BY_PRODUCT_FROM: u32 = 16;
 
 /// Codes in inverted lists.
 ///
@@ -143,7 +147,7 @@ impl IvfIndex {
     /// FAISS' own search and nothing of ours, for reduced queries `[n, reduced_dim]` in one call: the yardstick of the benches.
     /// Gives the rows found, `count` a query (but at least two), best first, -1 in places without one.
     pub fn scan_alone(&self, reduced: &[f32], count: usize, nprobe: u32) -> Result<Vec<i64>, VectorError> {
-        self.index.search_together(reduced, count, nprobe as usize).map(|(labels, _)| labels)
+        self.index.search_unaided(reduced, count, nprobe as usize).map(|(labels, _)| labels)
     }
 
     fn preamble(&self) -> [u8; PREAMBLE_BYTES] {
@@ -167,57 +171,78 @@ impl IvfIndex {
         let mut reduced = Vec::with_capacity(self.index.dim());
         self.generation.reduce(query, &mut reduced);
         let mut found = self.probe_reduced(&reduced, count, nprobe, self.selector(allowed).as_deref())?;
+        let mut found = found.pop().unwrap_or_default();
         found.best.sort_unstable_by(better_first);
         Ok(found)
     }
 
-    /// [`VectorIndex::search`], but in no order: whoever gives exact scores to the candidates needs none.
+    /// [`VectorIndex::search`] for each of the queries, but in no order: whoever gives exact scores to the candidates needs none.
+    /// What a query finds does not depend on the others.
     pub(super) fn search_unordered(
         &self,
-        query: &[f32],
+        queries: &[&[f32]],
         count: usize,
         params: &ProbeParams,
         allowed: &RowSet,
         cancel: &Cancel,
-    ) -> Result<Candidates, VectorError> {
+    ) -> Result<Vec<Candidates>, VectorError> {
         let parameters = &self.generation.parameters;
-        super::check_query(query, parameters.dim as usize)?;
-        let mut reduced = Vec::with_capacity(self.index.dim());
-        self.generation.reduce(query, &mut reduced);
         let selector = self.selector(allowed);
         let wanted = params.found_min.min(count).min(usize::try_from(allowed.count()).unwrap_or(usize::MAX));
-        let mut nprobe = params.nprobe.clamp(1, parameters.nlist);
-        let mut codes_scanned = 0;
-        loop {
-            cancel.check()?;
-            let mut found = self.probe_reduced(&reduced, count, nprobe, selector.as_deref())?;
-            codes_scanned += found.codes_scanned;
-            if found.best.len() >= wanted || nprobe == parameters.nlist {
-                found.codes_scanned = codes_scanned;
-                return Ok(found);
+        let mut all_found = Vec::with_capacity(queries.len());
+        let mut reduced = Vec::with_capacity(self.index.dim() * queries.len().min(QUERIES_PER_CALL_MAX));
+        for queries in queries.chunks(self.queries_per_call()) {
+            reduced.clear();
+            for query in queries {
+                super::check_query(query, parameters.dim as usize)?;
+                self.generation.reduce(query, &mut reduced);
             }
-            nprobe = nprobe.saturating_mul(2).min(parameters.nlist);
+            cancel.check()?;
+            let nprobe = params.nprobe.clamp(1, parameters.nlist);
+            let found = self.probe_reduced(&reduced, count, nprobe, selector.as_deref())?;
+            for (mut found, reduced) in found.into_iter().zip(reduced.chunks_exact(self.index.dim())) {
+                let mut nprobe = nprobe;
+                while found.best.len() < wanted && nprobe < parameters.nlist {
+                    cancel.check()?;
+                    nprobe = nprobe.saturating_mul(2).min(parameters.nlist);
+                    let codes_scanned = found.codes_scanned;
+                    found = self.probe_reduced(reduced, count, nprobe, selector.as_deref())?.pop().unwrap_or_default();
+                    found.codes_scanned += codes_scanned;
+                }
+                all_found.push(found);
+            }
         }
+        Ok(all_found)
     }
 
-    /// In no order.
+    /// Of 4-bit codes FAISS reads a list once for all queries that probe it. With 8 bits it takes one query after another anyhow.
+    fn queries_per_call(&self) -> usize {
+        let parameters = &self.generation.parameters;
+        let tables_one_by_one = parameters.reduced_dim / parameters.m < TABLES_BY_PRODUCT_FROM;
+        if parameters.nbits == 4 && tables_one_by_one { QUERIES_PER_CALL_MAX } else { 1 }
+    }
+
+    /// For each query of `[n, reduced_dim]`, in no order.
     fn probe_reduced(
         &self,
         reduced: &[f32],
         count: usize,
         nprobe: u32,
         selector: Option<&[u64]>,
-    ) -> Result<Candidates, VectorError> {
+    ) -> Result<Vec<Candidates>, VectorError> {
         let count = count.min(usize::try_from(self.rows).unwrap_or(usize::MAX));
         if count == 0 {
-            return Ok(Candidates::default());
+            return Ok(vec![Candidates::default(); reduced.len() / self.index.dim()]);
         }
-        let found = self.index.search(reduced, count, nprobe as usize, selector)?;
-        let codes_scanned = found.lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
         let smaller_is_better = self.generation.parameters.distance() == Distance::L2;
         let score = |value: f32| if smaller_is_better { -value } else { value };
-        let best = found.best.into_iter().map(|(label, value)| Candidate { row: label as u64, score: score(value) });
-        Ok(Candidates { best: best.collect(), codes_scanned })
+        let found = self.index.search(reduced, count, nprobe as usize, selector)?.into_iter().map(|found| {
+            let codes_scanned = found.lists.iter().map(|list| u64::from(self.list_lens[*list])).sum();
+            let best = found.best.into_iter();
+            let best = best.map(|(label, value)| Candidate { row: label as u64, score: score(value) }).collect();
+            Candidates { best, codes_scanned }
+        });
+        Ok(found.collect())
     }
 
     /// The bitmap to search with; none where every row of the index may be returned.
@@ -239,7 +264,7 @@ impl VectorIndex for IvfIndex {
         allowed: &RowSet,
         cancel: &Cancel,
     ) -> Result<Candidates, VectorError> {
-        let mut found = self.search_unordered(query, count, params, allowed, cancel)?;
+        let mut found = self.search_unordered(&[query], count, params, allowed, cancel)?.pop().unwrap_or_default();
         found.best.sort_unstable_by(better_first);
         Ok(found)
     }

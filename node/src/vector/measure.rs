@@ -109,8 +109,9 @@ pub fn measure_effort(
         }
         cancel.check()?;
         let query: Vec<f32> = vectors.get(row).iter().map(|value| value.to_f32()).collect();
-        let mut top = Top::new(wanted + 1);
-        scan(vectors, spec.metric, &query, 0..row_end, allowed, cancel, &mut top)?;
+        let mut tops = [Top::new(wanted + 1)];
+        scan(vectors, spec.metric, &[&query], 0..row_end, allowed, cancel, &mut tops)?;
+        let [top] = tops;
         let mut truth: Vec<u64> = top.into_sorted().into_iter().map(|candidate| candidate.row).collect();
         truth.retain(|other| *other != row);
         truth.truncate(wanted);

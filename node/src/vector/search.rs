@@ -1,5 +1,5 @@
-//! One query over one copy: the index or an exact scan below `indexed_row_end`, an exact scan of the tail above it, and exact
-//! scores for all that is returned.
+//! Queries over one copy: the index or an exact scan below `indexed_row_end`, an exact scan of the tail above it, and exact
+//! scores for all that is returned. Several that ask alike go together: a list's codes and an exact row are read once for them.
 
 use cluster_config::collection::{IndexSpec, Metric};
 use cluster_config::limits::{OVERSAMPLE_MAX, RESCORE_MAX};
@@ -10,7 +10,7 @@ use super::flat::{scan, score_rows};
 use super::top::Top;
 use super::{Calibration, Cancel, IvfIndex, MappedVectors, ProbeParams, RowSet, VectorError, VectorIndex, check_query};
 
-/// What a query is run on: one consistent picture of a copy, taken by the shard.
+/// What queries are run on: one consistent picture of a copy, taken by the shard.
 pub struct SearchView<'a> {
     /// `None` below the training floor.
     pub index: Option<&'a IvfIndex>,
@@ -48,23 +48,22 @@ struct Effort {
     candidates: usize,
 }
 
-/// The `fetch_k` best allowed rows of the view.
+/// The `fetch_k` best allowed rows of the view, for each of the queries. What one finds does not depend on the others.
 ///
-/// Shapes: query `[dim]`, unit length where the metric is cosine. `fetch_k` and the rows re-scored are at most `RESCORE_MAX`.
+/// Shapes: queries `[dim]`, unit length where the metric is cosine. `fetch_k` and the rows re-scored are at most `RESCORE_MAX`.
 /// Errors: `InvalidArgument` (dimension, values not finite), `Cancelled`, `DeadlineExceeded`.
 pub fn search_rows(
     view: &SearchView<'_>,
-    query: &[f32],
+    queries: &[&[f32]],
     fetch_k: usize,
     knobs: &SearchKnobs,
     spec: &IndexSpec,
     cancel: &Cancel,
-) -> Result<Scored, VectorError> {
-    check_query(query, view.vectors.dim())?;
+) -> Result<Vec<Scored>, VectorError> {
+    queries.iter().try_for_each(|query| check_query(query, view.vectors.dim()))?;
     cancel.check()?;
     let fetch_k = fetch_k.min(RESCORE_MAX as usize);
-    let mut top = Top::new(fetch_k);
-    let mut scored = Scored { codes_total: view.index.map_or(0, VectorIndex::len), ..Scored::default() };
+    let codes_total = view.index.map_or(0, VectorIndex::len);
 
     let indexed_row_end = view.indexed_row_end.min(view.row_end);
     let way = view.index.and_then(|index| {
@@ -76,21 +75,29 @@ pub fn search_rows(
         let plan = plan_search(allowed, index.len(), nprobe, parameters.nlist, candidates, &costs);
         (plan == Plan::Index).then_some((index, effort))
     });
+    let mut tops: Vec<Top> = queries.iter().map(|_| Top::new(fetch_k)).collect();
+    let mut codes_scanned = vec![0; queries.len()];
     let exact_from = match way {
         None => 0,
         Some((index, effort)) => {
             let params = ProbeParams { nprobe: effort.nprobe, found_min: fetch_k };
-            let found = index.search_unordered(query, effort.candidates, &params, view.allowed, cancel)?;
-            scored.codes_scanned = found.codes_scanned;
-            let rows = found.best.iter().map(|candidate| candidate.row).filter(|row| *row < indexed_row_end);
-            score_rows(view.vectors, view.metric, query, &rows.collect::<Vec<u64>>(), &mut top);
+            let found = index.search_unordered(queries, effort.candidates, &params, view.allowed, cancel)?;
+            for (at, found) in found.iter().enumerate() {
+                cancel.check()?;
+                codes_scanned[at] = found.codes_scanned;
+                let rows = found.best.iter().map(|candidate| candidate.row).filter(|row| *row < indexed_row_end);
+                score_rows(view.vectors, view.metric, queries[at], &rows.collect::<Vec<u64>>(), &mut tops[at]);
+            }
             indexed_row_end
         }
     };
     let tail = exact_from..view.row_end;
-    scored.rows_exact = scan(view.vectors, view.metric, query, tail, view.allowed, cancel, &mut top)?;
-    scored.rows = top.into_sorted().into_iter().map(|candidate| (candidate.row, candidate.score)).collect();
-    Ok(scored)
+    let rows_exact = scan(view.vectors, view.metric, queries, tail, view.allowed, cancel, &mut tops)?;
+    let scored = tops.into_iter().zip(codes_scanned).map(|(top, codes_scanned)| {
+        let rows = top.into_sorted().into_iter().map(|candidate| (candidate.row, candidate.score)).collect();
+        Scored { rows, codes_scanned, codes_total, rows_exact }
+    });
+    Ok(scored.collect())
 }
 
 /// What the knobs ask of the index; `None` for exact search.

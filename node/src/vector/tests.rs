@@ -278,6 +278,49 @@ fn naming_the_lists_changes_nothing() {
     }
 }
 
+/// FAISS reads a list once for several queries; which of equal codes comes first must not depend on the company. Few
+/// centroids make many equal codes.
+#[test]
+fn a_query_finds_the_same_in_any_company() {
+    let queries = vectors(2, 70);
+    let queries: Vec<&[f32]> = queries.chunks(DIM).collect();
+    let nothing = RoaringTreemap::new();
+    let third: RoaringTreemap = (0..ROWS as u64).step_by(3).collect();
+    for (metric, nbits, m) in [
+        (Metric::Cosine, 4, None),
+        (Metric::L2, 4, Some(2)),
+        (Metric::L2, 4, Some(1)),
+        (Metric::Dot, 4, Some(1)),
+        (Metric::Dot, 4, None),
+        (Metric::L2, 8, None),
+    ] {
+        let mut spec = spec(metric, nbits);
+        spec.index.m = m;
+        let generation = Generation::train(1, &spec, vectors(1, ROWS), ROWS as u64, &Cancel::never()).unwrap();
+        let index = grown(&Arc::new(generation), &vectors(1, ROWS));
+        for allowed in [RowSet::all(ROWS as u64), RowSet::matching(ROWS as u64, &third, &nothing)] {
+            for (count, found_min) in [(3, 0), (30, 0), (400, 400)] {
+                let params = ProbeParams { nprobe: 3, found_min };
+                let find = |queries: &[&[f32]]| {
+                    index.search_unordered(queries, count, &params, &allowed, &Cancel::never()).unwrap()
+                };
+                let alone: Vec<Candidates> = queries.iter().flat_map(|query| find(&[*query])).collect();
+                assert_eq!(find(&queries), alone, "{metric:?}, {nbits} bits, m {m:?}, {count}");
+            }
+        }
+    }
+
+    let copy = Copy::new(Metric::Cosine);
+    let everything = RowSet::all(ROWS as u64);
+    for exact in [false, true] {
+        let knobs = SearchKnobs { exact, ..SearchKnobs::default() };
+        let search = |queries: &[&[f32]]| copy.search_all(Metric::Cosine, queries, &everything, &knobs);
+        let alone: Vec<Scored> = queries.iter().flat_map(|query| search(&[*query])).collect();
+        assert_eq!(search(&queries), alone, "exact: {exact}");
+    }
+    assert_eq!(copy.search_all(Metric::Cosine, &[], &everything, &SearchKnobs::default()), []);
+}
+
 #[test]
 fn only_allowed_rows_are_found_and_scarce_ones_are_looked_for_further() {
     for nbits in [4, 8] {
@@ -375,6 +418,10 @@ impl Copy {
     }
 
     fn search(&self, metric: Metric, query: &[f32], allowed: &RowSet, knobs: &SearchKnobs) -> Scored {
+        self.search_all(metric, &[query], allowed, knobs).remove(0)
+    }
+
+    fn search_all(&self, metric: Metric, queries: &[&[f32]], allowed: &RowSet, knobs: &SearchKnobs) -> Vec<Scored> {
         let view = SearchView {
             index: Some(&self.index),
             measured: None,
@@ -384,7 +431,7 @@ impl Copy {
             allowed,
             metric,
         };
-        search_rows(&view, query, 10, knobs, &IndexSpec::default(), &Cancel::never()).unwrap()
+        search_rows(&view, queries, 10, knobs, &IndexSpec::default(), &Cancel::never()).unwrap()
     }
 }
 
@@ -449,7 +496,9 @@ fn the_walk_obeys_filters_bounds_and_cancellation() {
         allowed: &RowSet::all(ROWS as u64),
         metric: Metric::Cosine,
     };
-    let run = |query: &[f32], k, cancel: &Cancel| search_rows(&view, query, k, &knobs, &IndexSpec::default(), cancel);
+    let run = |query: &[f32], k, cancel: &Cancel| {
+        search_rows(&view, &[query], k, &knobs, &IndexSpec::default(), cancel).map(|mut scored| scored.remove(0))
+    };
     assert_eq!(run(&query, 0, &Cancel::never()).unwrap().rows, []);
     assert_eq!(run(&query, usize::MAX, &Cancel::never()).unwrap().rows.len(), ROWS);
     assert!(matches!(run(&query[1..], 10, &Cancel::never()), Err(VectorError::InvalidArgument(_))));

@@ -82,7 +82,7 @@ pub(in crate::vector) struct IvfPq {
     nlist: usize,
 }
 
-/// What a search found.
+/// What a search of one query found.
 pub(in crate::vector) struct Found {
     /// Labels and distances, best first.
     pub(in crate::vector) best: Vec<(i64, f32)>,
@@ -204,32 +204,38 @@ impl IvfPq {
         Self::adopt(copy)
     }
 
-    /// The best `count` of the codes in the `nprobe` lists nearest to the query.
+    /// The best `count` of the codes in the `nprobe` lists nearest to each of the queries `[n, dim]`, in one call of FAISS.
     ///
     /// `selector`: bit `label % 64` of word `label / 64` set where the label may be returned; labels beyond it may not.
     pub(in crate::vector) fn search(
         &self,
-        query: &[f32],
+        queries: &[f32],
         count: usize,
         nprobe: usize,
         selector: Option<&[u64]>,
-    ) -> Result<Found, VectorError> {
+    ) -> Result<Vec<Found>, VectorError> {
         init_thread();
-        let (lists, list_distances) = self.nearest_lists(query, nprobe)?;
+        let queries_count = self.count_vectors(queries)?;
+        let nprobe = nprobe.clamp(1, self.nlist);
+        let mut lists = Vec::with_capacity(queries_count * nprobe);
+        let mut list_distances = Vec::with_capacity(queries_count * nprobe);
+        for query in queries.chunks_exact(self.dim) {
+            self.nearest_lists(query, nprobe, &mut lists, &mut list_distances)?;
+        }
         // Never 1: FAISS' handler for a single result keeps its 16-bit distance in a signed integer.
         let asked = count.max(2);
         let selector = selector.map(Selector::new).transpose()?;
-        let params = Params::new(lists.len(), selector.as_ref())?;
-        let mut distances = vec![0.0f32; asked];
-        let mut labels = vec![-1i64; asked];
-        // SAFETY: called on an object of its class; one query of `dim` floats, as many lists and distances as the parameters say, `asked`
-        // places for results in both arrays; all of it, and the selector and bitmap in the parameters, alive until after the call. The
-        // index is not changed: see `Sync`. No statistics of our own.
+        let params = Params::new(nprobe, selector.as_ref())?;
+        let mut distances = vec![0.0f32; queries_count * asked];
+        let mut labels = vec![-1i64; queries_count * asked];
+        // SAFETY: called on an object of its class; `queries_count` queries of `dim` floats, for each as many lists and distances as the
+        // parameters say and `asked` places for results in both arrays; all of it, and the selector and bitmap in the parameters, alive
+        // until after the call. The index is not changed: see `Sync`. No statistics of our own.
         unsafe {
             (self.search_preassigned)(
                 self.ivf.as_ptr(),
-                1,
-                query.as_ptr(),
+                queries_count as sys::idx_t,
+                queries.as_ptr(),
                 asked as sys::idx_t,
                 lists.as_ptr(),
                 list_distances.as_ptr(),
@@ -240,14 +246,18 @@ impl IvfPq {
                 ptr::null_mut(),
             );
         }
-        // Places without a result have label -1.
-        let found = labels.into_iter().zip(distances).take_while(|(label, _)| *label >= 0);
-        Ok(Found { best: found.take(count).collect(), lists: lists.into_iter().map(|list| list as usize).collect() })
+        let results = labels.chunks_exact(asked).zip(distances.chunks_exact(asked));
+        let found = results.zip(lists.chunks_exact(nprobe)).map(|((labels, distances), lists)| {
+            // Places without a result have label -1.
+            let best = labels.iter().copied().zip(distances.iter().copied()).take_while(|(label, _)| *label >= 0);
+            Found { best: best.take(count).collect(), lists: lists.iter().map(|list| *list as usize).collect() }
+        });
+        Ok(found.collect())
     }
 
-    /// FAISS' own search of several queries `[n, dim]` in one call, without a selector. Gives the labels found, `count` a query (but at
+    /// FAISS' own search of queries `[n, dim]` in one call, finding the lists included, without a selector. Gives the labels found, `count` a query (but at
     /// least two), best first, -1 in places without a result, and their distances.
-    pub(in crate::vector) fn search_together(
+    pub(in crate::vector) fn search_unaided(
         &self,
         queries: &[f32],
         count: usize,
@@ -275,10 +285,15 @@ impl IvfPq {
         Ok((labels, distances))
     }
 
-    /// The `nprobe` lists nearest to a query, nearest first, equal ones by number, and their distances: what FAISS finds itself where it is
-    /// not given them. Its heap of results takes as long as all the distances do where a fifth of the lists are probed.
-    fn nearest_lists(&self, query: &[f32], nprobe: usize) -> Result<(Vec<i64>, Vec<f32>), VectorError> {
-        self.check_query(query)?;
+    /// Appends the `nprobe` lists nearest to a query, nearest first, equal ones by number, and their distances: what FAISS finds itself
+    /// where it is not given them. Its heap of results takes as long as all the distances do where a fifth of the lists are probed.
+    fn nearest_lists(
+        &self,
+        query: &[f32],
+        nprobe: usize,
+        lists: &mut Vec<i64>,
+        list_distances: &mut Vec<f32>,
+    ) -> Result<(), VectorError> {
         let distances = self.list_distances(query)?;
         // A list's number below what its distance is ordered by.
         let key = |(list, distance): (u64, &f32)| match self.distance {
@@ -286,14 +301,15 @@ impl IvfPq {
             Distance::InnerProduct => u64::from(ascending_bits(-*distance)) << u32::BITS | list,
         };
         let mut keys: Vec<u64> = (0..).zip(&distances).map(key).collect();
-        let nprobe = nprobe.clamp(1, self.nlist);
         if nprobe < keys.len() {
             keys.select_nth_unstable(nprobe);
             keys.truncate(nprobe);
         }
         keys.sort_unstable();
-        let lists = keys.into_iter().map(|key| i64::from(key as u32));
-        Ok(lists.map(|list| (list, distances[list as usize])).unzip())
+        let nearest = keys.into_iter().map(|key| i64::from(key as u32));
+        lists.extend(nearest.clone());
+        list_distances.extend(nearest.map(|list| distances[list as usize]));
+        Ok(())
     }
 
     /// Distances (or inner products) of a query to the centroids of all lists, `[nlist]`.
@@ -372,13 +388,6 @@ impl IvfPq {
             )));
         }
         Ok(vectors.len() / self.dim)
-    }
-
-    fn check_query(&self, query: &[f32]) -> Result<(), VectorError> {
-        if query.len() != self.dim {
-            return Err(VectorError::InvalidArgument(format!("{} dimensions instead of {}", query.len(), self.dim)));
-        }
-        Ok(())
     }
 }
 
