@@ -287,6 +287,11 @@ impl Cluster {
         self.nodes[node - 1].as_mut().with_context(|| format!("node {node} is not running"))
     }
 
+    /// Anonymous memory of node `node`, as the kernel counts it. Errors: it is not running.
+    pub fn anonymous_bytes(&self, node: usize) -> anyhow::Result<u64> {
+        self.nodes[node - 1].as_ref().with_context(|| format!("node {node} is not running"))?.anonymous_bytes()
+    }
+
     /// The coordinator. Errors: it is not running.
     pub fn coordinator(&mut self) -> anyhow::Result<&mut Process> {
         self.coordinator.as_mut().context("the coordinator is not running")

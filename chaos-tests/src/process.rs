@@ -130,9 +130,19 @@ impl Process {
 
     /// Resident memory, bytes.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        self.counted("VmRSS:")
+    }
+
+    /// Resident memory that is of no file, bytes.
+    pub fn anonymous_bytes(&self) -> anyhow::Result<u64> {
+        self.counted("RssAnon:")
+    }
+
+    /// What the kernel counts under that name, bytes.
+    fn counted(&self, name: &str) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        let kib: u64 = line.split_whitespace().next().with_context(|| format!("no number in {name}"))?.parse()?;
         Ok(kib * 1024)
     }
 

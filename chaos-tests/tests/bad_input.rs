@@ -1,4 +1,5 @@
-//! Bad requests over real HTTP: each is a 4xx that says what is wrong and what to do, nothing changes, the process lives.
+//! Bad requests over real HTTP: each is a 4xx that says what is wrong and what to do, nothing changes, the process lives. So is a
+//! collection for which there is no memory, with 507.
 
 use std::time::Duration;
 
@@ -6,6 +7,7 @@ use anyhow::{Context, ensure};
 use chaos_tests::checker::copies_agree;
 use chaos_tests::client::{Answer, Client};
 use chaos_tests::cluster::{Cluster, Options};
+use chaos_tests::wait;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,12 +16,17 @@ const POINTS: &str = "/api/v1/collections/c/points";
 const SEARCH: &str = "/api/v1/search";
 
 fn check_refusal(what: &str, answer: &Answer) -> anyhow::Result<()> {
-    let error = &answer.body["error"];
     ensure!(answer.status.is_client_error(), "{what}: {} {}", answer.status, answer.body);
+    ensure!(answer.body["error"]["retryable"] == false, "{what}: must not be retried: {}", answer.body);
+    check_body(what, answer)
+}
+
+/// Says what is wrong, and what to do.
+fn check_body(what: &str, answer: &Answer) -> anyhow::Result<()> {
+    let error = &answer.body["error"];
     for key in ["type", "message", "hint", "request_id"] {
         ensure!(error[key].as_str().is_some_and(|text| !text.is_empty()), "{what}: no {key} in {}", answer.body);
     }
-    ensure!(error["retryable"] == false, "{what}: must not be retried: {}", answer.body);
     println!("{what}: {} {}: {} ({})", answer.status, error["type"], error["message"], error["hint"]);
     Ok(())
 }
@@ -96,15 +103,36 @@ async fn refuse_all(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Asks for a copy on each of three nodes, of which the last has no memory for it.
+async fn refuse_for_want_of_memory(client: &Client) -> anyhow::Result<()> {
+    let told = wait::until("the budgets to be known", Duration::from_secs(30), || async {
+        let cluster = client.cluster().await?;
+        let nodes = cluster["nodes"].as_array().context("no nodes")?;
+        ensure!(nodes.iter().all(|node| node["memory"]["budget"].as_u64() > Some(0)), "{cluster}");
+        Ok(())
+    });
+    told.await?;
+    let answer = client.send(Method::PUT, "/api/v1/collections/d", Some(&json!({ "dim": 4, "copies": 3 }))).await?;
+    let error = &answer.body["error"];
+    ensure!(answer.status == 507 && error["type"] == "storage_full", "{} {}", answer.status, answer.body);
+    let says = |key: &str, words: &str| error[key].as_str().is_some_and(|text| text.contains(words));
+    ensure!(says("message", "the memory of node 3 is full"), "{}", answer.body);
+    ensure!(says("hint", "storage.memory_budget") && error["retryable"] == true, "{}", answer.body);
+    check_body("no memory", &answer)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_are_refused_and_change_nothing() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options::default()).await?;
+    // Less than any process takes.
+    let node_extra = [(3, "[storage]\nmemory_budget = \"1MiB\"".into())].into();
+    let mut cluster = Cluster::start(Options { node_extra, ..Options::default() }).await?;
     let client = cluster.client();
     client.create_collection("c", &json!({ "dim": 4, "shards": 2, "copies": 2 })).await?;
     client.put_points("c", &[("kept".into(), vec![1.0, 0.0, 0.0, 0.0])]).await?.ok()?;
     let before = client.send(Method::GET, "/api/v1/collections", None).await?.ok()?;
 
     refuse_all(&client).await.with_context(|| cluster.log_tails())?;
+    refuse_for_want_of_memory(&client).await.with_context(|| cluster.log_tails())?;
     let answer = one_gigabyte(&cluster.url()).await?;
     ensure!(answer.starts_with("HTTP/1.1 413"), "1 GB body: {answer}");
     ensure!(answer.contains("too_large"), "1 GB body: {answer}");

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use chaos_tests::checker::ledger;
 use chaos_tests::client::Client;
 use chaos_tests::cluster::{Cluster, Options};
 use chaos_tests::data::shared_file;
@@ -139,7 +140,9 @@ async fn wordnet_vectors() -> anyhow::Result<()> {
         .with_context(|| cluster.log_tails())?;
 
     let arguments = ["eval", "-c", "glosses", "--vectors", text(&queries)?, "--neighbors", text(&neighbors)?];
-    let figures = susui(&url, &arguments).await?.json(0)?;
+    let (evaluated, honest) = tokio::join!(susui(&url, &arguments), ledger::check(&cluster, Duration::from_secs(60)));
+    honest?;
+    let figures = evaluated?.json(0)?;
     println!("eval: {figures}");
     ensure!(figures["recall_at_10"].as_f64().is_some_and(|value| value >= RECALL_10_FLOOR), "{figures}");
     let share = figures["codes_scanned_share"].as_f64().context("no codes_scanned_share")?;

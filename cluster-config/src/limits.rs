@@ -77,7 +77,8 @@ pub const INDEX_STEP_ROWS_MAX: u64 = 16_384;
 pub const TRAINING_ROWS_MAX: usize = 65_536;
 /// Most bytes of the vectors (f32) a model generation is trained on: wide ones are sampled thinner.
 pub const TRAINING_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Memory of one training unless configured otherwise: the sample, and twice as much made of it.
+/// Memory of one training unless configured otherwise: the sample, and twice as much made of it. What FAISS works with comes on top: 16 MiB
+/// of distances, 16 bytes for each pair of dimensions where there is a projection.
 pub const TRAINING_MEMORY_DEFAULT: ByteSize = ByteSize(3 * TRAINING_BYTES_MAX as u64);
 /// Least memory of one training: the widest vectors still make a sample of a thousand.
 pub const TRAINING_MEMORY_MIN: ByteSize = ByteSize(48 * 1024 * 1024);

@@ -113,7 +113,7 @@ fn against_faiss(shard: &Shard, rows: &[Vec<f32>], queries: &[Vec<f32>]) {
     // The shard trains on the same sample, so this is its index again.
     let flat: Vec<f32> = rows.concat();
     let spec = shard.spec();
-    let generation = Generation::train(1, spec, &flat, rows.len() as u64, &Cancel::never()).expect("trains");
+    let generation = Generation::train(1, spec, flat.clone(), rows.len() as u64, &Cancel::never()).expect("trains");
     let generation = Arc::new(generation);
     let mut reduced = Vec::new();
     generation.reduce(&flat, &mut reduced);

@@ -88,8 +88,9 @@ impl Fixture {
     }
 
     fn index(&self, nbits: u32, m: u32) -> IvfIndex {
+        let full = self.full.clone();
         let generation =
-            Arc::new(Generation::train(1, &spec(nbits, m), &self.full, ROWS as u64, &Cancel::never()).expect("trains"));
+            Arc::new(Generation::train(1, &spec(nbits, m), full, ROWS as u64, &Cancel::never()).expect("trains"));
         let mut reduced = Vec::new();
         generation.reduce(&self.full, &mut reduced);
         let labels: Vec<u64> = (0..ROWS as u64).collect();
@@ -205,7 +206,7 @@ fn index(c: &mut Criterion<CpuTime>) {
         });
         group.bench_function(format!("{name} train on {ROWS}"), |b| {
             let spec = spec(nbits, m);
-            b.iter(|| black_box(Generation::train(1, &spec, &fixture.full, ROWS as u64, &Cancel::never())));
+            b.iter(|| black_box(Generation::train(1, &spec, fixture.full.clone(), ROWS as u64, &Cancel::never())));
         });
         group.sample_size(50);
     }

@@ -42,8 +42,9 @@ impl Shard {
         let vectors = MappedVectors::open(&dir.path().join("vectors"), spec.dim as usize, 0, 1).unwrap();
         vectors.append(rows).unwrap();
         let full: Vec<f32> = (0..vectors.len()).flat_map(|row| vectors.get(row).iter().map(|x| x.to_f32())).collect();
+        let sample = full.clone();
         let started = Instant::now();
-        let generation = Arc::new(Generation::train(1, spec, &full, vectors.len(), &Cancel::never()).unwrap());
+        let generation = Arc::new(Generation::train(1, spec, sample, vectors.len(), &Cancel::never()).unwrap());
         let trained = started.elapsed();
         let started = Instant::now();
         let mut reduced = Vec::new();

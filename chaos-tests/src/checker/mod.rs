@@ -1,4 +1,4 @@
-//! One promise per file. Most are pure functions of the history; `acknowledged` and `copies_agree` read the cluster from outside.
+//! One promise per file. Most are pure functions of the history; `acknowledged`, `copies_agree` and `ledger` read the cluster from outside.
 
 pub mod acknowledged;
 pub mod collections;
@@ -6,6 +6,7 @@ pub mod copies_agree;
 pub mod found;
 pub mod fresh;
 pub mod invariants;
+pub mod ledger;
 pub mod linearizable;
 pub mod lost;
 pub mod metadata;

@@ -250,9 +250,7 @@ pub(super) async fn any_node<T>(
             let until = deadline.min(Instant::now() + node_timeout);
             match tokio::time::timeout_at(until.into(), call(Peer::Node(node), until)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if error.kind.is_deterministic() || error.kind == ErrorKind::Conflict => {
-                    return Err(error.into());
-                }
+                Ok(Err(error)) if is_final(error.kind) => return Err(error.into()),
                 Ok(Err(error)) => {
                     if error.disconnected {
                         services.stats.note_failure(node);
@@ -270,6 +268,11 @@ pub(super) async fn any_node<T>(
         }
         services.view.wait_change(Instant::now() + ROUND_PAUSE).await;
     }
+}
+
+/// Whether every node would say so: the leader decided it, and will not decide otherwise before something else is done.
+fn is_final(kind: ErrorKind) -> bool {
+    kind.is_deterministic() || matches!(kind, ErrorKind::Conflict | ErrorKind::StorageFull)
 }
 
 fn nodes_to_ask(services: &Services) -> Vec<NodeId> {

@@ -133,3 +133,15 @@ async fn a_client_that_goes_away_cancels_the_search_on_the_nodes() {
     }
     c.stop().await;
 }
+
+#[tokio::test]
+async fn a_collection_that_finds_no_room_is_refused_at_once() {
+    let c = Coordinator::start(Setup::default()).await;
+    (1..=3).for_each(|node| c.twin.set_fault(node, Some(Fault::NoRoom)));
+    let refused = c.put("/api/v1/collections/a", json!({"dim": 3})).await;
+    assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{}", refused.body);
+    let error = &refused.body["error"];
+    assert_eq!((&error["type"], &error["retryable"]), (&json!("storage_full"), &json!(true)), "{error}");
+    assert_eq!(c.twin.calls("create_collection"), 1, "what the leader decided is not asked of others, nor again");
+    c.stop().await;
+}

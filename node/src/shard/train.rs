@@ -26,8 +26,7 @@ impl Shard {
         }
         let number = view.applied.newest_generation() + 1;
         let sample = sample(&view, &self.vectors, self.training_rows_max);
-        let generation = Generation::train(number, &self.spec, &sample, rows_live, cancel)?;
-        drop(sample);
+        let generation = Generation::train(number, &self.spec, sample, rows_live, cancel)?;
         let bytes = generation.to_bytes()?;
         // What no copy could install must not be logged.
         Generation::from_bytes(&bytes)?;

@@ -122,8 +122,9 @@ impl Parts {
             let own = sample.base.chunks_exact(sample.dim).skip(shard).step_by(stride);
             let own: Vec<f32> = own.flatten().copied().collect();
             let rows = (own.len() / sample.dim) as u64;
+            let learnt = own.clone();
             let begun = cpu_ns();
-            let generation = Arc::new(Generation::train(1, spec, &own, rows, &Cancel::never())?);
+            let generation = Arc::new(Generation::train(1, spec, learnt, rows, &Cancel::never())?);
             built.train_seconds += (cpu_ns() - begun) as f64 / 1e9;
             let vectors = MappedVectors::open(&dir.join(format!("vectors-{shard}")), sample.dim, 0, 1)?;
             vectors.append(&encode(&own))?;

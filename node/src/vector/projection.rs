@@ -28,8 +28,10 @@ impl Projection {
                 let mean = mean(sample, dim);
                 // Centred here in double precision, because FAISS forms x'x - n m'm in single precision, which cancels badly
                 // where the mean is far from 0.
-                let centred: Vec<f32> =
-                    sample.chunks_exact(dim).flat_map(|vector| vector.iter().zip(&mean).map(|(x, m)| x - m)).collect();
+                let mut centred = Vec::with_capacity(sample.len());
+                for vector in sample.chunks_exact(dim) {
+                    centred.extend(vector.iter().zip(&mean).map(|(x, m)| x - m));
+                }
                 let matrix = ffi::principal_axes(&centred, dim, reduced_dim)?;
                 let mut bias = vec![0.0; reduced_dim];
                 ffi::inner_products(&mean, &matrix, &mut bias);
@@ -40,10 +42,11 @@ impl Projection {
                 // FAISS insists on subtracting the mean. Each vector followed by its negative makes the mean exactly 0, as
                 // long as FAISS does not sample from them, which it does beyond 1000 vectors a dimension.
                 let rows = super::train::thin(sample, dim, (sample.len() / dim / 2).clamp(1, 500 * dim));
-                let mirrored: Vec<f32> = rows
-                    .chunks_exact(dim)
-                    .flat_map(|vector| vector.iter().copied().chain(vector.iter().map(|x| -x)))
-                    .collect();
+                let mut mirrored = Vec::with_capacity(2 * rows.len());
+                for vector in rows.chunks_exact(dim) {
+                    mirrored.extend_from_slice(vector);
+                    mirrored.extend(vector.iter().map(|x| -x));
+                }
                 let matrix = ffi::principal_axes(&mirrored, dim, reduced_dim)?;
                 Ok(Self { matrix, bias: vec![0.0; reduced_dim] })
             }

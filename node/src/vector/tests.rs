@@ -55,7 +55,7 @@ fn spec(metric: Metric, nbits: u32) -> CollectionSpec {
 
 fn trained(metric: Metric, nbits: u32) -> Arc<Generation> {
     let sample = vectors(1, ROWS);
-    Arc::new(Generation::train(7, &spec(metric, nbits), &sample, ROWS as u64, &Cancel::never()).unwrap())
+    Arc::new(Generation::train(7, &spec(metric, nbits), sample, ROWS as u64, &Cancel::never()).unwrap())
 }
 
 fn reduced(generation: &Generation, full: &[f32]) -> Vec<f32> {
@@ -114,7 +114,8 @@ fn a_generation_survives_its_bytes_and_no_damage_to_them() {
 #[test]
 fn training_is_deterministic_and_refuses_what_it_cannot_learn_from() {
     let sample = vectors(1, ROWS);
-    let train = |sample: &[f32], spec: &CollectionSpec| Generation::train(1, spec, sample, 2000, &Cancel::never());
+    let train =
+        |sample: &[f32], spec: &CollectionSpec| Generation::train(1, spec, sample.to_vec(), 2000, &Cancel::never());
     let spec4 = spec(Metric::Cosine, 4);
     assert_eq!(
         train(&sample, &spec4).unwrap().to_bytes().unwrap(),
@@ -133,7 +134,7 @@ fn training_is_deterministic_and_refuses_what_it_cannot_learn_from() {
     assert!(refused(train(&sample, &odd)));
     let cancel = Cancel::never();
     cancel.cancel();
-    assert!(matches!(Generation::train(1, &spec4, &sample, 2000, &cancel), Err(VectorError::Cancelled)));
+    assert!(matches!(Generation::train(1, &spec4, sample, 2000, &cancel), Err(VectorError::Cancelled)));
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn narrow_and_constant_vectors_can_be_indexed() {
         let mut spec = CollectionSpec::new("c", dim);
         spec.metric = Metric::L2;
         let sample: Vec<f32> = (0..1000 * dim).map(|i| ((i * 7919) % 1000) as f32 / 100.0).collect();
-        let generation = Arc::new(Generation::train(1, &spec, &sample, 1000, &Cancel::never()).unwrap());
+        let generation = Arc::new(Generation::train(1, &spec, sample.clone(), 1000, &Cancel::never()).unwrap());
         let labels: Vec<u64> = (0..1000).collect();
         let index =
             IvfIndex::empty(generation.clone()).unwrap().with_rows(&labels, &reduced(&generation, &sample)).unwrap();
@@ -154,7 +155,7 @@ fn narrow_and_constant_vectors_can_be_indexed() {
     // All rows alike: every list but one is empty, and everything ties.
     let spec = spec(Metric::Cosine, 4);
     let sample = vec![0.125f32; 500 * DIM];
-    let generation = Arc::new(Generation::train(1, &spec, &sample, 500, &Cancel::never()).unwrap());
+    let generation = Arc::new(Generation::train(1, &spec, sample.clone(), 500, &Cancel::never()).unwrap());
     let labels: Vec<u64> = (0..500).collect();
     let index =
         IvfIndex::empty(generation.clone()).unwrap().with_rows(&labels, &reduced(&generation, &sample)).unwrap();
@@ -216,7 +217,7 @@ fn damaged_foreign_and_cut_index_bytes_are_refused() {
         assert!(corrupt(read(&damaged)), "flipped at {at}");
         assert!(corrupt(read(&bytes[..at])), "cut at {at}");
     }
-    let other = Generation::train(8, &spec(Metric::Cosine, 4), &vectors(1, ROWS), 2000, &Cancel::never()).unwrap();
+    let other = Generation::train(8, &spec(Metric::Cosine, 4), vectors(1, ROWS), 2000, &Cancel::never()).unwrap();
     assert!(corrupt(IvfIndex::read_from(Arc::new(other), &mut source_of(&bytes, 1000))), "another generation's");
 
     let mut full = |_: &[u8]| Err(io::ErrorKind::StorageFull.into());
@@ -295,7 +296,7 @@ fn a_query_finds_the_same_in_any_company() {
     ] {
         let mut spec = spec(metric, nbits);
         spec.index.m = m;
-        let generation = Generation::train(1, &spec, &vectors(1, ROWS), ROWS as u64, &Cancel::never()).unwrap();
+        let generation = Generation::train(1, &spec, vectors(1, ROWS), ROWS as u64, &Cancel::never()).unwrap();
         let index = grown(&Arc::new(generation), &vectors(1, ROWS));
         for allowed in [RowSet::all(ROWS as u64), RowSet::matching(ROWS as u64, &third, &nothing)] {
             for (count, found_min) in [(3, 0), (30, 0), (400, 400)] {
@@ -383,7 +384,7 @@ fn an_eight_bit_index_has_no_hidden_table() {
     spec.index.m = Some(16);
     spec.index.nprobe = Some(4);
     let sample = vectors(3, 10_800);
-    let generation = Arc::new(Generation::train(1, &spec, &sample, 10_800, &Cancel::never()).unwrap());
+    let generation = Arc::new(Generation::train(1, &spec, sample.clone(), 10_800, &Cancel::never()).unwrap());
     assert_eq!(generation.parameters().nlist, 256);
     let table = 256 * 16 * 256 * 4;
     let before = resident_bytes();
@@ -411,7 +412,7 @@ impl Copy {
         let full = if metric == Metric::Cosine { unit(&vectors(1, ROWS)) } else { vectors(1, ROWS) };
         let mapped = MappedVectors::open(&dir.path().join("v"), DIM, 0, 1).unwrap();
         mapped.append(&encode(&full)).unwrap();
-        let generation = Generation::train(1, &spec(metric, 4), &full, ROWS as u64, &Cancel::never()).unwrap();
+        let generation = Generation::train(1, &spec(metric, 4), full.clone(), ROWS as u64, &Cancel::never()).unwrap();
         let index = grown(&Arc::new(generation), &full[..1500 * DIM]);
         Self { vectors: mapped, index, full, _dir: dir }
     }

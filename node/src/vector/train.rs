@@ -16,7 +16,8 @@ use super::measure::Ladder;
 use super::projection::Projection;
 use super::{Cancel, RowSet, VectorError};
 
-/// A training holds its sample, and at most twice as much made of it: the centred or split sample, and the reduced one.
+/// A training holds its sample, and at most twice as much made of it: the centred one while axes are looked for; then the reduced one,
+/// and from that what 8-bit codebooks learn from.
 const SAMPLES_HELD: usize = 3;
 /// Vectors that FAISS wants for each centroid it is to find.
 const ROWS_PER_CENTROID_MIN: usize = 39;
@@ -45,12 +46,12 @@ impl Generation {
     pub fn train(
         number: u64,
         spec: &CollectionSpec,
-        sample: &[f32],
+        sample: Vec<f32>,
         rows_expected: u64,
         cancel: &Cancel,
     ) -> Result<Generation, VectorError> {
         let (dim, reduced_dim) = (spec.dim as usize, spec.reduced_dim() as usize);
-        let sample = thin(sample, dim, Self::training_rows_max(dim));
+        let sample = thinned(sample, dim, Self::training_rows_max(dim));
         check_sample(spec, &sample)?;
         let projection = match spec.pca_dim {
             Some(_) => Some(Projection::train(&sample, dim, reduced_dim, spec.metric)?),
@@ -58,7 +59,7 @@ impl Generation {
         };
         cancel.check()?;
 
-        let split = Split::new(&sample, dim);
+        let split = Split::new(sample, dim);
         let rows_trained = split.rows.len() / dim;
         let mut parameters = GenerationParameters {
             metric: spec.metric,
@@ -127,6 +128,12 @@ fn check_sample(spec: &CollectionSpec, sample: &[f32]) -> Result<(), VectorError
     Ok(())
 }
 
+/// The sample itself where it is small enough, else as [`thin`].
+fn thinned(sample: Vec<f32>, dim: usize, rows_max: usize) -> Vec<f32> {
+    let is_small = sample.len() / dim.max(1) <= rows_max;
+    if is_small { sample } else { thin(&sample, dim, rows_max).into_owned() }
+}
+
 /// Evenly spaced rows of `[n, dim]`, at most `rows_max`.
 pub(super) fn thin(vectors: &[f32], dim: usize, rows_max: usize) -> Cow<'_, [f32]> {
     let rows = vectors.len() / dim.max(1);
@@ -164,17 +171,25 @@ struct Split {
 }
 
 impl Split {
-    fn new(sample: &[f32], dim: usize) -> Self {
+    /// In the place of the sample, which may be large.
+    fn new(mut sample: Vec<f32>, dim: usize) -> Self {
         let count = sample.len() / dim;
-        let queries = QUERIES_HELD_OUT.min(count / ROWS_PER_QUERY_MIN);
-        let every = count.checked_div(queries).unwrap_or(usize::MAX);
-        let mut split = Self { rows: Vec::with_capacity(sample.len()), queries: Vec::new() };
-        for (position, vector) in sample.chunks_exact(dim).enumerate() {
+        let wanted = QUERIES_HELD_OUT.min(count / ROWS_PER_QUERY_MIN);
+        let every = count.checked_div(wanted).unwrap_or(usize::MAX);
+        let mut queries = Vec::new();
+        let mut kept = 0;
+        for position in 0..count {
+            let vector = position * dim..(position + 1) * dim;
             // From the middle of each stretch; a remainder at the end may add one query more.
-            let to = if position % every == every / 2 { &mut split.queries } else { &mut split.rows };
-            to.extend_from_slice(vector);
+            if position % every == every / 2 {
+                queries.extend_from_slice(&sample[vector]);
+            } else {
+                sample.copy_within(vector, kept);
+                kept += dim;
+            }
         }
-        split
+        sample.truncate(kept);
+        Self { rows: sample, queries }
     }
 }
 
@@ -255,10 +270,11 @@ mod tests {
     #[test]
     fn queries_are_held_out_of_the_rows() {
         let sample: Vec<f32> = (0..1000).map(|v| v as f32).collect();
-        let split = Split::new(&sample, 1);
+        let split = Split::new(sample.clone(), 1);
         assert!((62..=64).contains(&split.queries.len()), "{}", split.queries.len());
         assert_eq!(split.queries.len() + split.rows.len(), 1000);
         assert!(split.queries.iter().all(|query| !split.rows.contains(query)));
-        assert!(Split::new(&sample[..10], 1).queries.is_empty());
+        assert!(split.rows.is_sorted() && split.queries.is_sorted(), "each as it was");
+        assert!(Split::new(sample[..10].to_vec(), 1).queries.is_empty());
     }
 }

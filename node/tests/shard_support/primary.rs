@@ -44,24 +44,30 @@ impl<'a> Primary<'a> {
     /// Does what maintenance would after a pause, until there is nothing to do.
     pub(crate) fn maintain(&mut self) -> Vec<Maintenance> {
         let mut done = Vec::new();
-        while let Some(work) = decide_maintenance(&input_after_a_pause(self.shard)) {
-            match work {
-                Maintenance::Train => {
-                    let pieces = self.shard.train(&Cancel::never()).expect("trains");
-                    pieces.into_iter().for_each(|piece| self.write_own(piece));
-                }
-                Maintenance::IndexUpTo { generation, row_end } => {
-                    self.write_own(Operation::IndexUpTo { generation, row_end })
-                }
-                Maintenance::MeasureEffort => {
-                    let curve = self.shard.measure_effort(&Cancel::never()).expect("measures");
-                    self.write_own(curve.expect("there is an index"));
-                }
-            }
+        while let Some(work) = self.maintain_once() {
             done.push(work);
             assert!(done.len() < 20, "maintenance does not come to an end: {done:?}");
         }
         done
+    }
+
+    /// Does the next thing that maintenance would after a pause, if there is one.
+    pub(crate) fn maintain_once(&mut self) -> Option<Maintenance> {
+        let work = decide_maintenance(&input_after_a_pause(self.shard))?;
+        match work {
+            Maintenance::Train => {
+                let pieces = self.shard.train(&Cancel::never()).expect("trains");
+                pieces.into_iter().for_each(|piece| self.write_own(piece));
+            }
+            Maintenance::IndexUpTo { generation, row_end } => {
+                self.write_own(Operation::IndexUpTo { generation, row_end })
+            }
+            Maintenance::MeasureEffort => {
+                let curve = self.shard.measure_effort(&Cancel::never()).expect("measures");
+                self.write_own(curve.expect("there is an index"));
+            }
+        }
+        Some(work)
     }
 }
 

@@ -41,6 +41,9 @@ pub(super) fn call<T: Send + 'static>(
         if fault == Some(Fault::HandsOff) && name == "write" {
             return Err(NodeError::new(ErrorKind::Unavailable, format!("node {node} hands its primary role over")));
         }
+        if fault == Some(Fault::NoRoom) && name == "create_collection" {
+            return Err(NodeError::new(ErrorKind::StorageFull, "the memory of node 1, 2, 3 is full"));
+        }
         let result = work(&mut twin.inner.lock());
         if fault == Some(Fault::LosesAcks) && name == "write" {
             return Err(NodeError::disconnected(format!("node {node}: connection reset")));

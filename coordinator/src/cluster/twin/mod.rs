@@ -45,6 +45,8 @@ pub enum Fault {
     HandsOff,
     /// It searches, and then breaks before it gives texts.
     LosesTexts,
+    /// It finds no node with memory left for a new collection.
+    NoRoom,
 }
 
 struct Inner {
@@ -266,7 +268,7 @@ impl Twin {
                 tokio::time::sleep(delay).await;
                 Ok(())
             }
-            Some(Fault::LosesAcks | Fault::HandsOff | Fault::LosesTexts) | None => Ok(()),
+            Some(Fault::LosesAcks | Fault::HandsOff | Fault::LosesTexts | Fault::NoRoom) | None => Ok(()),
         }
     }
 }
