@@ -321,8 +321,11 @@ async fn a_catalog_that_fails_meanwhile_does_not_end_the_events() {
 
     let mut shell = AnyConnection::connect(&database.url).await.expect("connects");
     shell.execute("ALTER TABLE jobs RENAME TO jobs_away").await.expect("renames");
-    let further = tokio::time::timeout(Duration::from_millis(2500), stream.chunk()).await;
-    assert!(further.is_err(), "it waits, but came to {further:?}");
+    // Long enough for two looks. Comments that keep the connection open may come meanwhile.
+    let enough = tokio::time::Instant::now() + Duration::from_millis(2500);
+    while let Ok(chunk) = tokio::time::timeout_at(enough, stream.chunk()).await {
+        events.extend(chunk.expect("reads").expect("the events go on"));
+    }
     shell.execute("ALTER TABLE jobs_away RENAME TO jobs").await.expect("renames");
     c.http.delete(path).send().await.expect("answers");
     while let Some(chunk) = stream.chunk().await.expect("reads") {

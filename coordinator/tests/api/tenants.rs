@@ -193,7 +193,7 @@ async fn no_door_shows_another_tenant_s_text() {
 #[tokio::test]
 async fn a_call_whose_client_left_is_in_the_audit_log() {
     let c = Coordinator::start(with_keys()).await;
-    (1..=3).for_each(|node| c.twin.set_fault(node, Some(Fault::Silent)));
+    (1..=3).for_each(|node| c.twin.set_fault(node, Some(Fault::Slow(Duration::from_millis(500)))));
     let spec = json!({"dim": 3, "shards": 1, "copies": 1});
     let request = c.http.put(format!("{}/api/v1/collections/left", c.base)).bearer_auth(OPERATOR).json(&spec);
     let request = tokio::spawn(request.send());
