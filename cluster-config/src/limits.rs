@@ -49,8 +49,9 @@ pub const POINTS_PER_BATCH_MAX: usize = 10_000;
 pub const DELETES_PER_BATCH_MAX: usize = 10_000;
 /// Documents that one deletion holds locked at a time: a Postgres as installed has room for 6,400 locks of all its sessions.
 pub const DOCUMENTS_LOCKED_MAX: usize = 256;
-/// Deletions and writes of points that a coordinator has under way, those whose clients have gone included, before `Overloaded`.
-pub const EDITS_AT_ONCE_MAX: usize = 256;
+/// Deletions, writes of points and administrative calls that a coordinator has under way, those whose clients have gone included, before
+/// `Overloaded`: as many as one primary queues.
+pub const EDITS_AT_ONCE_MAX: usize = WRITE_QUEUE_MAX;
 /// Most operations of one write to a shard.
 pub const OPS_PER_WRITE_MAX: usize = 1000;
 /// Most bytes of one write to a shard, encoded.
@@ -153,6 +154,8 @@ pub const EMBED_QUEUE_MAX: usize = 2048;
 pub const EMBED_TEXTS_MAX: usize = 1024;
 /// Most bytes of one embedded text that reach the tokenizer; the model reads 256 tokens, words of it are rarely above 20 bytes.
 pub const EMBED_TEXT_BYTES_MAX: usize = 64 * 1024;
+/// Calls of the doors whose texts are being counted in tokens at one time; others wait. Counting takes a core each.
+pub const TOKEN_COUNTS_AT_ONCE_MAX: usize = 2;
 /// Most bytes of one line or event of a language model's stream.
 pub const LLM_FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Most bytes of a conversation that is passed on to a language model: of the widest context, eight bytes a token.
@@ -175,6 +178,10 @@ pub const LATENCY_SAMPLES_MAX: usize = 128;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 /// Rows of one page of a listing.
 pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Rows of a page where the caller names no number.
+pub const PAGE_ROWS_DEFAULT: u32 = 100;
+/// Longest name of a language model in a request.
+pub const MODEL_BYTES_MAX: usize = 256;
 /// Writes of the metadata log that wait for one sync.
 pub const METADATA_FLUSH_QUEUE_MAX: usize = 1024;
 /// Most bytes of log entries in one message between metadata voters.

@@ -155,7 +155,7 @@ fn default_hint(kind: ErrorKind) -> &'static str {
         ErrorKind::TooLarge => "send less at once",
         ErrorKind::UnsupportedMedia => "send text, Markdown, HTML, CSV, JSON lines, PDF, DOCX, XLSX, PPTX or EPUB",
         ErrorKind::TokenVoid => "drop the session token and read again",
-        ErrorKind::StorageFull => "free disk space or add nodes, then retry",
+        ErrorKind::StorageFull => "free disk space, then retry",
         ErrorKind::DeadlineExceeded => "raise timeout_ms, or retry",
         ErrorKind::Internal | ErrorKind::Corrupt => "report it with the request id; the log has the details",
         ErrorKind::Cancelled => "send it again",

@@ -52,6 +52,8 @@ pub struct Services {
     pub metrics: Arc<Metrics>,
     /// Bound on requests answered at one time.
     pub admission: Arc<Semaphore>,
+    /// Bound on the doors' texts that are being counted in tokens.
+    pub token_counts: Arc<Semaphore>,
     /// Bound on bodies held.
     pub body_budget: BodyBudget,
     /// Deadline of requests that name none.
@@ -72,12 +74,19 @@ impl Services {
             let text = "the cluster state is not known yet";
             return Err(Error::refused(ErrorKind::Unavailable, text, "retry; /readyz says what is missing"));
         }
-        let aliased = || state.collection_named(&self.aliases.resolve(name)?);
-        state.collection_named(name).or_else(aliased).cloned().ok_or_else(|| {
+        if let Some(collection) = state.collection_named(name) {
+            return Ok(collection.clone());
+        }
+        let Some(aliased) = self.aliases.resolve(name) else {
             let hint = format!(
                 "create it with PUT /api/v1/collections/{name}, or list what exists with GET /api/v1/collections"
             );
-            Error::refused(ErrorKind::NotFound, format!("collection {name:?} does not exist"), hint)
+            return Err(Error::refused(ErrorKind::NotFound, format!("collection {name:?} does not exist"), hint));
+        };
+        state.collection_named(&aliased).cloned().ok_or_else(|| {
+            let text = format!("{name:?} is an alias of collection {aliased:?}, which does not exist any more");
+            let hint = format!("let it name another one with PUT /api/v1/aliases/{name}, or DELETE it there");
+            Error::refused(ErrorKind::NotFound, text, hint)
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The whole life of a coordinator: everything that is started is started here, and stopped in the reverse order.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use axum::serve::ListenerExt;
 use cluster_config::auth_config::AuthConfig;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::limits;
+use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -108,16 +110,24 @@ pub struct Running {
     drain_timeout: Duration,
 }
 
-/// Tasks that are told to end together.
+/// Tasks that are told to end together. One that panics is a bug, and what it kept up is kept up no more: the process has to end.
 #[derive(Default)]
 struct Tasks {
     cancel: CancellationToken,
+    panicked: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl Tasks {
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, task: impl FnOnce(CancellationToken) -> F) {
-        self.tracker.spawn(task(self.cancel.clone()));
+        let (task, panicked) = (task(self.cancel.clone()), self.panicked.clone());
+        self.tracker.spawn(async move {
+            // The panic's own text is on stderr already.
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!("a background task panicked: this is a bug; the process ends");
+                panicked.cancel();
+            }
+        });
     }
 
     /// Tells them to end and waits until they have.
@@ -314,6 +324,7 @@ impl Running {
             tenants,
             metrics: parts.metrics,
             admission: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
+            token_counts: Arc::new(Semaphore::new(limits::TOKEN_COUNTS_AT_ONCE_MAX)),
             body_budget: Default::default(),
             default_timeout: parts.default_timeout,
             max_staleness: parts.max_staleness,
@@ -330,7 +341,8 @@ impl Running {
         }
     }
 
-    /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog.
+    /// Serves HTTP until `stop`; then lets requests end, stops background work and closes the catalog. Errors: the server failed, or a
+    /// background task panicked, which stops it as well.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let router = api::router(Arc::clone(&self.services));
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
@@ -348,6 +360,8 @@ impl Running {
         let served = tokio::select! {
             served = &mut server => Some(served),
             () = stop => None,
+            () = self.workers.panicked.cancelled() => None,
+            () = self.background.panicked.cancelled() => None,
         };
         self.services.draining.store(true, Ordering::Relaxed);
         self.services.ingest.announce();
@@ -364,8 +378,11 @@ impl Running {
                 }
             },
         };
+        let has_panicked = self.workers.panicked.is_cancelled() || self.background.panicked.is_cancelled();
         self.close().await;
-        served.context("the HTTP server panicked")?.context("the HTTP server failed")
+        served.context("the HTTP server panicked")?.context("the HTTP server failed")?;
+        anyhow::ensure!(!has_panicked, "a background task panicked");
+        Ok(())
     }
 
     /// Stops what is left. Jobs in hand go back to the queue; one whose write is under way is waited for, and so are edits, both within a
@@ -383,5 +400,20 @@ impl Running {
         if tokio::time::timeout(CLOSE_TIMEOUT, rest).await.is_err() {
             tracing::warn!(after = ?CLOSE_TIMEOUT, "background work did not end in time and is left");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_heard_of_and_the_others_still_end() {
+        let tasks = Tasks::default();
+        tasks.spawn(|cancel| async move { cancel.cancelled().await });
+        assert!(!tasks.panicked.is_cancelled());
+        tasks.spawn(|_| async { panic!("a bug, as this test wants it") });
+        tasks.panicked.cancelled().await;
+        tasks.end().await;
     }
 }

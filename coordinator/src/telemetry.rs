@@ -154,7 +154,7 @@ impl Metrics {
             )?,
             catalog_pool_timeouts: counter(
                 "catalog_pool_timeouts_total",
-                "waits for a connection, or for the turn to write, that ended with a 503",
+                "waits for a connection while all were in use, or for the turn to write, that ended with a 503",
             )?,
             state_version: gauge("cluster_state_version", "version of the cluster state that is followed")?,
             nodes: gauges("cluster_nodes", "nodes by liveness", &["liveness"])?,

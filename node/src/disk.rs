@@ -77,8 +77,12 @@ impl DiskWatch {
             return Ok(());
         }
         let used = self.used_percent.load(Ordering::Relaxed);
-        Err(Error::new(ErrorKind::StorageFull, format!("the disk of the shard's primary is {used} % full"))
-            .with_hint(format!("delete documents or add a node; writes are taken again below {} %", self.full_percent)))
+        Err(Error::new(ErrorKind::StorageFull, format!("the disk of the shard's primary is {used} % full")).with_hint(
+            format!(
+                "delete documents, or free space on that disk; writes are taken again below {} %",
+                self.full_percent
+            ),
+        ))
     }
 }
 

@@ -3,6 +3,7 @@
 //! What a route needs is decided here in one place, from its method and pattern. A route that is not known needs the largest
 //! scope, and a handler on a route outside of the middleware gets no caller at all: what is forgotten is closed.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
@@ -12,10 +13,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use cluster_config::limits;
+use futures::FutureExt;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::request_id::current_request_id;
+use super::on_panic;
+use super::request_id::{current_request_id, with_request_id};
 use crate::catalog::operators::AuditRow;
 use crate::clock::unix_ms;
 use crate::error::{Error, Result};
@@ -59,17 +62,33 @@ pub async fn authenticate(State(services): State<Arc<Services>>, mut request: Re
     };
     let is_audited = needed == Scope::Admin && !is_read(request.method());
     let call = is_audited.then(|| audit_row(&caller, &request));
-    let response = match permit(&services, &caller, needed).await {
-        Ok(()) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
+    let permitted = permit(&services, &caller, needed).await;
+    request.extensions_mut().insert(caller);
+    let answer = async move {
+        match permitted {
+            Ok(()) => next.run(request).await,
+            Err(error) => ApiError(error).into_response(),
         }
-        Err(error) => ApiError(error).into_response(),
     };
-    if let Some(call) = call {
-        note(&services, AuditRow { status: response.status().as_u16(), ..call }).await;
+    match call {
+        None => answer.await,
+        Some(call) => audited(&services, call, answer).await,
     }
-    response
+}
+
+/// Answers and notes the call, whoever waits for the answer: a client that leaves takes neither back. Cancel: it goes on.
+async fn audited(
+    services: &Arc<Services>,
+    call: AuditRow,
+    answer: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    let noting = Arc::clone(services);
+    let noted = with_request_id(call.request_id.clone(), async move {
+        let response = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(on_panic);
+        note(&noting, AuditRow { status: response.status().as_u16(), ..call }).await;
+        Ok(response)
+    });
+    services.ingest.see_through(noted).await.unwrap_or_else(|error| ApiError(error).into_response())
 }
 
 fn is_read(method: &Method) -> bool {

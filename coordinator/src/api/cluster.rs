@@ -203,7 +203,8 @@ pub struct ReportBody {
     pub global_checkpoint: u64,
     /// Model generation; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed, renewing; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
+    /// exact, training, building, indexed, renewing; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone); of a
+    /// copy that is fetching a snapshot `fetching N %`.
     pub index_state: String,
     /// Why it is poisoned or corrupt.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -237,7 +238,8 @@ pub async fn get_cluster(State(services): State<Arc<Services>>) -> ApiResult<Res
 
 /// Asks nodes until one answers: the metadata leader first, then whoever is alive, round by round until the deadline.
 ///
-/// Only calls that are safe to repeat go through here. Errors that another node would repeat end it at once.
+/// Only calls that are safe to repeat go through here. Errors that another node would repeat end it at once, and so does what the leader
+/// refuses for lack of room: that does not pass within a request.
 pub(super) async fn any_node<T>(
     services: &Services,
     deadline: Instant,
@@ -410,5 +412,21 @@ fn shard_body(state: &ClusterState, group: &ShardGroup, reports: &BTreeMap<CopyI
         lineage: group.lineage.0,
         health: quorum::health(group, voters, read_replicas, is_live),
         copies: copies.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_pass_within_a_request_ends_the_search_for_a_node() {
+        use ErrorKind::*;
+        for kind in [InvalidArgument, NotFound, AlreadyExists, Conflict, StorageFull] {
+            assert!(is_final(kind), "{kind}");
+        }
+        for kind in [Unavailable, DeadlineExceeded, Overloaded, NotPrimary, Internal] {
+            assert!(!is_final(kind), "{kind}");
+        }
     }
 }

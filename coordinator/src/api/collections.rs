@@ -25,6 +25,9 @@ use crate::services::Services;
 /// Longest wait for the shards of a new collection to get their primaries; the answer tells how many have.
 const PLACEMENT_WAIT: Duration = Duration::from_secs(3);
 
+/// Longest wait for as many data nodes as a new collection has copies: a cluster that starts learns of them one after the other.
+const NODES_WAIT: Duration = Duration::from_secs(3);
+
 /// A collection to be created.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +164,12 @@ pub async fn put_collection(
     }
     let deadline = Instant::now() + services.default_timeout;
     let existed = services.view.state().collection_named(&spec.name).is_some();
+    if !existed {
+        let wanted = (spec.copies + spec.read_replicas) as usize;
+        let has_places = |state: &ClusterState| state.placeable().count() >= wanted;
+        // In vain, the metadata leader says what is missing.
+        let _ = services.view.wait_for(deadline.min(Instant::now() + NODES_WAIT), has_places).await;
+    }
     let call = |peer, until| services.client.create_collection(peer, spec.clone(), until);
     let (collection, version) = any_node(&services, deadline, NODE_TIMEOUT, call).await?;
     let is_there = |state: &ClusterState| state.version >= version && state.collections.contains_key(&collection.id);
@@ -195,13 +204,20 @@ pub async fn list_collections(State(services): State<Arc<Services>>) -> ApiResul
     Ok(json(StatusCode::OK, &CollectionsReply { collections }))
 }
 
-/// Deletes a collection with all it holds. Safe to repeat.
+/// Deletes a collection with all it holds, by its own name. Safe to repeat.
 #[utoipa::path(delete, path = "/api/v1/collections/{collection}", tag = "collections",
     params(("collection" = String, Path, description = "its name")),
     responses((status = 200, body = DeletedReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn delete_collection(State(services): State<Arc<Services>>, Path(name): Path<String>) -> ApiResult<Response> {
     cluster_config::ids::check_collection_name(&name)
         .map_err(|error| Error::field("collection", error.to_string(), "correct the collection's name"))?;
+    if services.view.state().collection_named(&name).is_none()
+        && let Some(aliased) = services.aliases.resolve(&name)
+    {
+        let text = format!("{name:?} is an alias of collection {aliased:?}");
+        let hint = format!("delete {aliased:?} by its own name, or the alias with DELETE /api/v1/aliases/{name}");
+        return Err(Error::refused(ErrorKind::Conflict, text, hint).into());
+    }
     let edit = {
         let services = Arc::clone(&services);
         async move { remove_collection(&services, &name).await }

@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::collection::Collection;
-use cluster_config::limits;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,13 +17,11 @@ use super::documents::{DocumentReply, document_read, from_row, listed_reply};
 use super::error::{ApiResult, ErrorBody};
 use super::json::{StrictQuery, json};
 use super::search::DEFAULT_COLLECTION;
+use super::tenants::page_limit;
 use crate::catalog::documents::DocumentRow;
 use crate::error::{Error, Result};
 use crate::retrieve::documents::{DocumentRead, Listing};
 use crate::services::Services;
-
-/// Rows of a page where the caller names no number.
-const PAGE_ROWS_DEFAULT: u32 = 100;
 
 /// Which page.
 #[derive(Clone, Debug, Deserialize, IntoParams)]
@@ -77,8 +74,7 @@ pub async fn list_documents(
     StrictQuery(query): StrictQuery<DocumentsQuery>,
 ) -> ApiResult<Response> {
     let collection = services.collection(query.collection.as_deref().unwrap_or(DEFAULT_COLLECTION))?;
-    let limit = query.limit.unwrap_or(PAGE_ROWS_DEFAULT);
-    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
+    let limit = page_limit(query.limit)?;
     let read = document_read(&services, query.consistency.as_deref(), query.session.as_deref())?;
     let order = read_order(query.sort.as_deref(), query.title)?;
     let cursor = query.cursor.as_deref();

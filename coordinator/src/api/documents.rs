@@ -139,7 +139,7 @@ struct Incoming {
 
 /// Takes a document: JSON, or multipart with the parts `file`, `id`, `title`, `metadata`, `collection`.
 #[utoipa::path(post, path = "/api/v1/documents", tag = "documents", request_body = DocumentBody,
-    params(("Idempotency-Key" = Option<String>, Header, description = "the same key with the same request makes one job")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "the same key with the same request makes one job; a key is forgotten after 24 hours")),
     responses((status = 202, body = AcceptedReply), (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)))]
 pub async fn post_document(
     State(services): State<Arc<Services>>,
@@ -210,6 +210,10 @@ async fn read_form(request: Request) -> Result<Incoming> {
     while let Some(part) = form.next_field().await.map_err(|error| malformed(error.body_text()))? {
         let name = part.name().unwrap_or("").to_owned();
         if name == "file" {
+            if has_file {
+                let hint = "send each document by itself: a form takes one";
+                return Err(Error::field("file", "more than one", hint));
+            }
             incoming.file_name = part.file_name().unwrap_or("").chars().take(255).collect();
             incoming.media_type = part.content_type().unwrap_or("").chars().take(255).collect();
             incoming.content = part.bytes().await.map_err(|error| malformed(error.body_text()))?.to_vec();

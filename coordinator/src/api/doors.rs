@@ -4,13 +4,14 @@
 //! Unlike the native API the doors tolerate fields they do not know: clients of both families send many.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use cluster_config::error::ErrorKind;
-use cluster_config::limits;
+use cluster_config::limits::{self, MODEL_BYTES_MAX};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use super::auth::Caller;
 use super::filter::FilterBody;
 use super::search::{SearchBody, in_range, read_search};
 use crate::answer::{self, AnswerEvent, TextOptions};
-use crate::embed::Purpose;
+use crate::embed::{EmbedError, Purpose};
 use crate::error::{Error, Result};
 use crate::generate::{
     Affinity, Citation, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Message, Role, Source, Usage,
@@ -33,8 +34,6 @@ const COLLECTION_PREFIX: &str = "rag/";
 const DEFAULT_TAG: &str = ":latest";
 /// Most messages of one conversation.
 const MESSAGES_MAX: usize = 1024;
-/// Longest model name.
-const MODEL_BYTES_MAX: usize = 256;
 /// Most texts that end an answer; OpenAI takes four.
 const STOPS_MAX: usize = 16;
 /// A door's call of more texts to embed than this is somebody's ingestion.
@@ -58,6 +57,8 @@ pub(super) struct RagBody {
 pub(super) struct Conversation {
     pub(super) model: String,
     pub(super) messages: Vec<Message>,
+    /// The request's field that the messages came in.
+    pub(super) asked_in: &'static str,
     pub(super) options: GenerateOptions,
     pub(super) rag: Option<RagBody>,
     pub(super) client: ClientKey,
@@ -134,6 +135,17 @@ pub(super) fn models(services: &Services) -> Vec<String> {
     names
 }
 
+/// Errors: `NotFound` (neither a collection that can be asked, by whichever of its names, nor one of the pool's models).
+pub(super) fn check_listed(services: &Services, model: &str) -> Result<()> {
+    let of_collection = |name: &str| model_of(&services.aliases.resolve(name).unwrap_or_else(|| name.to_owned()));
+    let wanted = collection_of(model).map_or_else(|| model.to_owned(), of_collection);
+    if models(services).contains(&wanted) {
+        return Ok(());
+    }
+    let hint = "GET /api/tags lists what there is";
+    Err(Error::refused(ErrorKind::NotFound, format!("model {model:?} not found"), hint))
+}
+
 fn check(conversation: &Conversation) -> Result<()> {
     let model_bytes = conversation.model.len();
     if !(1..=MODEL_BYTES_MAX).contains(&model_bytes) {
@@ -143,12 +155,13 @@ fn check(conversation: &Conversation) -> Result<()> {
     let count = conversation.messages.len();
     if !(1..=MESSAGES_MAX).contains(&count) {
         let hint = format!("send 1 to {MESSAGES_MAX}, the newest last");
-        return Err(Error::field("messages", format!("{count} messages"), hint));
+        return Err(Error::field(conversation.asked_in, format!("{count} messages"), hint));
     }
     let bytes: usize = conversation.messages.iter().map(|message| message.content.len()).sum();
     if bytes > limits::LLM_CONVERSATION_BYTES_MAX {
-        let text = format!("messages: {bytes} bytes, at most {} are passed on", limits::LLM_CONVERSATION_BYTES_MAX);
-        return Err(Error::refused(ErrorKind::TooLarge, text, "leave the oldest messages out"));
+        let most = limits::LLM_CONVERSATION_BYTES_MAX;
+        let text = format!("{}: {bytes} bytes, at most {most} are passed on", conversation.asked_in);
+        return Err(Error::refused(ErrorKind::TooLarge, text, "leave the oldest part out"));
     }
     let options = &conversation.options;
     if let Some(max_tokens) = options.max_tokens {
@@ -174,9 +187,10 @@ async fn ask_collection(
     collection: String,
     is_streamed: bool,
 ) -> Result<Reply> {
+    let asked_in = conversation.asked_in;
     let asked = match conversation.messages.pop() {
         Some(message) if message.role == Role::User => message.content,
-        _ => return Err(Error::field("messages", "the last one is not the user's", "end with the question")),
+        _ => return Err(Error::field(asked_in, "the last one is not the user's", "end with the question")),
     };
     let rag = conversation.rag.unwrap_or_default();
     let search = SearchBody {
@@ -189,7 +203,11 @@ async fn ask_collection(
         min_coverage: rag.min_coverage,
         ..SearchBody::default()
     };
-    let question = read_search(services, caller, search, "")?;
+    let question = read_search(services, caller, search, "").map_err(|error| match error {
+        // The native API's name of the question.
+        Error::Field(fault) if fault.key == "query" => Error::field(asked_in, fault.problem, fault.hint),
+        other => other,
+    })?;
     let text = TextOptions {
         model: None,
         options: conversation.options,
@@ -331,23 +349,41 @@ pub(super) async fn embed(
         let hint = format!("{} gives {}; leave it out", embedder.name(), embedder.dim());
         return Err(Error::field("dimensions", format!("{dimensions}"), hint));
     }
-    if let Some(position) = texts.iter().position(|text| text.trim().is_empty()) {
-        return Err(Error::field(format!("input[{position}]"), "empty", "give a text"));
-    }
     if texts.is_empty() {
         return Err(Error::field("input", "no texts", "give at least one"));
     }
+    if texts.len() > limits::EMBED_TEXTS_MAX {
+        return Err(EmbedError::TooLarge { texts: texts.len(), texts_max: limits::EMBED_TEXTS_MAX }.into());
+    }
+    if let Some(position) = texts.iter().position(|text| text.trim().is_empty()) {
+        return Err(Error::field(format!("input[{position}]"), "empty", "give a text"));
+    }
     services.tenants.check_tokens(caller).await?;
-    let counted = std::sync::Arc::clone(embedder);
-    let (texts, tokens) = crate::ingest::blocking(move || {
-        let tokens: usize = texts.iter().map(|text| counted.count_tokens(text).min(counted.tokens_max())).sum();
-        Ok((texts, tokens as u64))
-    })
-    .await?;
+    let deadline = Instant::now() + services.default_timeout;
+    let (texts, tokens) = count_tokens(services, texts, deadline).await?;
     let purpose = if texts.len() > QUERY_TEXTS_MAX { Purpose::Ingest } else { Purpose::Query };
-    let vectors = embedder.embed(texts, purpose, Instant::now() + services.default_timeout).await?;
+    let vectors = embedder.embed(texts, purpose, deadline).await?;
     services.tenants.record_tokens(caller, embedder.name(), tokens, 0);
     Ok((vectors, tokens))
+}
+
+/// The tokens of the texts that reach the model. Counts few calls' texts at a time, and of each text what the embedder reads of it.
+/// Errors: `Overloaded` (the turn did not come before the deadline).
+async fn count_tokens(services: &Services, texts: Vec<String>, deadline: Instant) -> Result<(Vec<String>, u64)> {
+    let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&services.token_counts).acquire_owned()).await;
+    let turn = turn.map_err(|_| {
+        let text = "too many texts wait to be counted and embedded";
+        Error::refused(ErrorKind::Overloaded, text, "retry with a pause")
+    })?;
+    let embedder = Arc::clone(&services.embedder);
+    crate::ingest::blocking(move || {
+        let _turn = turn;
+        let head = |text: &String| text.floor_char_boundary(limits::EMBED_TEXT_BYTES_MAX);
+        let count = |text: &String| embedder.count_tokens(&text[..head(text)]).min(embedder.tokens_max());
+        let tokens: usize = texts.iter().map(count).sum();
+        Ok((texts, tokens as u64))
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,6 +11,11 @@ use cluster_config::cluster_state::Liveness;
 
 use crate::catalog::jobs::JobState;
 use crate::services::Services;
+
+/// Longest wait of a probe for the catalog: one that is given up tells nobody what is wrong, and Kubernetes waits for a second.
+const PROBE_WAIT: Duration = Duration::from_millis(750);
+/// Longest wait of a scrape, which counts all jobs: Prometheus waits for ten seconds.
+const SCRAPE_WAIT: Duration = Duration::from_secs(3);
 
 /// The process runs.
 #[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, body = String)))]
@@ -48,7 +54,8 @@ async fn find_obstacle(services: &Services) -> Option<String> {
             ));
         }
     }
-    services.catalog.check().await.err().map(|error| error.to_string())
+    let answered = services.catalog.within(PROBE_WAIT, services.catalog.check()).await;
+    answered.err().map(|error| error.to_string())
 }
 
 /// Series in Prometheus' text format.
@@ -64,7 +71,7 @@ pub async fn get_metrics(State(services): State<Arc<Services>>) -> Response {
     }
 }
 
-/// Gauges that mirror a state are read when asked for.
+/// Gauges that mirror a state are read when asked for. What the catalog does not tell in time stays as it was told last.
 async fn refresh_gauges(services: &Services) {
     let metrics = &services.metrics;
     metrics.show_catalog_pool(services.catalog.pool_counts());
@@ -76,13 +83,16 @@ async fn refresh_gauges(services: &Services) {
     let writable = state.shards.values().filter(|group| group.primary.is_some()).count();
     metrics.shards.with_label_values(&["writable"]).set(writable as i64);
     metrics.shards.with_label_values(&["without_primary"]).set((state.shards.len() - writable) as i64);
-    if let Ok(runs) = services.catalog.upkeep_runs().await {
-        metrics.show_catalog_upkeep(&runs);
-    }
-    if let Ok(counts) = services.catalog.job_counts().await {
-        for job_state in JobState::ALL {
-            let count = counts.iter().find(|(known, _)| *known == job_state).map_or(0, |(_, count)| *count);
-            metrics.job_states.with_label_values(&[job_state.as_str()]).set(count);
+    let catalog = &services.catalog;
+    let told = async { Ok((catalog.upkeep_runs().await?, catalog.job_counts().await?)) };
+    match catalog.within(SCRAPE_WAIT, told).await {
+        Ok((runs, counts)) => {
+            metrics.show_catalog_upkeep(&runs);
+            for job_state in JobState::ALL {
+                let count = counts.iter().find(|(known, _)| *known == job_state).map_or(0, |(_, count)| *count);
+                metrics.job_states.with_label_values(&[job_state.as_str()]).set(count);
+            }
         }
+        Err(error) => tracing::debug!(%error, "the catalog's gauges stay as they were"),
     }
 }

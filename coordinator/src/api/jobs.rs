@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -9,23 +10,25 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use cluster_config::error::ErrorKind;
-use cluster_config::limits;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::auth::Caller;
-use super::error::{ApiResult, ErrorBody};
+use super::error::{ApiResult, ErrorBody, error_body};
 use super::json::{StrictQuery, json};
+use super::query::to_json;
+use super::request_id::{current_request_id, with_request_id};
+use super::tenants::page_limit;
 use crate::catalog::job_view::{JobRow, JobsQuery};
 use crate::catalog::jobs::JobState;
 use crate::error::{Error, Result};
 use crate::services::Services;
 
+/// Looks in a row that the catalog may leave unanswered before the events of a job end: half a minute at least.
+const LOOKS_FAILED_MAX: u32 = 30;
 /// A job is looked at again at least this often, in case a change was not announced (another process, a clock).
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Rows of a page where the caller names no number.
-const PAGE_ROWS_DEFAULT: u32 = 100;
 /// Comment lines keep idle connections open.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -114,8 +117,7 @@ pub async fn list_jobs(
     caller: Caller,
     StrictQuery(params): StrictQuery<JobsParams>,
 ) -> ApiResult<Response> {
-    let limit = params.limit.unwrap_or(PAGE_ROWS_DEFAULT);
-    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
+    let limit = page_limit(params.limit)?;
     let collection = params.collection.map(|name| services.collection(&name)).transpose()?;
     let query = JobsQuery {
         tenant: &caller.tenant,
@@ -162,7 +164,8 @@ pub async fn delete_job(
     Ok(json(StatusCode::OK, &job_reply(row)))
 }
 
-/// The job as server-sent events `job`, one per change, until it ends.
+/// The job as server-sent events `job`, one per change, until it ends. While the catalog does not answer there are none; where that
+/// lasts, or the job is forgotten, the last event is an `error`, as of any call.
 #[utoipa::path(get, path = "/api/v1/jobs/{id}/events", tag = "documents", params(("id" = String, Path, description = "the job")),
     responses((status = 200, body = JobReply, content_type = "text/event-stream"), (status = "4XX", body = ErrorBody)))]
 pub async fn get_job_events(
@@ -174,25 +177,40 @@ pub async fn get_job_events(
     let mut changes = services.ingest.changes();
     let place = services.tenants.open_stream(&caller)?;
     let first = services.catalog.job(&caller.tenant, job_id).await?.ok_or_else(|| unknown(&id))?;
+    let request_id = current_request_id();
     let events = async_stream::stream! {
         let _place = place;
-        let mut shown: Option<JobReply> = None;
         let mut number = 0_u64;
-        let mut row = Some(first);
-        loop {
-            let Some(current) = row else { return };
-            let reply = job_reply(current);
-            if shown.as_ref() != Some(&reply) {
-                let data = serde_json::to_string(&reply).unwrap_or_default();
-                yield Ok::<_, Infallible>(Event::default().id(number.to_string()).event("job").data(data));
-                number += 1;
-            }
-            if reply.terminal || services.draining.load(std::sync::atomic::Ordering::Relaxed) {
-                return;
-            }
-            shown = Some(reply);
+        let mut event = |name: &str, data: String| {
+            let event = Event::default().id(number.to_string()).event(name).data(data);
+            number += 1;
+            Ok::<_, Infallible>(event)
+        };
+        let mut current = job_reply(first);
+        let mut looks_failed = 0;
+        yield event("job", to_json(&current));
+        while !current.terminal && !services.draining.load(Ordering::Relaxed) {
             let _ = tokio::time::timeout(LOOK_INTERVAL, changes.changed()).await;
-            row = services.catalog.job(&caller.tenant, job_id).await.ok().flatten();
+            let lost = match services.catalog.job(&caller.tenant, job_id).await {
+                Ok(Some(row)) => {
+                    looks_failed = 0;
+                    let reply = job_reply(row);
+                    if reply != current {
+                        yield event("job", to_json(&reply));
+                        current = reply;
+                    }
+                    continue;
+                }
+                Ok(None) => unknown(&id),
+                Err(error) if looks_failed == LOOKS_FAILED_MAX => error.into(),
+                Err(_) => {
+                    looks_failed += 1;
+                    continue;
+                }
+            };
+            let body = with_request_id(request_id, async { error_body(&lost) }).await;
+            yield event("error", to_json(&body));
+            return;
         }
     };
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)).into_response())
@@ -204,7 +222,7 @@ fn read_job_id(text: &str) -> Result<Uuid> {
 }
 
 fn unknown(id: &str) -> Error {
-    let hint = "ended jobs are forgotten after a week; the document itself stays";
+    let hint = "jobs are forgotten a week after their end, unless their upload waits to be tried again; the document itself stays";
     Error::refused(ErrorKind::NotFound, format!("job {id} does not exist"), hint)
 }
 

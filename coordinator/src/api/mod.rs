@@ -87,8 +87,10 @@ pub fn router(services: Arc<Services>) -> Router {
         .route("/api/v1/nodes/{action}", post(nodes::post_node_action))
         .route("/api/v1/shards/{collection}/{action}", post(shards::post_shard_action));
     let api = guarded(api, &services);
-    let openai = guarded(openai::routes(), &services).layer(map_response(openai::reshape));
-    let ollama = guarded(ollama::routes(), &services).layer(map_response(ollama::reshape));
+    let openai = guarded(openai::routes(), &services);
+    let openai = openai.method_not_allowed_fallback(unknown_method).layer(map_response(openai::reshape));
+    let ollama = guarded(ollama::routes(), &services);
+    let ollama = ollama.method_not_allowed_fallback(unknown_method).layer(map_response(ollama::reshape));
     let open = Router::new()
         .route("/livez", get(health::get_livez))
         .route("/readyz", get(health::get_readyz))

@@ -2,7 +2,7 @@
 //!
 //! A point is a document of one chunk; its id is the document's.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,10 +10,9 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use cluster_config::collection::{Collection, CollectionSpec};
-use cluster_config::filter::{FieldValue, Filter, field_accepts};
+use cluster_config::filter::{FieldValue, field_accepts};
 use cluster_config::limits;
 use cluster_config::operation::{Chunk, Operation};
-use cluster_config::search::{Consistency, SearchKnobs, ShardQuery};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -28,7 +27,6 @@ use crate::error::{Error, Result};
 use crate::ingest::encode::encode_stored;
 use crate::ingest::write::Written;
 use crate::retrieve::session::Session;
-use crate::retrieve::{Include, RetrievalOptions};
 use crate::services::Services;
 
 /// Points to be put.
@@ -136,7 +134,7 @@ pub async fn delete_points(
                 let hint = "name at least one condition; to delete everything, delete the collection";
                 return Err(Error::field("filters", "an empty filter", hint).into());
             }
-            delete_matching(&services, &caller, &collection, filter, deadline).await?
+            services.ingest.delete_matching(&collection, &caller.tenant, filter, deadline).await?
         }
         _ => return Err(Error::field("ids", "missing, or given together with filters", "give ids or filters").into()),
     };
@@ -246,54 +244,4 @@ async fn delete_ids(
     });
     let ids = checked.collect::<Result<Vec<_>>>()?;
     services.ingest.delete(collection, &caller.tenant, ids, deadline).await
-}
-
-/// Finds what passes the filter by exact strong searches, round by round, deleting what each round found: whatever was acknowledged before
-/// the call is found.
-///
-/// At most `DELETES_PER_BATCH_MAX` documents; whether there may be more is the second part of the result.
-async fn delete_matching(
-    services: &Services,
-    caller: &Caller,
-    collection: &Collection,
-    filter: Filter,
-    deadline: Instant,
-) -> Result<(Written, bool)> {
-    // Any direction will do: every passing row is found, however far.
-    let mut vector = vec![0.0; collection.spec.dim as usize];
-    if let Some(first) = vector.first_mut() {
-        *first = 1.0;
-    }
-    let query = ShardQuery {
-        vector,
-        fetch_k: limits::TOP_K_MAX,
-        filter,
-        tenant: caller.tenant.to_string(),
-        knobs: SearchKnobs { exact: true, ..SearchKnobs::default() },
-    };
-    let mut total = Written::default();
-    loop {
-        let options = RetrievalOptions {
-            consistency: Consistency::Strong,
-            max_staleness: services.max_staleness,
-            session: total.session.clone(),
-            prefer_copy: None,
-            min_coverage: 1.0,
-            include: Include { text: false, metadata: false, vector: false },
-            deadline,
-        };
-        let found = services.retriever.run(collection, vec![query.clone()], &options).await?;
-        let ids: BTreeSet<String> =
-            found.results.iter().flat_map(|result| result.hits.iter().map(|hit| hit.document_id.clone())).collect();
-        if ids.is_empty() {
-            return Ok((total, false));
-        }
-        let ids: Vec<String> = ids.into_iter().collect();
-        let written = services.ingest.delete(collection, &caller.tenant, ids, deadline).await?;
-        total.session = found.session;
-        total.add(written);
-        if total.acked as usize >= limits::DELETES_PER_BATCH_MAX {
-            return Ok((total, true));
-        }
-    }
 }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use cluster_config::limits;
+use cluster_config::limits::{self, MODEL_BYTES_MAX};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -32,8 +32,6 @@ use crate::services::Services;
 
 /// Comment lines keep idle connections open while a model thinks.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Longest model name.
-const MODEL_BYTES_MAX: usize = 256;
 
 /// A question.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -298,7 +296,7 @@ fn stream_answer(answer: Answer, collection: String, began: Instant, explain: bo
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)).into_response()
 }
 
-fn to_json<T: Serialize>(value: &T) -> String {
+pub(super) fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 

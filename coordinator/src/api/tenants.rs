@@ -120,7 +120,7 @@ pub struct UsageDay {
 
 /// Rows of a page: as asked for, within its bound.
 pub(super) fn page_limit(limit: Option<u32>) -> Result<u32> {
-    let limit = limit.unwrap_or(100);
+    let limit = limit.unwrap_or(limits::PAGE_ROWS_DEFAULT);
     super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
     Ok(limit)
 }

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::documents::DocumentRef;
 use super::engine::Engine;
+use super::waits::Held;
 use super::{Catalog, CatalogError, row_parameters};
 
 /// Locks that documents share by hash: more than workers and deletions at one time.
@@ -31,7 +32,7 @@ pub(super) struct DocumentLocks {
 /// The documents are their holder's until this is dropped.
 pub struct DocumentLock<'a> {
     // Dropped in this order. The transaction ends when its connection goes back to the pool, so the next one here may still wait for a moment.
-    _elsewhere: Option<(Transaction<'static, Any>, SemaphorePermit<'a>)>,
+    _elsewhere: Option<(Transaction<'static, Any>, Held, SemaphorePermit<'a>)>,
     _here: Vec<MutexGuard<'a, ()>>,
 }
 
@@ -78,11 +79,12 @@ impl Catalog {
     async fn lock_elsewhere(
         &self,
         hashes: &BTreeSet<u64>,
-    ) -> Result<(Transaction<'static, Any>, SemaphorePermit<'_>), CatalogError> {
+    ) -> Result<(Transaction<'static, Any>, Held, SemaphorePermit<'_>), CatalogError> {
         let permit = self.in_time("connection for a lock", self.locks.connections.acquire()).await?;
         let permit = permit.map_err(|error| CatalogError::Failed(error.to_string()))?;
         let begun = self.pool.begin_with(self.engine.begin()).await;
         let mut transaction = begun.map_err(|error| self.refusal(error))?;
+        let held = self.waits.hold();
         // The rows of VALUES are visited in their order, which is that of the hashes.
         let sql = format!(
             "SELECT 1 FROM (VALUES {}) AS wanted (hash), pg_advisory_xact_lock(CAST(wanted.hash AS BIGINT))",
@@ -91,7 +93,7 @@ impl Catalog {
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(hashes.len() == 1);
         let query = hashes.iter().fold(query, |query, hash| query.bind(hash.cast_signed()));
         query.execute(&mut *transaction).await?;
-        Ok((transaction, permit))
+        Ok((transaction, held, permit))
     }
 }
 

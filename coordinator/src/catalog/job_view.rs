@@ -9,7 +9,7 @@ use super::documents::{DocumentRef, as_stored, parse_job_id};
 use super::jobs::{JobState, document_ref};
 use super::{Catalog, CatalogError, get_u32, storable};
 
-/// Final jobs and idempotency keys are forgotten after this.
+/// Final jobs and idempotency keys are forgotten after this; a job that can be tried again is kept for as long as its document is.
 const KEEP_FINAL_MS: i64 = 7 * 24 * 3600 * 1000;
 const KEEP_KEYS_MS: i64 = 24 * 3600 * 1000;
 
@@ -170,15 +170,19 @@ impl Catalog {
         Ok(counts)
     }
 
-    /// Forgets final jobs and keys that are old enough. Documents keep their last job's id.
+    /// Forgets final jobs and keys that are old enough. Documents keep their last job's id. A job that ended badly and whose upload is held
+    /// stays, or nobody could try it again: one a document at most.
     pub(super) async fn prune(&self) -> Result<(), CatalogError> {
         let mut write = self.write().await?;
         let now = write.now_ms().await?;
         let connection = &mut *write.transaction;
-        sqlx::query("DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < $1")
-            .bind(now - KEEP_FINAL_MS)
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query(
+            "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated_ms < $1
+             AND (SELECT 1 FROM documents d WHERE d.job_id = jobs.job_id AND d.upload IS NOT NULL LIMIT 1) IS NULL",
+        )
+        .bind(now - KEEP_FINAL_MS)
+        .execute(&mut *connection)
+        .await?;
         sqlx::query("DELETE FROM idempotency_keys WHERE created_ms < $1")
             .bind(now - KEEP_KEYS_MS)
             .execute(&mut *connection)

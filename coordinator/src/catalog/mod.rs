@@ -26,6 +26,7 @@ mod waits;
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,12 +34,13 @@ use std::time::{Duration, Instant};
 use cluster_config::error::ErrorKind;
 use prometheus::Registry;
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyPool, Row, Transaction};
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
 use self::document_lock::DocumentLocks;
 use self::engine::Engine;
-use self::waits::Waits;
+use self::waits::{Held, Waits};
 
 /// Why the catalog did not do it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -185,9 +187,30 @@ pub struct PoolCounts {
     pub timeouts: u64,
 }
 
+/// A connection to read with.
+pub(crate) struct ReadConnection {
+    connection: PoolConnection<Any>,
+    _held: Held,
+}
+
+impl Deref for ReadConnection {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for ReadConnection {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        &mut self.connection
+    }
+}
+
 /// The writer's turn with its open transaction.
 pub(crate) struct WriteTransaction<'a> {
     pub(crate) transaction: Transaction<'static, Any>,
+    _held: Held,
     engine: Engine,
     _turn: Option<MutexGuard<'a, ()>>,
 }
@@ -280,12 +303,21 @@ impl Catalog {
         Ok(())
     }
 
+    /// Gives a call less time than it would take by itself. Errors: its own, and what kept it.
+    pub async fn within<T>(
+        &self,
+        longest: Duration,
+        call: impl Future<Output = Result<T, CatalogError>>,
+    ) -> Result<T, CatalogError> {
+        tokio::time::timeout(longest, call).await.unwrap_or_else(|_| Err(self.obstacle("answer", longest)))
+    }
+
     /// A connection to read with.
-    pub(crate) async fn read(&self) -> Result<sqlx::pool::PoolConnection<Any>, CatalogError> {
+    pub(crate) async fn read(&self) -> Result<ReadConnection, CatalogError> {
         let asked = Instant::now();
         let acquired = self.pool.acquire().await.map_err(|error| self.refusal(error));
         self.waits.observe(asked.elapsed());
-        acquired
+        Ok(ReadConnection { connection: acquired?, _held: self.waits.hold() })
     }
 
     /// The writer's turn. Dropping it without commit rolls back.
@@ -303,7 +335,7 @@ impl Catalog {
         };
         let begun = self.pool.begin_with(self.engine.begin()).await;
         let transaction = begun.map_err(|error| self.refusal(error))?;
-        Ok(WriteTransaction { transaction, engine: self.engine, _turn: turn })
+        Ok(WriteTransaction { transaction, _held: self.waits.hold(), engine: self.engine, _turn: turn })
     }
 
     async fn in_time<T>(&self, what: &'static str, turn: impl Future<Output = T>) -> Result<T, CatalogError> {
@@ -318,8 +350,21 @@ impl Catalog {
         if !matches!(error, sqlx::Error::PoolTimedOut) {
             return error.into();
         }
-        self.waits.timed_out();
-        CatalogError::Busy { what: "connection is free", waited: self.pool_timeout }
+        let obstacle = self.obstacle("connection is free", self.pool_timeout);
+        if matches!(obstacle, CatalogError::Busy { .. }) {
+            self.waits.timed_out();
+        }
+        obstacle
+    }
+
+    /// Why there was no `what` for so long: the connections are in use, or the database gives none. The pool says the same of both, for it
+    /// goes on trying while a database refuses connections. Half of them are few: the others may be on their way back.
+    fn obstacle(&self, what: &'static str, waited: Duration) -> CatalogError {
+        if self.waits.held() < self.connections_max.div_ceil(2) {
+            CatalogError::Unreachable(format!("no {what} within {} ms", waited.as_millis()))
+        } else {
+            CatalogError::Busy { what, waited }
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use sqlx::any::AnyRow;
 
 use super::{Catalog, CatalogError, get_u64, row_parameters, storable};
 
-/// A tenant's limits; `None` is no limit. All but the stored bytes are counted by each coordinator for itself.
+/// A tenant's limits; `None` is no limit. Requests and tokens are counted over all coordinators that share a Redis, else by each for itself;
+/// streams by each for itself; stored bytes in the catalog.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantLimits {
     /// Requests of any kind.
@@ -40,7 +41,7 @@ pub struct UsageRow {
     pub tenant: String,
     /// Days since 1970.
     pub day: i64,
-    /// The model, or `extractive`.
+    /// The model.
     pub model: String,
     /// Answers.
     pub requests: u64,

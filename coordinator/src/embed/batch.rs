@@ -9,6 +9,7 @@
 //! gone, or whose deadline has passed, is never embedded.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -178,7 +179,7 @@ impl Shared {
             let started = Instant::now();
             let (jobs, texts): (Vec<Job>, Vec<Vec<u32>>) = jobs.into_iter().unzip();
             let tokens: usize = texts.iter().map(Vec::len).sum();
-            let result = model.forward(&texts);
+            let result = contained(|| model.forward(&texts));
             self.metrics.forward_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.batch_texts.observe(texts.len() as f64);
             self.metrics.texts.inc_by(texts.len() as u64);
@@ -218,7 +219,7 @@ impl Shared {
                     self.metrics.abandoned.inc();
                     continue;
                 }
-                match model.tokenize(&job.text) {
+                match contained(|| model.tokenize(&job.text)) {
                     Ok(ids) => {
                         tokens += ids.len();
                         batch.push((job, ids));
@@ -254,6 +255,11 @@ impl Shared {
         drop(queue);
         self.work.notify_all();
     }
+}
+
+/// A panic of the model is the failure of the texts in hand, not the end of the thread: the others wait for it.
+fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("it panicked".to_owned()))
 }
 
 impl Queue {

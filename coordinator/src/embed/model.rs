@@ -1,5 +1,5 @@
 //! The files of the embedding model: which they are, that they are there, and that they are the ones we measured with.
-//! Fetching them is the command line's business (`ops/quickstart`).
+//! Fetching them is a script's business (`ops/fetch-model`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ pub struct ModelBytes {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file is not there.
-    #[error("model file {} is missing; `ops/quickstart` fetches it", path.display())]
+    #[error("model file {} is missing; `ops/fetch-model` fetches it", path.display())]
     Missing {
         /// Where it was looked for.
         path: PathBuf,

@@ -1,9 +1,11 @@
 //! Workers: claim a job, run it, note how it ended. Bounded in number; a job's fate is always on disk before the next is claimed.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_config::error::ErrorKind;
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ingest, Stop};
@@ -46,12 +48,14 @@ pub async fn run(ingest: Arc<Ingest>, metrics: Arc<Metrics>, cancel: Cancellatio
     }
 }
 
-/// Runs the job, unless it was claimed too often: then it ends the process each time, before a failure can be noted.
+/// Runs the job, unless it was claimed too often: then it ends the process each time, before a failure can be noted. A panic in it is
+/// this document's failure: ending the process would let one document stop everybody's, try by try.
 async fn attempt(ingest: &Ingest, claim: &Claim, cancel: &CancellationToken) -> Result<(), Stop> {
     if claim.tries > ATTEMPTS_MAX {
         return Err(Error::internal(format!("claimed {} times without an end", claim.tries)).into());
     }
-    ingest.run(claim, cancel).await
+    let run = AssertUnwindSafe(ingest.run(claim, cancel)).catch_unwind().await;
+    run.unwrap_or_else(|_| Err(Error::internal("the job panicked").into()))
 }
 
 async fn idle(ingest: &Ingest, cancel: &CancellationToken) {

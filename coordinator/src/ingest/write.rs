@@ -78,21 +78,19 @@ pub struct WriteFailure {
     pub total: u64,
     /// Why, in words.
     pub cause: String,
+    /// What the node that refused says to do; may be empty.
+    pub node_hint: String,
 }
 
 impl WriteFailure {
-    /// As the failure of a whole of `total` operations, of which earlier writes brought `acked`.
-    pub(super) fn after(self, acked: u64, total: usize) -> Self {
-        Self { acked: acked + self.acked, total: total as u64, ..self }
-    }
-
     /// What the caller may do; empty where the kind says it all.
-    pub fn hint(&self) -> &'static str {
+    pub fn hint(&self) -> &str {
         match self.kind {
             ErrorKind::NotEnoughCopies => {
                 "too few copies are in sync for the collection's min_in_sync: wait until a node is back, then send the same request again"
             }
-            ErrorKind::StorageFull => "free disk space or add nodes, then send the same request again",
+            // The node says what makes room: deletes, and from which share of its disk on it takes writes again.
+            ErrorKind::StorageFull => &self.node_hint,
             kind if kind.is_retryable() => "send the same request again: what was acknowledged is not written twice",
             _ => "",
         }
@@ -144,7 +142,7 @@ impl Writer {
             .map(|(shard, batches)| self.write_shard(shard, batches, deadline))
             .buffer_unordered(SHARDS_AT_ONCE);
         let mut written = Written { copies_acked_min: u32::MAX, ..Written::default() };
-        let mut failed: Option<(ErrorKind, String)> = None;
+        let mut failed: Option<NodeError> = None;
         while let Some(outcome) = outcomes.next().await {
             written.acked += outcome.acked;
             if let Some(ack) = outcome.last_ack {
@@ -152,11 +150,7 @@ impl Writer {
                 written.session.raise(outcome.shard, ack.position.lineage, ack.seqno);
             }
             if let Some(error) = outcome.error {
-                let kind = match error.kind {
-                    ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::Cancelled => ErrorKind::Unavailable,
-                    kind => kind,
-                };
-                failed.get_or_insert((kind, format!("shard {}: {error}", outcome.shard)));
+                failed.get_or_insert(NodeError { message: format!("shard {}: {error}", outcome.shard), ..error });
             }
         }
         if written.copies_acked_min == u32::MAX {
@@ -164,7 +158,13 @@ impl Writer {
         }
         match failed {
             None => Ok(written),
-            Some((kind, cause)) => Err(WriteFailure { kind, acked: written.acked, total, cause }),
+            Some(error) => {
+                let kind = match error.kind {
+                    ErrorKind::NotPrimary | ErrorKind::StaleTerm | ErrorKind::Cancelled => ErrorKind::Unavailable,
+                    kind => kind,
+                };
+                Err(WriteFailure { kind, acked: written.acked, total, cause: error.message, node_hint: error.hint })
+            }
         }
     }
 
@@ -333,7 +333,7 @@ fn plan_batches(
     seed: Uuid,
 ) -> Result<BTreeMap<ShardId, Vec<Batch>>, WriteFailure> {
     let total = operations.len() as u64;
-    let refuse = |kind, cause: String| WriteFailure { kind, acked: 0, total, cause };
+    let refuse = |kind, cause: String| WriteFailure { kind, acked: 0, total, cause, node_hint: String::new() };
     let mut by_shard: BTreeMap<ShardId, Vec<Vec<Operation>>> = BTreeMap::new();
     let mut open_bytes: BTreeMap<ShardId, usize> = BTreeMap::new();
     for operation in operations {

@@ -1,8 +1,13 @@
-//! A catalog whose connections are all in use: callers are told so, in time and in the API's own words.
+//! A catalog whose connections are all in use, or whose server is away: callers are told which, in time and in the API's own words.
 
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use chaos_tests::postgres::PostgresServer;
+use cluster_config::error::ErrorKind;
+use coordinator::catalog::{Catalog, CatalogOptions};
 use reqwest::StatusCode;
+use serde_json::json;
 use sqlx::{AnyConnection, Connection};
 
 use super::support::{Coordinator, Setup};
@@ -52,4 +57,40 @@ async fn an_exhausted_pool_is_a_503_with_retry_after() {
         assert!(Instant::now() < patience, "the pool is free again");
     }
     c.stop().await;
+}
+
+/// A server that is away is not one that is busy, whatever the pool says of both; probes and scrapes do not wait for it.
+#[tokio::test]
+async fn a_server_that_is_away_is_told_from_a_busy_pool_and_hides_no_metrics() {
+    let mut server = PostgresServer::start().await.expect("postgres starts");
+    let mut setup = Setup { catalog_url: Some(server.url()), workers: 0, ..Setup::default() };
+    setup.catalog.pool_timeout = Duration::from_secs(1);
+    let impatient = CatalogOptions { url: server.url(), ..setup.catalog.clone() };
+    let impatient = Catalog::open(&impatient).await.expect("opens");
+    // Longer than this test may take.
+    setup.catalog.pool_timeout = Duration::from_secs(3600);
+    let c = Coordinator::start(setup).await;
+    c.create_texts("t").await;
+    c.post("/api/v1/documents", json!({"id": "d", "text": "words", "collection": "t"})).await.ok();
+    let waiting = "\ningest_jobs{state=\"queued\"} 1\n";
+    assert!(c.text("/metrics").await.1.contains(waiting));
+
+    server.stop();
+    // Its socket as a server leaves it that was killed: there, and refusing.
+    let url = server.url();
+    let socket = format!("{}/.s.PGSQL.5432", url.split_once("host=").expect("a socket").1);
+    let _ = std::fs::remove_file(&socket);
+    drop(UnixListener::bind(&socket).expect("binds"));
+    let (status, metrics) = c.text("/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(metrics.contains(waiting), "as it was told last");
+    let (status, obstacle) = c.text("/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(obstacle.contains("database cannot be reached"), "{obstacle}");
+
+    let away = impatient.check().await.expect_err("nobody is there");
+    assert_eq!(away.kind(), ErrorKind::Unavailable, "{away}");
+    assert_eq!(impatient.pool_counts().timeouts, 0, "a larger pool would not help");
+    // Its background work waits for the server.
+    drop(c);
 }

@@ -66,6 +66,9 @@ async fn a_form_brings_a_file() {
     assert_eq!(unknown.status, StatusCode::BAD_REQUEST);
     assert!(unknown.body["error"]["message"].as_str().expect("text").contains("colection"));
     assert_eq!(send(Form::new().text("collection", "t")).await.status, StatusCode::BAD_REQUEST);
+    let two = send(Form::new().text("collection", "t").part("file", file()).part("file", file())).await;
+    assert_eq!(two.status, StatusCode::BAD_REQUEST, "{}", two.body);
+    assert!(two.body["error"]["message"].as_str().expect("text").contains("file: more than one"), "{}", two.body);
 
     let binary = Part::bytes(vec![0xff, 0xfe, 0x00, 0x01, 0x80]).file_name("x.bin");
     let accepted = send(Form::new().text("collection", "t").part("file", binary)).await;

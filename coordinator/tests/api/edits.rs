@@ -125,6 +125,18 @@ async fn an_edit_is_seen_through_although_its_client_left(database: &Database) {
     }
     let is_known = async |id: &str| document(&c, id).await["job_id"].is_string();
 
+    // A collection that nothing can be uploaded to, and more points than one round finds.
+    c.create_vectors("v", 3).await;
+    c.put_circle("v", 1500).await;
+    take_writes(&twin, Some(Fault::HandsOff));
+    let writes = twin.calls("write");
+    let all = json!({"filters": {"must": [{"field": "year", "gte": 0}]}, "timeout_ms": PATIENCE_MS});
+    let deletion = send(&c, Method::POST, "/api/v1/collections/v/points:delete", &all);
+    until("the first round is tried", async || twin.calls("write") > writes).await;
+    leave(&c, deletion).await;
+    take_writes(&twin, None);
+    until("no point is left", async || twin.document_ids().len() == 3).await;
+
     take_writes(&twin, Some(Fault::HandsOff));
     let deletion = delete(&c, "a");
     until("the catalog has forgotten it", async || !is_known("a").await).await;

@@ -116,6 +116,18 @@ async fn a_write_that_cannot_be_is_an_error_that_counts() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_told_with_the_nodes_own_advice() {
+    let c = with_points().await;
+    (1..=3).for_each(|node| c.twin.set_fault(node, Some(Fault::Full)));
+    let point = json!({"points": [{"id": "p", "vector": [1, 0, 0]}]});
+    let refused = c.put("/api/v1/collections/v/points", point).await;
+    let error = &refused.body["error"];
+    assert_eq!((refused.status.as_u16(), &error["type"]), (507, &json!("storage_full")), "{error}");
+    assert_eq!(error["hint"], "delete documents");
+    c.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_cancels_the_search_on_the_nodes() {
     let c = with_points().await;
     for node in 1..=3 {

@@ -13,6 +13,7 @@ use coordinator::startup::Running;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
+use sqlx::{AnyConnection, Connection, Executor};
 
 use super::embedders::{Before, Behind, Gate};
 use super::support::{Coordinator, Setup, ids, parts};
@@ -304,5 +305,33 @@ async fn a_cancelled_job_stops_at_once_and_can_be_retried(database: &Database) {
     assert_eq!(c.upload("t", "b", "", "two").await["status"], "done");
     assert_eq!(c.post(&format!("{job_path}/retry"), json!({})).await.status, 202);
     assert_eq!(c.follow_job(stuck["job_id"].as_str().expect("id")).await["status"], "done");
+    c.stop().await;
+}
+
+/// The catalog fails for a while: the events of a job go on afterwards.
+#[tokio::test]
+async fn a_catalog_that_fails_meanwhile_does_not_end_the_events() {
+    let database = Database::sqlite();
+    let c = Coordinator::start(Setup { workers: 0, ..on(&database) }).await;
+    c.create_texts("t").await;
+    let accepted = c.post("/api/v1/documents", json!({"id": "d", "text": "words", "collection": "t"})).await.ok();
+    let path = format!("{}/api/v1/jobs/{}", c.base, accepted["job_id"].as_str().expect("id"));
+    let mut stream = c.http.get(format!("{path}/events")).send().await.expect("answers");
+    let mut events = stream.chunk().await.expect("reads").expect("the first event").to_vec();
+
+    let mut shell = AnyConnection::connect(&database.url).await.expect("connects");
+    shell.execute("ALTER TABLE jobs RENAME TO jobs_away").await.expect("renames");
+    // Long enough for two looks. Comments that keep the connection open may come meanwhile.
+    let enough = tokio::time::Instant::now() + Duration::from_millis(2500);
+    while let Ok(chunk) = tokio::time::timeout_at(enough, stream.chunk()).await {
+        events.extend(chunk.expect("reads").expect("the events go on"));
+    }
+    shell.execute("ALTER TABLE jobs_away RENAME TO jobs").await.expect("renames");
+    c.http.delete(path).send().await.expect("answers");
+    while let Some(chunk) = stream.chunk().await.expect("reads") {
+        events.extend(chunk);
+    }
+    let text = String::from_utf8(events).expect("text");
+    assert!(text.contains("\"status\":\"cancelled\"") && !text.contains("event: error"), "{text}");
     c.stop().await;
 }

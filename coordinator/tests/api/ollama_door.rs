@@ -78,12 +78,19 @@ async fn errors_are_one_text() {
         ("/api/generate", json!({"model": "rag/t", "prompt": "x", "format": 7}), 400),
         ("/api/generate", json!({"model": "rag/t", "prompt": "x", "images": ["aa"]}), 400),
         ("/api/show", json!({"model": "none"}), 404),
+        ("/api/generate", json!({"model": "none"}), 404),
+        ("/api/chat", json!({"model": "rag/none"}), 404),
         ("/api/embed", json!({"model": "none", "input": "x"}), 404),
     ] {
         let answer = c.post(path, body.clone()).await;
         assert_eq!(answer.status.as_u16(), status, "{path} {body}: {}", answer.body);
         assert!(answer.body["error"].as_str().is_some_and(|text| !text.is_empty()), "{path} {body}: {}", answer.body);
     }
+    let refused = c.get("/api/chat").await;
+    assert_eq!(refused.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(refused.body["error"].is_string(), "{}", refused.body);
+    c.put("/api/v1/aliases/live", json!({"collection": "t"})).await.ok();
+    c.post("/api/chat", json!({"model": "rag/live"})).await.ok();
     c.stop().await;
 
     let script = Script { ending: Ending::Cut { after: 1 }, ..Script::default() };

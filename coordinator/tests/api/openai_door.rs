@@ -124,6 +124,18 @@ async fn errors_have_openais_shape() {
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
     assert!(answer.body["error"]["type"].is_string(), "{}", answer.body);
     assert_eq!(c.get("/v1/none").await.body["error"]["type"], "invalid_request_error");
+    let refused = c.get("/v1/completions").await;
+    assert_eq!(refused.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(refused.body["error"]["type"], "invalid_request_error", "{}", refused.body);
+    let long = "x".repeat(20 << 10);
+    let chat = json!({"model": "rag/t", "messages": [{"role": "user", "content": long}]});
+    for (path, body, param) in [
+        ("/v1/chat/completions", chat, "messages"),
+        ("/v1/completions", json!({"model": "rag/t", "prompt": long}), "prompt"),
+    ] {
+        let refused = c.post(path, body).await;
+        assert_eq!((refused.status.as_u16(), &refused.body["error"]["param"]), (400, &json!(param)), "{path}");
+    }
     assert_eq!(c.get("/v1/models/none").await.status, StatusCode::NOT_FOUND);
     c.stop().await;
 }
@@ -179,5 +191,7 @@ async fn models_and_embeddings() {
         assert_eq!((refused.status.as_u16(), &refused.body["error"]["param"]), (400, &json!(param)), "{body}");
     }
     assert_eq!(embed(json!({"model": "other", "input": "a"})).await.status, StatusCode::NOT_FOUND);
+    let many = embed(json!({"model": "fake-hash-16", "input": vec!["a"; 1025]})).await;
+    assert_eq!((many.status.as_u16(), &many.body["error"]["code"]), (413, &json!("too_large")), "{}", many.body);
     c.stop().await;
 }

@@ -1,7 +1,9 @@
 //! Keys, scopes, limits: who may do what, and that nobody sees another tenant's text.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
+use coordinator::cluster::twin::Fault;
 use coordinator::tenants::{TenantOptions, key_hash};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -184,6 +186,38 @@ async fn no_door_shows_another_tenant_s_text() {
     let has = |action: &str, status: u64| calls.iter().any(|call| call["action"] == action && call["status"] == status);
     assert!(has("PUT /api/v1/collections/{collection}", 201) && has("POST /api/v1/keys", 201), "{audit}");
     assert!(has("DELETE /api/v1/collections/{collection}", 403), "{audit}");
+    c.stop().await;
+}
+
+/// The client of an administrative call leaves: the call is made all the same, and written down.
+#[tokio::test]
+async fn a_call_whose_client_left_is_in_the_audit_log() {
+    let c = Coordinator::start(with_keys()).await;
+    (1..=3).for_each(|node| c.twin.set_fault(node, Some(Fault::Slow(Duration::from_millis(500)))));
+    let spec = json!({"dim": 3, "shards": 1, "copies": 1});
+    let request = c.http.put(format!("{}/api/v1/collections/left", c.base)).bearer_auth(OPERATOR).json(&spec);
+    let request = tokio::spawn(request.send());
+    while c.twin.calls("create_collection") == 0 {
+        tokio::task::yield_now().await;
+    }
+    request.abort();
+    while !c.text("/metrics").await.1.contains("\nhttp_requests_in_flight 1\n") {
+        tokio::task::yield_now().await;
+    }
+    (1..=3).for_each(|node| c.twin.set_fault(node, None));
+    let end = Instant::now() + Duration::from_secs(60);
+    let target = "/api/v1/collections/left";
+    loop {
+        let audit = c.call_as(OPERATOR, Method::GET, "/api/v1/audit?limit=1000", None).await.ok();
+        let calls = audit["calls"].as_array().cloned().unwrap_or_default();
+        if let Some(call) = calls.iter().find(|call| call["target"] == target) {
+            assert_eq!((&call["status"], call["request_id"] == ""), (&json!(201), false), "{call}");
+            break;
+        }
+        assert!(Instant::now() < end, "not written down within a minute: {audit}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    c.call_as(OPERATOR, Method::GET, target, None).await.ok();
     c.stop().await;
 }
 

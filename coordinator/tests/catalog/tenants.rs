@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cluster_config::error::ErrorKind;
 use coordinator::catalog::CatalogError;
 use coordinator::catalog::deletion::DELETED;
 use coordinator::catalog::job_view::JobsQuery;
@@ -146,6 +147,11 @@ pub(crate) async fn what_is_old_is_forgotten_and_nothing_else(database: &Databas
     let stopped = catalog.claim_job().await.expect("reads").expect("a job waits");
     catalog.keep_stage(&stopped, Part::Parsed, b"x").await.expect("writes");
     catalog.cancel_job("default", stopped.job_id).await.expect("writes").expect("is there");
+    catalog.enqueue(upload("default", "failed", "x")).await.expect("takes it");
+    let failed = catalog.claim_job().await.expect("reads").expect("a job waits");
+    catalog.fail_job(&failed, ErrorKind::Internal, "a bug").await.expect("writes");
+    catalog.enqueue(upload("default", "under way", "y")).await.expect("takes it");
+    let superseded = catalog.claim_job().await.expect("reads").expect("a job waits");
     catalog.enqueue(upload("default", "under way", "x")).await.expect("takes it");
     let open = catalog.claim_job().await.expect("reads").expect("a job waits");
     catalog.keep_stage(&open, Part::Parsed, b"x").await.expect("writes");
@@ -167,8 +173,10 @@ pub(crate) async fn what_is_old_is_forgotten_and_nothing_else(database: &Databas
     catalog.append_audit(&call).await.expect("writes");
 
     catalog.upkeep_now(Task::Prune).await.expect("runs");
-    for (claim, is_known) in [(&done, false), (&stopped, false), (&open, true)] {
-        assert_eq!(catalog.job("default", claim.job_id).await.expect("reads").is_some(), is_known);
+    // What can be tried again is kept.
+    for (claim, is_known) in [(&done, false), (&superseded, false), (&stopped, true), (&failed, true), (&open, true)] {
+        let found = catalog.job("default", claim.job_id).await.expect("reads");
+        assert_eq!(found.is_some(), is_known, "{}", claim.document.document_id);
     }
     assert_eq!(catalog.stage(&stopped, Part::Parsed).await.expect("reads"), None);
     assert!(catalog.stage(&open, Part::Parsed).await.expect("reads").is_some(), "it is under way");
@@ -181,4 +189,17 @@ pub(crate) async fn what_is_old_is_forgotten_and_nothing_else(database: &Databas
     assert!(catalog.enqueue(with_key("new")).await.expect("knows it").repeated);
     let waiting = catalog.job_counts().await.expect("reads");
     assert!(waiting.contains(&(JobState::Queued, 2)), "{waiting:?}");
+    let again = catalog.retry_job("default", failed.job_id).await.expect("writes").expect("is there");
+    assert_eq!(again.state, JobState::Queued);
+    // Once it is done, it is forgotten like any other.
+    let claim = loop {
+        let claim = catalog.claim_job().await.expect("reads").expect("a job waits");
+        if claim.job_id == failed.job_id {
+            break claim;
+        }
+    };
+    catalog.finish_job(&claim, &finish("t", "x", 1, "s")).await.expect("writes").expect("holds");
+    database.execute(AGE).await;
+    catalog.upkeep_now(Task::Prune).await.expect("runs");
+    assert_eq!(catalog.job("default", failed.job_id).await.expect("reads"), None);
 }

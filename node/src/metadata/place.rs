@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_config::cluster_state::ClusterState;
+use cluster_config::cluster_state::{ClusterState, NodeLifecycle, NodeRecord};
 use cluster_config::collection::{Collection, CollectionSpec};
 use cluster_config::error::ErrorKind;
 use cluster_config::ids::{CollectionId, NodeId};
@@ -13,8 +13,8 @@ use proto::convert::status::RemoteError;
 use super::command::PlannedCopy;
 
 /// A place for every copy, by shard, the one that should become the first primary in front. `full`: nodes that take no copies, because
-/// their memory is full. Errors: `StorageFull` where the others are too few for that reason, `Unavailable` while there are fewer live
-/// data nodes than copies anyway.
+/// their memory is full. Errors: `StorageFull` where the others are too few for that reason; where there are fewer live data nodes than
+/// copies anyway, `Unavailable` while the others are away, `Conflict` where the cluster has no more.
 /// Cost: see [`plan`]; not for a reactor thread.
 pub(crate) fn plan_collection(
     state: &ClusterState,
@@ -23,7 +23,11 @@ pub(crate) fn plan_collection(
 ) -> Result<Vec<Vec<PlannedCopy>>, RemoteError> {
     let collection = Collection { id: CollectionId(state.next_collection), spec: spec.clone(), epoch: 1 };
     let planned = plan(&Problem::of_collection(state, &collection, full), Goal::Repair);
-    if let Some(warning) = planned.warnings.iter().find(|warning| matches!(warning, Warning::TooFewNodes { .. })) {
+    let too_few = planned.warnings.iter().find_map(|warning| match warning {
+        Warning::TooFewNodes { wanted, .. } => Some((warning, *wanted)),
+        _ => None,
+    });
+    if let Some((warning, wanted)) = too_few {
         let full: Vec<String> =
             state.placeable().filter(|node| full.contains(&node.id)).map(|node| node.id.to_string()).collect();
         if !full.is_empty() {
@@ -31,8 +35,12 @@ pub(crate) fn plan_collection(
             return Err(RemoteError::new(ErrorKind::StorageFull, message)
                 .with_hint("add nodes, delete collections, or raise storage.memory_budget"));
         }
-        return Err(RemoteError::new(ErrorKind::Unavailable, warning.to_string())
-            .with_hint("start more data nodes, or ask for fewer copies"));
+        let belongs = |node: &&NodeRecord| node.is_data && node.lifecycle == NodeLifecycle::Active;
+        let members = state.nodes.values().filter(belongs).count() as u64;
+        let kind = if members < wanted { ErrorKind::Conflict } else { ErrorKind::Unavailable };
+        return Err(
+            RemoteError::new(kind, warning.to_string()).with_hint("start more data nodes, or ask for fewer copies")
+        );
     }
     Ok(spread_firsts(planned.assignment.into_values()))
 }
@@ -54,7 +62,7 @@ fn spread_firsts(shards: impl Iterator<Item = Vec<PlacedCopy>>) -> Vec<Vec<Plann
 
 #[cfg(test)]
 mod tests {
-    use cluster_config::cluster_state::{Liveness, NodeLifecycle, NodeRecord};
+    use cluster_config::cluster_state::Liveness;
     use cluster_config::ids::Incarnation;
 
     use super::*;
@@ -73,7 +81,7 @@ mod tests {
             lifecycle: NodeLifecycle::Active,
         };
         let nodes = (1..=3).map(|id| (NodeId(id), node(id))).collect();
-        let state = ClusterState { nodes, ..ClusterState::default() };
+        let mut state = ClusterState { nodes, ..ClusterState::default() };
         let spec = CollectionSpec::new("c", 8);
         let planned = |full: &[u64]| plan_collection(&state, &spec, &full.iter().copied().map(NodeId).collect());
         let nodes: BTreeSet<NodeId> =
@@ -82,6 +90,16 @@ mod tests {
         let error = planned(&[2, 3]).expect_err("two copies, one node");
         assert_eq!(error.kind, ErrorKind::StorageFull);
         assert!(error.message.contains("memory of node 2, 3 is full"), "{}", error.message);
+
+        let refused = |state: &ClusterState, copies| {
+            let spec = CollectionSpec { copies, ..spec.clone() };
+            plan_collection(state, &spec, &BTreeSet::new()).expect_err("too few").kind
+        };
+        assert_eq!(refused(&state, 4), ErrorKind::Conflict, "there is no fourth node to wait for");
+        state.nodes.entry(NodeId(2)).and_modify(|node| node.liveness = Liveness::Dead);
+        assert_eq!(refused(&state, 3), ErrorKind::Unavailable, "it may come back");
+        state.nodes.entry(NodeId(2)).and_modify(|node| node.lifecycle = NodeLifecycle::Draining);
+        assert_eq!(refused(&state, 3), ErrorKind::Conflict, "it takes nothing any more");
     }
 
     #[test]

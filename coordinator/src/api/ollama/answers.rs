@@ -11,7 +11,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::super::auth::Caller;
-use super::super::doors::{ClientKey, Conversation, Reply, converse};
+use super::super::doors::{ClientKey, Conversation, Reply, check_listed, converse};
 use super::super::error::{ApiResult, error_body};
 use super::super::json::{StrictJson, json as json_response};
 use super::super::query::{citation_body, source_bodies};
@@ -42,7 +42,7 @@ pub(super) async fn post_generate(
     StrictJson(body): StrictJson<AnswerBody>,
 ) -> ApiResult<Response> {
     if body.is_load() {
-        return Ok(json_response(StatusCode::OK, &loaded(Spelling::Generate, body.model())));
+        return load(&services, Spelling::Generate, body.model());
     }
     let is_stream = body.is_stream();
     respond(&services, &caller, body.into_prompt(client)?, Spelling::Generate, is_stream).await
@@ -56,7 +56,7 @@ pub(super) async fn post_chat(
     StrictJson(body): StrictJson<AnswerBody>,
 ) -> ApiResult<Response> {
     if body.is_load() {
-        return Ok(json_response(StatusCode::OK, &loaded(Spelling::Chat, body.model())));
+        return load(&services, Spelling::Chat, body.model());
     }
     let is_stream = body.is_stream();
     respond(&services, &caller, body.into_chat(client)?, Spelling::Chat, is_stream).await
@@ -86,12 +86,13 @@ async fn respond(
     Ok(json_response(StatusCode::OK, &records.last(&whole.text, whole.finish_reason, whole.usage, whole.citations)))
 }
 
-/// The answer to a request without anything asked.
-fn loaded(spelling: Spelling, model: &str) -> Value {
+/// The answer to a request without anything asked. Nothing is loaded by it, but a model that is not there is refused.
+fn load(services: &Services, spelling: Spelling, model: &str) -> ApiResult<Response> {
+    check_listed(services, model)?;
     let mut record = record(spelling, model, "");
     record["done"] = true.into();
     record["done_reason"] = "load".into();
-    record
+    Ok(json_response(StatusCode::OK, &record))
 }
 
 fn record(spelling: Spelling, model: &str, text: &str) -> Value {

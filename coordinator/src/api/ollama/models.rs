@@ -6,14 +6,12 @@ use std::time::SystemTime;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use cluster_config::error::ErrorKind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::doors;
 use super::super::error::ApiResult;
 use super::super::json::{StrictJson, json as json_response};
-use crate::error::Error;
 use crate::services::Services;
 
 /// `name` is the older spelling.
@@ -41,11 +39,7 @@ pub(super) async fn post_show(
     State(services): State<Arc<Services>>,
     StrictJson(body): StrictJson<ShowBody>,
 ) -> ApiResult<Response> {
-    let wanted = doors::collection_of(&body.model).map_or_else(|| body.model.clone(), doors::model_of);
-    if !doors::models(&services).contains(&wanted) {
-        let hint = "GET /api/tags lists what there is";
-        return Err(Error::refused(ErrorKind::NotFound, format!("model {:?} not found", body.model), hint).into());
-    }
+    doors::check_listed(&services, &body.model)?;
     let reply = json!({
         "license": "", "modelfile": "", "parameters": "", "template": "", "modified_at": epoch(), "details": details(),
         "model_info": {}, "capabilities": ["completion"],

@@ -67,7 +67,7 @@ impl AnswerBody {
     pub(super) fn into_chat(mut self, client: ClientKey) -> Result<Conversation> {
         let written = std::mem::take(&mut self.messages).into_iter().enumerate();
         let messages = written.map(|(number, message)| read_message(number, message)).collect::<Result<_>>()?;
-        self.into_conversation(messages, client)
+        self.into_conversation(messages, "messages", client)
     }
 
     /// The prompt of `/api/generate`, with its system text before it: backends are asked through their chat endpoints. Errors: a field by name.
@@ -75,10 +75,15 @@ impl AnswerBody {
         let system = self.system.take().filter(|text| !text.is_empty());
         let system = system.map(|content| Message { role: Role::System, content });
         let asked = Message { role: Role::User, content: std::mem::take(&mut self.prompt) };
-        self.into_conversation(system.into_iter().chain([asked]).collect(), client)
+        self.into_conversation(system.into_iter().chain([asked]).collect(), "prompt", client)
     }
 
-    fn into_conversation(self, messages: Vec<Message>, client: ClientKey) -> Result<Conversation> {
+    fn into_conversation(
+        self,
+        messages: Vec<Message>,
+        asked_in: &'static str,
+        client: ClientKey,
+    ) -> Result<Conversation> {
         for (field, values) in [("tools", self.tools), ("images", self.images)] {
             if values.is_some_and(|values| !values.is_empty()) {
                 return Err(Error::field(field, "are not passed on", "leave them out"));
@@ -95,7 +100,7 @@ impl AnswerBody {
             gpu_layers: written.num_gpu,
             format: self.format.map(read_format).transpose()?.flatten(),
         };
-        Ok(Conversation { model: self.model, messages, options, rag: self.rag, client })
+        Ok(Conversation { model: self.model, messages, asked_in, options, rag: self.rag, client })
     }
 }
 

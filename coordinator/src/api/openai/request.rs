@@ -82,16 +82,21 @@ impl AnswerBody {
             self.messages.take().ok_or_else(|| Error::field("messages", "missing", "send the conversation"))?;
         let messages = written.into_iter().enumerate();
         let messages = messages.map(|(number, message)| read_message(number, message)).collect::<Result<_>>()?;
-        self.into_conversation(messages, client)
+        self.into_conversation(messages, "messages", client)
     }
 
     /// The text endpoint's prompt, as one message of the user's: backends are asked through their chat endpoints. Errors: a field by name.
     pub(super) fn into_text(mut self, client: ClientKey) -> Result<Conversation> {
         let content = read_prompt(self.prompt.take().unwrap_or_default())?;
-        self.into_conversation(vec![Message { role: Role::User, content }], client)
+        self.into_conversation(vec![Message { role: Role::User, content }], "prompt", client)
     }
 
-    fn into_conversation(self, messages: Vec<Message>, client: ClientKey) -> Result<Conversation> {
+    fn into_conversation(
+        self,
+        messages: Vec<Message>,
+        asked_in: &'static str,
+        client: ClientKey,
+    ) -> Result<Conversation> {
         if self.tools.is_some_and(|tools| !tools.is_empty()) {
             return Err(Error::field("tools", "are not passed on", "leave them out"));
         }
@@ -109,7 +114,7 @@ impl AnswerBody {
             ..GenerateOptions::default()
         };
         let client = client.or_named(self.user.as_deref());
-        Ok(Conversation { model: self.model, messages, options, rag: self.rag, client })
+        Ok(Conversation { model: self.model, messages, asked_in, options, rag: self.rag, client })
     }
 }
 

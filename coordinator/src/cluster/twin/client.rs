@@ -44,6 +44,10 @@ pub(super) fn call<T: Send + 'static>(
         if fault == Some(Fault::NoRoom) && name == "create_collection" {
             return Err(NodeError::new(ErrorKind::StorageFull, "the memory of node 1, 2, 3 is full"));
         }
+        if fault == Some(Fault::Full) && name == "write" {
+            let error = NodeError::new(ErrorKind::StorageFull, format!("the disk of node {node} is full"));
+            return Err(NodeError { hint: "delete documents".to_owned(), ..error });
+        }
         let result = work(&mut twin.inner.lock());
         if fault == Some(Fault::LosesAcks) && name == "write" {
             return Err(NodeError::disconnected(format!("node {node}: connection reset")));
@@ -212,6 +216,11 @@ impl NodeClient for TwinClient {
                 }
                 let text = format!("collection {:?} exists with another spec", spec.name);
                 return Err(NodeError::new(ErrorKind::AlreadyExists, text));
+            }
+            let (wanted, nodes) = (spec.copies + spec.read_replicas, inner.state.placeable().count());
+            if (wanted as usize) > nodes {
+                let text = format!("{wanted} copies per shard are wanted and {nodes} nodes take copies");
+                return Err(NodeError::new(ErrorKind::Conflict, text));
             }
             let id = add_collection(&mut inner.state, spec);
             inner.state.version += 1;

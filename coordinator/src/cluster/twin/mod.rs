@@ -43,6 +43,8 @@ pub enum Fault {
     Slow(Duration),
     /// It takes no writes: its primaries are about to hand their role over.
     HandsOff,
+    /// Its disk is full: it takes no writes, and says what to do.
+    Full,
     /// It searches, and then breaks before it gives texts.
     LosesTexts,
     /// It finds no node with memory left for a new collection.
@@ -268,7 +270,7 @@ impl Twin {
                 tokio::time::sleep(delay).await;
                 Ok(())
             }
-            Some(Fault::LosesAcks | Fault::HandsOff | Fault::LosesTexts | Fault::NoRoom) | None => Ok(()),
+            Some(Fault::LosesAcks | Fault::HandsOff | Fault::Full | Fault::LosesTexts | Fault::NoRoom) | None => Ok(()),
         }
     }
 }

@@ -16,6 +16,7 @@ impl Model for Scripted {
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {
+        assert!(!text.contains('\u{2}'), "a bug of the model, as a test wants it");
         if text.contains('\u{1}') { Err("bad text".into()) } else { Ok(vec![0; text.len()]) }
     }
 
@@ -166,10 +167,12 @@ async fn a_bad_text_fails_its_own_call_only_and_closing_answers_the_rest() {
     let opening = stage.call(&[1]);
     stage.begun.recv().expect("begins");
     let bad = stage.pool.shared.enqueue(vec!["\u{1}".into()], Purpose::Query, far()).expect("queued");
+    let worse = stage.pool.shared.enqueue(vec!["\u{2}".into()], Purpose::Query, far()).expect("queued");
     let good = stage.call(&[2]);
     (0..2).for_each(|_| stage.permit.send(()).expect("open"));
     assert_eq!(stage.begun.recv().expect("begins"), [2]);
     assert_eq!(bad.await.expect("answered"), Err(EmbedError::Model("bad text".into())));
+    assert_eq!(worse.await.expect("answered"), Err(EmbedError::Model("it panicked".into())));
     good.await.expect("done");
     opening.await.expect("done");
 
