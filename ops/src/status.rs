@@ -14,11 +14,13 @@ use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, S
 ///
 /// One line per shard copy. ROLE: `primary` orders writes, `in-sync` holds every acknowledged
 /// write, `catching-up` does not yet. APPLIED/END are positions in the shard's log. INDEX:
-/// `exact` (below the training floor), `training`, `building`, or `indexed gN` (model
-/// generation N); TAIL rows are compared exactly until they are moved into the index.
+/// `exact` (below the training floor), `training`, `building`, `indexed gN` (model generation N)
+/// or `renewing gN` (the next one is being built); TAIL rows are compared exactly until they are
+/// moved into the index. `fetching N %`: the copy fetches a snapshot from the primary;
+/// `poisoned`: its disk failed; `corrupt`: its files are damaged or gone. Why stands below.
 ///
 /// Ends with exit code 7 if --check is given and a node is dead, a shard has no primary, or a
-/// copy is not in sync.
+/// copy is not in sync, poisoned or corrupt.
 ///
 /// Examples:
 ///   susui status
@@ -95,7 +97,17 @@ fn findings(report: &ClusterReport) -> Vec<String> {
         }
         format!("shard {}/{} is {}: {}", shard.collection, shard.index, shard.health, reasons.join(", "))
     });
-    dead.chain(shards).collect()
+    let broken = report.shards.iter().flat_map(|shard| {
+        let copies = shard.copies.iter().filter_map(|copy| Some((copy, copy.report.as_ref()?)));
+        copies.filter(|(_, report)| !report.reason.is_empty()).map(move |(copy, report)| {
+            let (name, index) = (&shard.collection, shard.index);
+            format!(
+                "copy {} of {name}/{index} on node {} is {}: {}",
+                copy.copy, copy.node, report.index_state, report.reason
+            )
+        })
+    });
+    dead.chain(shards).chain(broken).collect()
 }
 
 fn text(report: &ClusterReport) -> String {
@@ -282,5 +294,13 @@ mod tests {
     #[test]
     fn a_whole_cluster_has_no_findings() {
         assert!(findings(&report("green", "alive")).is_empty());
+    }
+
+    #[test]
+    fn a_broken_copy_is_told_of_with_its_reason() {
+        let mut report = report("green", "alive");
+        let copy = report.shards[0].copies[0].report.as_mut().expect("it reported");
+        (copy.index_state, copy.reason) = ("corrupt".into(), "a bad block".into());
+        assert_eq!(findings(&report), ["copy 10 of docs/0 on node 1 is corrupt: a bad block"]);
     }
 }

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::extract::{Multipart, Path as UrlPath, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 /// What the fake coordinator was told, and how it is to behave.
@@ -23,7 +25,29 @@ struct Fake {
     /// Answers 503 this many times before it serves.
     busy_times: u32,
     idempotency_keys: Vec<String>,
+    aliases: HashMap<String, String>,
+    /// How often it was asked, and how it treats questions.
+    questions: u32,
+    model: Model,
 }
+
+/// How questions go.
+#[derive(Clone, Copy, Default)]
+enum Model {
+    #[default]
+    Answers,
+    /// No answer ever comes.
+    Hangs,
+    /// The coordinator gives up.
+    GivesUp,
+    /// Streams a word every quarter of a second.
+    Talks(u32),
+    /// Streams a word, then nothing more.
+    FallsSilent,
+}
+
+/// Between two words of a stream.
+const WORD_PAUSE: Duration = Duration::from_millis(250);
 
 type Shared = Arc<Mutex<Fake>>;
 
@@ -86,15 +110,17 @@ async fn put_collection(
 }
 
 async fn get_collection(State(state): State<Shared>, UrlPath(name): UrlPath<String>) -> Response {
-    match state.lock().expect("not poisoned").collections.get(&name) {
-        Some(spec) => Json(info(&name, spec)).into_response(),
+    let state = state.lock().expect("not poisoned");
+    let name = state.aliases.get(&name).unwrap_or(&name);
+    match state.collections.get(name) {
+        Some(spec) => Json(info(name, spec)).into_response(),
         None => error(StatusCode::NOT_FOUND, "not_found", false),
     }
 }
 
-async fn delete_collection(State(state): State<Shared>, UrlPath(name): UrlPath<String>) -> StatusCode {
-    state.lock().expect("not poisoned").collections.remove(&name);
-    StatusCode::NO_CONTENT
+async fn delete_collection(State(state): State<Shared>, UrlPath(name): UrlPath<String>) -> Json<Value> {
+    let existed = state.lock().expect("not poisoned").collections.remove(&name).is_some();
+    Json(json!({ "existed": existed }))
 }
 
 async fn put_points(State(state): State<Shared>, Json(body): Json<Value>) -> Response {
@@ -182,7 +208,37 @@ async fn search(State(state): State<Shared>, Json(body): Json<Value>) -> Json<Va
     )
 }
 
-async fn query(Json(body): Json<Value>) -> Response {
+async fn query(State(state): State<Shared>, Json(body): Json<Value>) -> Response {
+    let model = {
+        let mut state = state.lock().expect("not poisoned");
+        state.questions += 1;
+        state.model
+    };
+    match model {
+        Model::Answers => answer(&body),
+        Model::Hangs => std::future::pending().await,
+        Model::GivesUp => error(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", true),
+        Model::Talks(words) => talk(words, true),
+        Model::FallsSilent => talk(1, false),
+    }
+}
+
+/// A stream of `words` deltas with pauses, then `done` or silence.
+fn talk(words: u32, is_done: bool) -> Response {
+    let shards = json!({"total": 1, "ok": 1, "failed": 0, "timed_out": 0});
+    let meta =
+        format!("event: meta\ndata: {}\n\n", json!({"generator": "ollama", "request_id": "r", "shards": shards}));
+    let deltas = (0..words).map(|_| "event: delta\ndata: {\"text\":\"word \"}\n\n".to_owned());
+    let end = is_done.then(|| "event: done\ndata: {}\n\n".to_owned());
+    let pieces = futures::stream::iter(std::iter::once(meta).chain(deltas).chain(end)).then(|piece| async move {
+        tokio::time::sleep(WORD_PAUSE).await;
+        Ok::<_, std::convert::Infallible>(piece)
+    });
+    let rest = if is_done { futures::stream::empty().left_stream() } else { futures::stream::pending().right_stream() };
+    ([("content-type", "text/event-stream")], axum::body::Body::from_stream(pieces.chain(rest))).into_response()
+}
+
+fn answer(body: &Value) -> Response {
     let citation = json!({"marker": 1, "chunk_id": "d#0", "document_id": "d", "title": "Doc", "span": {"start": 0, "end": 9}, "score": 0.9});
     let shards = json!({"total": 4, "ok": 3, "failed": 0, "timed_out": 1});
     if body["stream"] != json!(true) {
@@ -354,6 +410,49 @@ fn an_answer_is_printed_with_its_sources_whole_or_streamed() {
 }
 
 #[test]
+fn a_question_that_took_its_time_is_not_asked_again() {
+    let server = Server::start();
+    for model in [Model::Hangs, Model::GivesUp] {
+        {
+            let mut state = server.state.lock().expect("not poisoned");
+            (state.questions, state.model) = (0, model);
+        }
+        assert_exit(&server.susui(&["--timeout", "300ms", "ask", "really?", "-c", "docs"]), 6);
+        assert_eq!(server.state.lock().expect("not poisoned").questions, 1);
+    }
+}
+
+#[test]
+fn a_stream_may_last_while_it_says_something() {
+    let server = Server::start();
+    let ask = |model| {
+        server.state.lock().expect("not poisoned").model = model;
+        server.susui(&["--timeout", "2s", "ask", "really?", "-c", "docs", "--stream"])
+    };
+    // Ten pauses: longer than the timeout, which no single one comes near.
+    let asked = ask(Model::Talks(9));
+    assert_exit(&asked, 0);
+    assert!(stdout(&asked).starts_with(&"word ".repeat(9)), "{}", stdout(&asked));
+
+    let asked = ask(Model::FallsSilent);
+    assert_exit(&asked, 6);
+    assert!(stdout(&asked).starts_with("word") && stderr(&asked).contains("--timeout"), "{}", stderr(&asked));
+}
+
+#[test]
+fn an_alias_is_not_deleted_in_the_place_of_its_collection() {
+    let server = Server::start();
+    assert_exit(&server.susui(&["collection", "create", "docs-2"]), 0);
+    server.state.lock().expect("not poisoned").aliases.insert("docs".into(), "docs-2".into());
+    for yes in [&[][..], &["--yes"]] {
+        let refused = server.susui(&[&["collection", "delete", "docs"], yes].concat());
+        assert_exit(&refused, 2);
+        assert!(stderr(&refused).contains("docs is an alias of docs-2"), "{}", stderr(&refused));
+    }
+    assert_exit(&server.susui(&["collection", "show", "docs-2"]), 0);
+}
+
+#[test]
 fn deleting_is_a_dry_run_first() {
     let server = Server::start();
     assert_exit(&server.susui(&["collection", "create", "docs"]), 0);
@@ -361,7 +460,9 @@ fn deleting_is_a_dry_run_first() {
     assert_exit(&dry, 0);
     assert!(stdout(&dry).contains("nothing was done"));
     assert!(stdout(&server.susui(&["collection", "list"])).contains("docs"));
-    assert_exit(&server.susui(&["collection", "delete", "docs", "--yes"]), 0);
+    let deleted = server.susui(&["collection", "delete", "docs", "--yes"]);
+    assert_exit(&deleted, 0);
+    assert!(stdout(&deleted).contains("docs is deleted"));
     assert_exit(&server.susui(&["collection", "show", "docs"]), 5);
 }
 

@@ -10,6 +10,9 @@ use crate::output::{row, table};
 use crate::status::{self, audit_line};
 use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, ShardReport};
 
+/// How the state of a copy begins that fetches a snapshot; the share of it follows.
+const FETCHING: &str = "fetching ";
+
 /// What is said of a shard.
 #[derive(Debug, Serialize)]
 struct Explanation<'a> {
@@ -81,6 +84,10 @@ fn why(shard: &ShardReport, copy: &CopyStatus, node: Option<&NodeReport>, behind
         }
         (_, Some(report), _) if report.index_state == "poisoned" => {
             format!("its disk failed, it serves nothing until reopened: {}", report.reason)
+        }
+        (_, Some(report), _) if report.index_state.starts_with(FETCHING) => {
+            let got = report.index_state[FETCHING.len()..].trim();
+            format!("fetches a snapshot of the shard from the primary ({got} so far), then the log behind it")
         }
         (_, _, "primary") => "orders the writes".into(),
         (_, _, "in_sync") => "holds every acknowledged write".into(),
@@ -197,6 +204,18 @@ mod tests {
         for expected in ["lineage 2", "writes accepted", "without a copy: node 4 (zone z4, alive)", "ada"] {
             assert!(text.contains(expected), "no {expected:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_copy_that_fetches_a_snapshot_counts_no_entries() {
+        let copies =
+            json!(
+                [copy(10, 1, "primary", Some(100), "indexed"), copy(11, 2, "catching_up", Some(0), "fetching 40 %"),]
+            );
+        let report = report(copies, json!([10]), json!(10), false);
+        let explanation = explain(&report, &report.shards[0]);
+        assert!(explanation.why[1].why.starts_with("fetches a snapshot"), "{explanation:?}");
+        assert!(explanation.why[1].why.contains("40 %"), "{explanation:?}");
     }
 
     #[test]
