@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::Global;
-use crate::client::{Client, ErrorBody};
+use crate::client::{ApiError, Client, DEADLINE_EXCEEDED, ErrorBody};
 use crate::error::Error;
 use crate::output::{print_line, print_piece};
 use crate::search::parse_json;
@@ -79,7 +79,8 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
         print_line(&format!("\n\n{}", sources_text(&streamed)));
         streamed
     } else {
-        let answered: QueryResponse = client.send(reqwest::Method::POST, &["api", "v1", "query"], &request).await?;
+        let answered = client.send(reqwest::Method::POST, &["api", "v1", "query"], &request).await;
+        let answered: QueryResponse = answered.map_err(advise)?;
         global.output().result(&answered, || format!("{}\n\n{}", answered.answer, sources_text(&answered)));
         answered
     };
@@ -93,6 +94,17 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
 fn timeout_ms(timeout: Duration) -> u64 {
     let margin = (timeout / 10).min(MARGIN_MAX);
     u64::try_from((timeout - margin).as_millis()).unwrap_or(u64::MAX).clamp(1, limits::TIMEOUT_MS_MAX)
+}
+
+/// The coordinator speaks of the request's fields; here they are options.
+fn advise(error: Error) -> Error {
+    match error {
+        Error::Api(error) if error.kind == DEADLINE_EXCEEDED => {
+            let hint = "raise --timeout, or watch the answer being written with --stream".into();
+            Error::Api(ApiError { hint, ..error })
+        }
+        other => other,
+    }
 }
 
 /// Prints the answer's pieces as they arrive and returns the whole. Errors: the stream ends with an error, or without `done`.

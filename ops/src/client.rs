@@ -25,7 +25,7 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// Time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Kind of a call whose time was up, here or at the coordinator.
-const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+pub(crate) const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 /// Status of it, also of a proxy in between.
 const GATEWAY_TIMEOUT: u16 = 504;
 /// Most bytes of an error body that are kept for the message when it is not our JSON.

@@ -417,7 +417,9 @@ fn a_question_that_took_its_time_is_not_asked_again() {
             let mut state = server.state.lock().expect("not poisoned");
             (state.questions, state.model) = (0, model);
         }
-        assert_exit(&server.susui(&["--timeout", "300ms", "ask", "really?", "-c", "docs"]), 6);
+        let asked = server.susui(&["--timeout", "300ms", "ask", "really?", "-c", "docs"]);
+        assert_exit(&asked, 6);
+        assert!(stderr(&asked).contains("raise --timeout"), "{}", stderr(&asked));
         assert_eq!(server.state.lock().expect("not poisoned").questions, 1);
     }
 }

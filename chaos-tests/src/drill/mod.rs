@@ -234,7 +234,7 @@ async fn rehearse(
     note: &impl Fn(&str),
 ) -> anyhow::Result<Report> {
     let client = patient.client();
-    note("waiting until all copies are in sync");
+    note(&format!("waiting until all copies of {collection} are in sync"));
     wait::until("all copies in sync", WHOLE, || whole(&client, collection, replicas)).await?;
     let history = Arc::new(History::new(None)?);
     let look = observer::look(&client, &history).await?;

@@ -49,34 +49,49 @@ fn explain<'a>(report: &'a ClusterReport, shard: &'a ShardReport) -> Explanation
     let node = |id: u64| report.nodes.iter().find(|node| node.id == id);
     let primary = shard.copies.iter().find(|copy| Some(copy.copy) == shard.primary);
     let committed = primary.and_then(|copy| Some(copy.report.as_ref()?.global_checkpoint));
+    let holds_one = |node: &&NodeReport| shard.copies.iter().any(|copy| copy.node == node.id);
+    let others: Vec<&NodeReport> = report.nodes.iter().filter(|node| node.is_data && !holds_one(node)).collect();
+    let can_move = others.iter().any(|node| node.state() == "alive");
     let why = shard.copies.iter().map(|copy| {
         let behind = committed.zip(copy.report.as_ref()).map(|(committed, own)| committed.saturating_sub(own.applied));
         CopyExplanation {
             copy: copy.copy,
             zone: node(copy.node).map(|node| node.zone.clone()).unwrap_or_default(),
             behind,
-            why: why(shard, copy, node(copy.node), behind),
+            why: why(shard, copy, node(copy.node), behind, can_move),
         }
     });
-    let holds_one = |node: &&NodeReport| shard.copies.iter().any(|copy| copy.node == node.id);
-    let others = report.nodes.iter().filter(|node| node.is_data && !holds_one(node));
     Explanation {
         shard,
         why: why.collect(),
-        other_nodes: others.map(|node| format!("node {} (zone {}, {})", node.id, node.zone, node.state())).collect(),
+        other_nodes: others
+            .iter()
+            .map(|node| format!("node {} (zone {}, {})", node.id, node.zone, node.state()))
+            .collect(),
         audit: report.audit.iter().filter(|record| record.shard == shard.shard).collect(),
     }
 }
 
-/// What a copy does, or what it waits for.
-fn why(shard: &ShardReport, copy: &CopyStatus, node: Option<&NodeReport>, behind: Option<u64>) -> String {
+/// What a copy does, or what it waits for. `can_move`: another node could take a copy of the shard.
+fn why(
+    shard: &ShardReport,
+    copy: &CopyStatus,
+    node: Option<&NodeReport>,
+    behind: Option<u64>,
+    can_move: bool,
+) -> String {
     let mut text = match (node.map(|node| node.liveness), &copy.report, copy.role.as_str()) {
         (None, ..) => "its node is unknown".into(),
         (Some(Liveness::Dead), _, "primary") => "its node is dead: no in-sync copy can take over yet".into(),
         (Some(Liveness::Dead), ..) if shard.in_sync == [copy.copy] => {
             "its node is dead, and no other copy holds every acknowledged write: the shard waits for it".into()
         }
-        (Some(Liveness::Dead), ..) => "its node is dead: a new copy is built elsewhere if that lasts".into(),
+        (Some(Liveness::Dead), ..) if can_move => {
+            "its node is dead: a new copy is built elsewhere if that lasts".into()
+        }
+        (Some(Liveness::Dead), ..) => {
+            "its node is dead, and no other node could take a copy: the shard waits for it".into()
+        }
         (_, None, _) => "its node has not reported it: it is being opened, or cannot be".into(),
         (_, Some(report), _) if report.index_state == "corrupt" => {
             let fate = if shard.in_sync == [copy.copy] { "it is the last in sync and stays" } else { "it is replaced" };
@@ -204,6 +219,16 @@ mod tests {
         for expected in ["lineage 2", "writes accepted", "without a copy: node 4 (zone z4, alive)", "ada"] {
             assert!(text.contains(expected), "no {expected:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_promised_where_no_other_node_could_take_a_copy() {
+        let copies = json!([copy(10, 1, "primary", Some(1), "exact"), copy(11, 3, "catching_up", None, "")]);
+        let mut report = report(copies, json!([10]), json!(10), false);
+        let said = |report: &ClusterReport| explain(report, &report.shards[0]).why[1].why.clone();
+        assert!(said(&report).contains("is built elsewhere"), "{}", said(&report));
+        report.nodes.retain(|node| matches!(node.id, 1 | 3));
+        assert!(said(&report).contains("no other node"), "{}", said(&report));
     }
 
     #[test]
