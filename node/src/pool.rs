@@ -3,9 +3,11 @@
 //! A pool has a fixed number of threads and a bounded queue. A full queue refuses at once (`Overloaded`): waiting is the caller's
 //! decision, never a side effect. A job whose caller has gone is dropped unrun.
 
+use std::iter::Enumerate;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::vec;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
@@ -70,6 +72,54 @@ impl Pool {
         answer.await.map_err(|_| PoolError::Closed(self.shared.name))
     }
 
+    /// Runs the jobs side by side on the threads that are free, one after another where none is, and wakes the caller once, when all
+    /// are done. Results in the order of the jobs. Errors: those of [`Pool::run`], for all of them together.
+    ///
+    /// The thread that takes a first job up asks for the next thread. A caller that submitted every job itself would be put off the CPU by
+    /// the first thread that it wakes, and submit the second once the first is done.
+    ///
+    /// Cancel: dropping the future skips the jobs that have not started; running ones are not interrupted.
+    pub async fn run_all<T, J>(&self, jobs: Vec<J>) -> Result<Vec<T>, PoolError>
+    where
+        T: Send + 'static,
+        J: FnOnce() -> T + Send + 'static,
+    {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (reply, answer) = oneshot::channel();
+        let together = Together {
+            results: jobs.iter().map(|_| None).collect(),
+            missing: jobs.len(),
+            waiting: jobs.into_iter().enumerate(),
+            reply: Some(reply),
+        };
+        self.submit_share(&Arc::new(Mutex::new(together)))?;
+        answer.await.map_err(|_| PoolError::Closed(self.shared.name))
+    }
+
+    /// One more thread for jobs that run together: it does what the others leave.
+    fn submit_share<T, J>(&self, together: &Arc<Mutex<Together<T, J>>>) -> Result<(), PoolError>
+    where
+        T: Send + 'static,
+        J: FnOnce() -> T + Send + 'static,
+    {
+        let (pool, together) = (self.clone(), Arc::clone(together));
+        self.submit(Box::new(move || {
+            let mut next = together.lock().take();
+            if next.is_some() && together.lock().waiting.len() > 0 {
+                // A pool that is full or closes gives no other thread: this one does all that is left.
+                let _ = pool.submit_share(&together);
+            }
+            while let Some((at, job)) = next {
+                let result = job();
+                let mut together = together.lock();
+                together.finish(at, result);
+                next = together.take();
+            }
+        }))
+    }
+
     fn submit(&self, job: Job) -> Result<(), PoolError> {
         let sender = self.shared.sender.lock().clone().ok_or(PoolError::Closed(self.shared.name))?;
         self.shared.queued.fetch_add(1, Ordering::Relaxed);
@@ -94,6 +144,36 @@ impl Pool {
             if thread.join().is_err() {
                 tracing::error!(pool = self.shared.name, "a pool thread had panicked");
             }
+        }
+    }
+}
+
+/// Jobs of one caller, and what came of them.
+struct Together<T, J> {
+    /// With their places among the results.
+    waiting: Enumerate<vec::IntoIter<J>>,
+    results: Vec<Option<T>>,
+    /// Results that are not there yet.
+    missing: usize,
+    /// Until the results are handed over.
+    reply: Option<oneshot::Sender<Vec<T>>>,
+}
+
+impl<T, J> Together<T, J> {
+    /// A job and its place; none once all are taken or the caller has gone.
+    fn take(&mut self) -> Option<(usize, J)> {
+        let is_wanted = self.reply.as_ref().is_some_and(|reply| !reply.is_closed());
+        if is_wanted { self.waiting.next() } else { None }
+    }
+
+    fn finish(&mut self, at: usize, result: T) {
+        self.results[at] = Some(result);
+        self.missing -= 1;
+        if self.missing == 0
+            && let Some(reply) = self.reply.take()
+        {
+            // Nobody misses them if the caller left meanwhile.
+            let _ = reply.send(self.results.drain(..).flatten().collect());
         }
     }
 }
@@ -142,5 +222,55 @@ mod tests {
         assert_eq!(waiting.await.expect("joins"), Ok(2));
         pool.close();
         assert_eq!(pool.run(|| 4).await, Err(PoolError::Closed("test")));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn jobs_run_together_on_as_many_threads_as_there_are() {
+        // Each of two waits for the other.
+        let pool = Pool::start("test", 2, 4, || ()).expect("threads start");
+        let meeting = Arc::new(Barrier::new(2));
+        let job = |number: u32| {
+            let meeting = Arc::clone(&meeting);
+            move || {
+                meeting.wait();
+                number
+            }
+        };
+        assert_eq!(pool.run_all(vec![job(1), job(2)]).await, Ok(vec![1, 2]));
+        assert_eq!(pool.run_all(vec![job(1), job(2), job(3), job(4)]).await, Ok(vec![1, 2, 3, 4]));
+        let none: Vec<fn() -> u32> = Vec::new();
+        assert_eq!(pool.run_all(none).await, Ok(vec![]));
+
+        // One thread does them all, and a queue without room for its request does not stop it.
+        let pool = Pool::start("test", 1, 1, || ()).expect("threads start");
+        assert_eq!(pool.run_all((0..100).map(|number| move || number).collect()).await, Ok((0..100).collect()));
+        pool.close();
+        assert_eq!(pool.run_all(vec![|| 1]).await, Err(PoolError::Closed("test")));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn jobs_whose_caller_has_gone_are_not_started() {
+        let pool = Pool::start("test", 1, 4, || ()).expect("threads start");
+        let (gate, started) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let ran = Arc::new(AtomicUsize::new(0));
+        let job = |_| {
+            let (gate, started, ran) = (Arc::clone(&gate), Arc::clone(&started), Arc::clone(&ran));
+            move || {
+                if ran.fetch_add(1, Ordering::Relaxed) == 0 {
+                    started.wait();
+                    gate.wait();
+                }
+            }
+        };
+        let caller = tokio::spawn({
+            let (pool, jobs) = (pool.clone(), (0..3).map(job).collect());
+            async move { pool.run_all(jobs).await }
+        });
+        tokio::task::spawn_blocking(move || started.wait()).await.expect("joins");
+        caller.abort();
+        assert!(caller.await.expect_err("aborted").is_cancelled());
+        tokio::task::spawn_blocking(move || gate.wait()).await.expect("joins");
+        assert_eq!(pool.run(|| 7).await, Ok(7), "the thread goes on");
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The searches of one call on the search pool: which copies share a job, and what a job gives.
+//! The searches of one call on the search pool: which copies share a job, which jobs a reply, and what a job gives.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,26 +13,41 @@ use crate::error::Error;
 use crate::telemetry::Metrics;
 use crate::vector::Cancel;
 
-/// Rows times queries that one job takes. Searching so few takes less than waking a second thread and sending a second reply.
+/// Rows times queries that one job takes. Searching so few takes less than waking a second thread.
 const JOB_ROWS_MAX: u64 = 10_000;
+/// Rows times queries whose answers leave together. They are there within a millisecond or two, while each reply wakes both sides.
+const REPLY_ROWS_MAX: u64 = 200_000;
 
-/// Puts searches, each with the rows it may look at, into jobs: neighbours share one up to [`JOB_ROWS_MAX`], what is larger is alone.
-pub(super) fn into_jobs<T>(searches: impl IntoIterator<Item = (u64, T)>) -> Vec<Vec<T>> {
-    let mut jobs: Vec<Vec<T>> = Vec::new();
+/// A search of one copy, by the rows times queries that it may look at.
+pub(super) type Weighed<T> = (u64, T);
+
+/// Which searches are answered together.
+pub(super) fn into_replies<T>(searches: impl IntoIterator<Item = Weighed<T>>) -> Vec<Vec<Weighed<T>>> {
+    into_portions(searches, REPLY_ROWS_MAX)
+}
+
+/// Which searches one thread does.
+pub(super) fn into_jobs<T>(searches: impl IntoIterator<Item = Weighed<T>>) -> Vec<Vec<Weighed<T>>> {
+    into_portions(searches, JOB_ROWS_MAX)
+}
+
+/// Neighbours go together up to so many rows; what is larger is alone.
+fn into_portions<T>(searches: impl IntoIterator<Item = Weighed<T>>, rows_max: u64) -> Vec<Vec<Weighed<T>>> {
+    let mut portions: Vec<Vec<Weighed<T>>> = Vec::new();
     let mut room = 0;
     for (rows, search) in searches {
-        match jobs.last_mut() {
-            Some(job) if rows <= room => {
-                job.push(search);
+        match portions.last_mut() {
+            Some(portion) if rows <= room => {
+                portion.push((rows, search));
                 room -= rows;
             }
             _ => {
-                jobs.push(vec![search]);
-                room = JOB_ROWS_MAX.saturating_sub(rows);
+                portions.push(vec![(rows, search)]);
+                room = rows_max.saturating_sub(rows);
             }
         }
     }
-    jobs
+    portions
 }
 
 /// The queries of a call, and what ends them.
@@ -49,7 +64,7 @@ pub(super) struct SearchJob {
 pub(super) struct Searched {
     /// One answer per query.
     pub(super) outcome: Result<Vec<ShardAnswer>, Error>,
-    /// Waiting for the thread, and for the copies before it in the job.
+    /// Waiting for the thread, and for the copies that it searched before.
     pub(super) queued: Duration,
     /// Computing.
     pub(super) service: Duration,
@@ -63,12 +78,8 @@ impl Searched {
 }
 
 impl SearchJob {
-    /// Runs the queries on one copy after another. Blocks; belongs on the search pool.
-    pub(super) fn run(self, copies: &[Arc<Copy>]) -> Vec<Searched> {
-        copies.iter().map(|copy| self.search(copy)).collect()
-    }
-
-    fn search(&self, copy: &Copy) -> Searched {
+    /// Runs the queries on a copy. Blocks; belongs on the search pool.
+    pub(super) fn run(&self, copy: &Copy) -> Searched {
         let queued = self.began.elapsed();
         let started = Instant::now();
         fail::fail_point!("search-begins");
@@ -105,8 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_searches_share_jobs_and_large_ones_are_alone() {
-        let jobs = |rows: &[u64]| into_jobs(rows.iter().map(|rows| (*rows, *rows)));
+    fn small_searches_go_together_and_large_ones_are_alone() {
+        let jobs = |rows: &[u64]| -> Vec<Vec<u64>> {
+            let portions = into_portions(rows.iter().map(|rows| (*rows, ())), 10_000);
+            portions.into_iter().map(|portion| portion.into_iter().map(|(rows, ())| rows).collect()).collect()
+        };
         let none: Vec<Vec<u64>> = Vec::new();
         assert_eq!(jobs(&[]), none);
         assert_eq!(jobs(&[2_500; 5]), [vec![2_500; 4], vec![2_500]]);

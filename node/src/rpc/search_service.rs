@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cluster_config::error::ErrorKind;
-use cluster_config::ids::DocumentKey;
+use cluster_config::ids::{DocumentKey, ShardId};
 use cluster_config::limits;
 use cluster_config::search::{Consistency, CopyPosition, NodeSearch, ShardQuery, ShardTarget};
 use cluster_config::seqno::SeqNo;
@@ -21,10 +21,10 @@ use tonic::{Request, Response, Status};
 
 use super::client::Peers;
 use super::deadline::deadline_of;
-use super::search_jobs::{SearchJob, into_jobs};
+use super::search_jobs::{SearchJob, Weighed, into_jobs, into_replies};
 use crate::copies::{Copies, Copy};
 use crate::error::Error;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolError};
 use crate::shard::StoredChunk;
 use crate::telemetry::Metrics;
 use crate::vector::Cancel;
@@ -56,29 +56,24 @@ impl SearchServer {
         self.peers.check_envelope(envelope).map_err(|message| Error::new(ErrorKind::InvalidArgument, message))
     }
 
-    /// Searches copies one after another, in one job of the pool. One reply per target.
-    async fn search_together(&self, targets: Vec<ShardTarget>, read: Read, job: SearchJob) -> Vec<ShardReply> {
+    /// Searches copies that are answered together. One reply per target.
+    async fn search_together(&self, targets: Vec<Weighed<Found>>, read: Read, job: SearchJob) -> Vec<ShardReply> {
         let mut replies = Vec::with_capacity(targets.len());
-        let (mut shards, mut copies) = (Vec::with_capacity(targets.len()), Vec::with_capacity(targets.len()));
-        for target in targets {
-            let shard = target.target.shard;
-            match self.admit(target, read).await {
-                Ok(copy) => {
-                    shards.push(shard);
-                    copies.push(copy);
-                }
-                Err(error) => replies.push(ShardReply::refused(shard, error)),
+        let mut admitted = Vec::with_capacity(targets.len());
+        for (rows, Found { target, copy }) in targets {
+            match read.admit(copy, &target).await {
+                Ok(copy) => admitted.push((rows, (target.target.shard, copy))),
+                Err(error) => replies.push(ShardReply::refused(target.target.shard, error)),
             }
         }
-        if !copies.is_empty() {
-            match self.on_pool(read.deadline, move || job.run(&copies)).await {
-                Ok(searched) => {
-                    replies.extend(shards.into_iter().zip(searched).map(|(shard, searched)| searched.reply(shard)));
-                }
-                Err(error) => {
-                    replies.extend(shards.into_iter().map(|shard| ShardReply::refused(shard, error.clone())));
-                }
-            }
+        let shards: Vec<ShardId> = admitted.iter().map(|(_, (shard, _))| *shard).collect();
+        let jobs = into_jobs(admitted).into_iter().map(|copies| {
+            let job = job.clone();
+            move || -> Vec<ShardReply> { copies.iter().map(|(_, (shard, copy))| job.run(copy).reply(*shard)).collect() }
+        });
+        match in_time(read.deadline, self.pool.run_all(jobs.collect())).await {
+            Ok(searched) => replies.extend(searched.into_iter().flatten()),
+            Err(error) => replies.extend(shards.into_iter().map(|shard| ShardReply::refused(shard, error.clone()))),
         }
         for reply in &replies {
             let label = reply.outcome.as_ref().map_or_else(|error| error.kind.as_str(), |_| "ok");
@@ -87,33 +82,17 @@ impl SearchServer {
         replies
     }
 
-    /// Rows that the queries may look at on the target, for [`into_jobs`]. Whoever may have to wait for his turn, or compares every row, is
-    /// to keep nobody else waiting.
-    fn rows_of(&self, target: &ShardTarget, read: Read, queries: &[ShardQuery]) -> u64 {
-        match self.copies.find(&target.target) {
+    /// Finds the target's copy, and weighs it by the rows that the queries may look at there. Whoever may have to wait for his turn, or
+    /// compares every row, is to keep nobody else waiting.
+    fn find(&self, target: ShardTarget, read: Read, queries: &[ShardQuery]) -> Weighed<Found> {
+        let copy = self.copies.find(&target.target);
+        let rows = match &copy {
             Ok(copy) if read.consistency == Consistency::Eventual && !queries.iter().any(|query| query.knobs.exact) => {
                 copy.shard.rows_live().saturating_mul(queries.len() as u64)
             }
             _ => u64::MAX,
-        }
-    }
-
-    /// The copy, once it can serve the read.
-    async fn admit(&self, target: ShardTarget, read: Read) -> Result<Arc<Copy>, Error> {
-        let copy = self.copies.find(&target.target)?;
-        read.admit(&copy, target).await?;
-        Ok(copy)
-    }
-
-    async fn on_pool<T: Send + 'static>(
-        &self,
-        deadline: Instant,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let timed = tokio::time::timeout_at(deadline.into(), self.pool.run(job)).await;
-        let ran =
-            timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?;
-        Ok(ran?)
+        };
+        (rows, Found { target, copy })
     }
 
     async fn read<T: Send + 'static>(
@@ -122,8 +101,8 @@ impl SearchServer {
         read: Read,
         job: impl FnOnce(&Copy) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let copy = self.admit(target, read).await?;
-        self.on_pool(read.deadline, move || job(&copy)).await?
+        let copy = read.admit(self.copies.find(&target.target), &target).await?;
+        in_time(read.deadline, self.pool.run(move || job(&copy))).await?
     }
 
     async fn fetch_target(
@@ -150,6 +129,19 @@ impl SearchServer {
     }
 }
 
+/// What the pool gives, if it does so before the deadline.
+async fn in_time<T>(deadline: Instant, running: impl Future<Output = Result<T, PoolError>>) -> Result<T, Error> {
+    let timed = tokio::time::timeout_at(deadline.into(), running).await;
+    let ran = timed.map_err(|_| Error::new(ErrorKind::DeadlineExceeded, "the deadline passed in the search pool"))?;
+    Ok(ran?)
+}
+
+/// A target and its copy, if it is here.
+struct Found {
+    target: ShardTarget,
+    copy: Result<Arc<Copy>, Error>,
+}
+
 /// What a read asks for besides its queries.
 #[derive(Clone, Copy)]
 struct Read {
@@ -159,8 +151,9 @@ struct Read {
 }
 
 impl Read {
-    /// Waits for what the read asks, or says why this copy cannot serve it.
-    async fn admit(&self, copy: &Copy, target: ShardTarget) -> Result<(), Error> {
+    /// The copy, once it can serve the read, or why it cannot.
+    async fn admit(&self, copy: Result<Arc<Copy>, Error>, target: &ShardTarget) -> Result<Arc<Copy>, Error> {
+        let copy = copy?;
         match self.consistency {
             Consistency::Eventual => {
                 let staleness_ms = copy.handle.position().staleness_ms;
@@ -172,24 +165,21 @@ impl Read {
                     let message = format!("copy {} {heard}", copy.id);
                     return Err(Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy"));
                 }
-                Ok(())
             }
             Consistency::Session => {
                 let now = Instant::now();
                 let patience = self.deadline.saturating_duration_since(now) / 2;
                 let until = now + patience.min(limits::SESSION_WAIT_MAX);
                 let waited = copy.handle.wait_applied(target.min_seqno, until.into()).await;
-                waited.map(drop).map_err(|_| {
+                waited.map_err(|_| {
                     let applied = copy.handle.position().applied;
                     let message = format!("copy {} has applied {applied}, not yet {}", copy.id, target.min_seqno);
                     Error::new(ErrorKind::Unavailable, message).with_hint("ask another copy")
-                })
+                })?;
             }
-            Consistency::Strong => {
-                copy.handle.strong_read(self.deadline.into()).await?;
-                Ok(())
-            }
+            Consistency::Strong => copy.handle.strong_read(self.deadline.into()).await.map(drop)?,
         }
+        Ok(copy)
     }
 }
 
@@ -216,14 +206,14 @@ impl SearchService for SearchServer {
         let cancel = Cancel::new(Some(deadline));
         let guard = CancelOnDrop(cancel.clone());
         let queries: Arc<[ShardQuery]> = search.queries.into();
-        let weighed: Vec<(u64, ShardTarget)> =
-            search.targets.into_iter().map(|target| (self.rows_of(&target, read, &queries), target)).collect();
+        let found: Vec<Weighed<Found>> =
+            search.targets.into_iter().map(|target| self.find(target, read, &queries)).collect();
         let job = SearchJob { queries, cancel, metrics: Arc::clone(&self.metrics), began: Instant::now() };
-        let jobs = into_jobs(weighed).into_iter().map(|targets| {
+        let searches = into_replies(found).into_iter().map(|targets| {
             let (server, job) = (self.clone(), job.clone());
             async move { server.search_together(targets, read, job).await }
         });
-        let mut replies: FuturesUnordered<_> = jobs.collect();
+        let mut replies: FuturesUnordered<_> = searches.collect();
         // The headers leave with the first replies, in one packet: sent ahead they would cost a wake-up on both sides.
         let first = replies.next().await;
         let stream = stream::iter(first).chain(replies).flat_map(move |replies| {

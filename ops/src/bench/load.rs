@@ -13,6 +13,7 @@ use hyper::Request;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -61,8 +62,30 @@ impl Outcome {
 }
 
 impl Load {
-    /// Sends everything. Errors: the first request that was not answered with 200 ends the run.
+    /// Sends everything, from a thread of its own as wrk does: tasks of a client that wake each other across threads would be part of
+    /// what is measured, a third of a lone search. Errors: the first request that was not answered with 200 ends the run.
+    ///
+    /// Cancel: dropping it ends the thread.
     pub async fn run(&self) -> Result<Outcome, Error> {
+        let failed = |error: std::io::Error| Error::local(format!("the client's thread: {error}"), "");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (mut reply, answer) = oneshot::channel();
+        let load = self.clone();
+        let send = move || {
+            let outcome = runtime.block_on(async {
+                tokio::select! {
+                    outcome = load.send_all() => Some(outcome),
+                    () = reply.closed() => None,
+                }
+            });
+            // Nobody waits any more where this fails.
+            let _ = outcome.map(|outcome| reply.send(outcome));
+        };
+        std::thread::Builder::new().name("load".to_owned()).spawn(send).map_err(failed)?;
+        answer.await.map_err(|_| Error::local("the client's thread ended early", ""))?
+    }
+
+    async fn send_all(&self) -> Result<Outcome, Error> {
         let mut connections = Vec::new();
         for _ in 0..self.connections {
             connections.push(connect(&self.address).await?);
