@@ -6,6 +6,8 @@ use clap::Args;
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 
 use crate::cli::Global;
+use crate::client::Client;
+use crate::collection;
 use crate::error::Error;
 use crate::output::{bytes, row, table};
 use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, ShardReport};
@@ -30,7 +32,7 @@ use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, S
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
-    /// Only the shards of this collection.
+    /// Only the shards of this collection, or of the one that an alias stands for.
     #[arg(long, short, value_name = "NAME")]
     pub collection: Option<String>,
     /// Fail unless all nodes live and all copies are in sync.
@@ -43,12 +45,14 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
-    let mut report = fetch(&global.client()?).await?;
-    if let Some(name) = &arguments.collection {
-        report.shards.retain(|shard| shard.collection == *name);
-        if report.shards.is_empty() {
-            return Err(Error::usage(format!("no collection {name}"), "`susui collection list` names them"));
-        }
+    let client = global.client()?;
+    let only = match &arguments.collection {
+        Some(name) => Some(collection::show(&client, name).await?.name),
+        None => None,
+    };
+    let mut report = fetch(&client).await?;
+    if let Some(name) = only {
+        report.shards.retain(|shard| shard.collection == name);
     }
     global.output().result(&report, || if arguments.memory { memory_text(&report) } else { text(&report) });
     let findings = findings(&report);
@@ -59,7 +63,7 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
 }
 
 /// The cluster as its coordinator reports it.
-pub async fn fetch(client: &crate::client::Client) -> Result<ClusterReport, Error> {
+pub async fn fetch(client: &Client) -> Result<ClusterReport, Error> {
     client.get(&["api", "v1", "cluster"]).await
 }
 

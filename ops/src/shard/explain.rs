@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::ShardName;
 use crate::cli::Global;
+use crate::collection;
 use crate::error::Error;
 use crate::output::{row, table};
 use crate::status::{self, audit_line};
@@ -37,8 +38,10 @@ struct CopyExplanation {
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, name: &ShardName) -> Result<(), Error> {
-    let report = status::fetch(&global.client()?).await?;
-    let found = report.shards.iter().find(|shard| shard.collection == name.collection && shard.index == name.index);
+    let client = global.client()?;
+    let collection = collection::show(&client, &name.collection).await?.name;
+    let report = status::fetch(&client).await?;
+    let found = report.shards.iter().find(|shard| shard.collection == collection && shard.index == name.index);
     let shard = found.ok_or_else(|| Error::usage(format!("no shard {name}"), "`susui status` lists the shards"))?;
     let explanation = explain(&report, shard);
     global.output().result(&explanation, || text(name, &explanation));
