@@ -5,6 +5,7 @@
 //! ([`load`]), [`health`], latencies and budget ([`hedge`]).
 
 pub mod client;
+mod corked;
 pub mod health;
 pub mod hedge;
 pub mod load;

@@ -24,8 +24,9 @@ use crate::telemetry::Metrics;
 use crate::transfer::decide::FetchFrom;
 use crate::transfer::{Manifest, SnapshotFile, SnapshotId, SnapshotSource, Snapshots};
 
-/// Taking a checkpoint reads all of the copy once, to add it up.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(100);
+/// Taking a checkpoint reads all of the copy once, to add it up: 100 GB from a slow disk. A source that has died is noticed by the
+/// channel's pings, and whoever asked anew before the answer came would have it begin again.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// A piece waits for its turn in the source's budget.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
 
