@@ -203,8 +203,7 @@ pub struct ReportBody {
     pub global_checkpoint: u64,
     /// Model generation; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed, renewing; `fetching N %` (of a snapshot from the primary); poisoned (its disk failed) or corrupt
-    /// (not open: its files are damaged or gone).
+    /// exact, training, building, indexed, renewing; poisoned (its disk failed) or corrupt (not open: its files are damaged or gone).
     pub index_state: String,
     /// Why it is poisoned or corrupt.
     #[serde(skip_serializing_if = "String::is_empty")]
