@@ -1,10 +1,11 @@
-//! What both configurations share: reading TOML so that every error names its key, and the checks that recur.
+//! What both configurations share: reading TOML so that every error names its key, writing it, and the checks that recur.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::ConfigError;
@@ -30,6 +31,26 @@ pub(crate) fn parse_toml<T: DeserializeOwned>(text: &str, example: &str) -> Resu
             None => ConfigError::new(key, message.to_owned(), see_example()),
         }
     })
+}
+
+/// A file that reads back as `written`. Sections and lists with nothing in them are left out: a person who appends to the file would name
+/// them a second time, which TOML forbids.
+pub(crate) fn write_toml<T: Serialize>(written: &T) -> Result<String, ConfigError> {
+    let failed = |error: toml::ser::Error| ConfigError::new("(file)", error.to_string(), "report this as a bug");
+    let mut table = toml::Table::try_from(written).map_err(failed)?;
+    drop_empty(&mut table);
+    toml::to_string(&table).map_err(failed)
+}
+
+fn drop_empty(table: &mut toml::Table) {
+    table.retain(|_, value| match value {
+        toml::Value::Table(section) => {
+            drop_empty(section);
+            !section.is_empty()
+        }
+        toml::Value::Array(list) => !list.is_empty(),
+        _ => true,
+    });
 }
 
 /// The value of a key without a default. An empty text counts as missing.

@@ -185,7 +185,7 @@ impl CoordinatorConfig {
 impl WrittenCoordinatorConfig {
     /// As TOML.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|error| ConfigError::new("(file)", error.to_string(), "report this as a bug"))
+        text::write_toml(self)
     }
 
     /// Overrides keys by the environment variables people know from the predecessor. An empty variable counts as unset.

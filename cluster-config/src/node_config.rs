@@ -279,7 +279,7 @@ impl TestHooks {
 impl WrittenNodeConfig {
     /// As TOML.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|error| ConfigError::new("(file)", error.to_string(), "report this as a bug"))
+        text::write_toml(self)
     }
 
     /// Fills in the defaults and checks every key and the relations between them.

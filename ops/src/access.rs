@@ -20,7 +20,8 @@ const PAGE_ROWS: &str = "1000";
 pub enum TenantCommand {
     /// Make a tenant, or replace its settings: what is left out has no limit. Safe to repeat
     ///
-    /// Limits but that of stored bytes are counted by each coordinator for itself.
+    /// Requests and tokens are counted over all coordinators where they share a Redis, else by
+    /// each for itself, as streams always are. Stored bytes are counted in the catalog.
     ///
     /// Examples:
     ///   susui tenant set acme

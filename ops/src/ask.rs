@@ -1,24 +1,33 @@
 //! `susui ask`: a question, its answer, and the sources of the answer.
 
+use std::time::Duration;
+
 use clap::Args;
+use cluster_config::limits;
 use futures::StreamExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::Global;
-use crate::client::{Client, ErrorBody};
+use crate::client::{ApiError, Client, DEADLINE_EXCEEDED, ErrorBody};
 use crate::error::Error;
 use crate::output::{print_line, print_piece};
 use crate::search::parse_json;
 use crate::sse::{Event, Parser};
 use crate::wire::search::{Citation, Coverage, QueryRequest, QueryResponse, Span};
 
+/// Most time between the coordinator's giving up and ours.
+const MARGIN_MAX: Duration = Duration::from_secs(1);
+
 /// Ask a question and print the answer with its sources
 ///
 /// Every marker `[n]` in the answer is a source below it: title, document, and the bytes of its
 /// text the passage spans. While no language model is configured the answer is `extractive`:
 /// the best sentences as they stand in the sources.
+///
+/// A model that needs longer than --timeout for the whole answer is stopped, and not asked again;
+/// with --stream it may take as long as pieces of the answer keep coming.
 ///
 /// Examples:
 ///   susui ask "What happens when a node dies?" -c manual
@@ -53,22 +62,25 @@ pub struct Arguments {
 /// Runs the verb.
 pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
     let client = global.client()?;
+    // Pieces of an answer are no single JSON value.
+    let is_streamed = arguments.stream && !global.json;
     let request = QueryRequest {
         query: arguments.question.clone(),
         collection: arguments.collection.clone(),
         top_k: arguments.top_k,
         filters: arguments.filter.clone(),
-        // Pieces of an answer are no single JSON value.
-        stream: arguments.stream && !global.json,
+        stream: is_streamed,
         model: arguments.model.clone(),
         max_tokens: arguments.max_tokens,
+        timeout_ms: (!is_streamed).then(|| timeout_ms(global.timeout)),
     };
     let answered = if request.stream {
-        let streamed = stream(&client, &request, global.timeout).await?;
+        let streamed = stream(&client, &request).await?;
         print_line(&format!("\n\n{}", sources_text(&streamed)));
         streamed
     } else {
-        let answered: QueryResponse = client.send(reqwest::Method::POST, &["api", "v1", "query"], &request).await?;
+        let answered = client.send(reqwest::Method::POST, &["api", "v1", "query"], &request).await;
+        let answered: QueryResponse = answered.map_err(advise)?;
         global.output().result(&answered, || format!("{}\n\n{}", answered.answer, sources_text(&answered)));
         answered
     };
@@ -78,18 +90,38 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
+/// The time that the coordinator is given: a little less than we wait ourselves, so that it is the one to say what took so long.
+fn timeout_ms(timeout: Duration) -> u64 {
+    let margin = (timeout / 10).min(MARGIN_MAX);
+    u64::try_from((timeout - margin).as_millis()).unwrap_or(u64::MAX).clamp(1, limits::TIMEOUT_MS_MAX)
+}
+
+/// The coordinator speaks of the request's fields; here they are options.
+fn advise(error: Error) -> Error {
+    match error {
+        Error::Api(error) if error.kind == DEADLINE_EXCEEDED => {
+            let hint = "raise --timeout, or watch the answer being written with --stream".into();
+            Error::Api(ApiError { hint, ..error })
+        }
+        other => other,
+    }
+}
+
 /// Prints the answer's pieces as they arrive and returns the whole. Errors: the stream ends with an error, or without `done`.
 /// Cancel: closing the connection makes the coordinator stop the language model.
-async fn stream(client: &Client, request: &QueryRequest, timeout: std::time::Duration) -> Result<QueryResponse, Error> {
+async fn stream(client: &Client, request: &QueryRequest) -> Result<QueryResponse, Error> {
     let broken = |detail: String| {
         Error::local(format!("the stream broke: {detail}"), "ask again; `susui status` shows the cluster")
     };
-    let response = client.post_stream(&["api", "v1", "query"], request, timeout).await?;
+    let response = client.post_stream(&["api", "v1", "query"], request).await?;
     let mut pieces = response.bytes_stream();
     let mut parser = Parser::default();
     let mut answer = Streamed::default();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| broken(error.to_string()))?;
+        let piece = piece.map_err(|error| match error.is_timeout() {
+            true => client.transport_error(&error),
+            false => broken(error.to_string()),
+        })?;
         for event in parser.feed(&piece).map_err(broken)? {
             if let Some(text) = answer.take(&event)? {
                 print_piece(&text);
@@ -231,6 +263,13 @@ mod tests {
             1,
             "a place cited twice is listed once: {sources}"
         );
+    }
+
+    #[test]
+    fn the_coordinator_gives_up_before_we_do() {
+        let seconds = Duration::from_secs;
+        assert_eq!([seconds(2), seconds(30), seconds(600)].map(timeout_ms), [1800, 29_000, limits::TIMEOUT_MS_MAX]);
+        assert_eq!([Duration::ZERO, Duration::MAX].map(timeout_ms), [1, limits::TIMEOUT_MS_MAX]);
     }
 
     #[test]

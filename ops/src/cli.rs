@@ -47,7 +47,7 @@ pub struct Global {
     /// Print one JSON value instead of text (progress is silent, errors are JSON on stderr).
     #[arg(long, global = true)]
     pub json: bool,
-    /// Longest wait for one call.
+    /// Longest wait for one call; for a streamed answer, for its next piece.
     #[arg(long, global = true, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }

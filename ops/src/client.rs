@@ -1,7 +1,8 @@
 //! The one HTTP client of all commands: addresses, error bodies, retries.
 //!
 //! A call is repeated only where repeating is safe: the caller says so by choosing a method whose request is idempotent (reads,
-//! `PUT` by id, `POST` with an `Idempotency-Key`). Retries are bounded in number and in waiting time, and follow `Retry-After`.
+//! `PUT` by id, `POST` with an `Idempotency-Key`). Retries are bounded in number and in time, and follow `Retry-After`. What took all the
+//! time it was given is not repeated: whoever waits has said how long, and a question would be answered, and paid for, again.
 
 use std::time::Duration;
 
@@ -9,17 +10,24 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// Attempts of one call, the first included. With the waits below about 8 s: longer than a failover (7 s).
+/// Attempts of one call, the first included. With the waits below about 7 s, if each is refused at once.
 const ATTEMPTS_MAX: u32 = 8;
+/// No attempt begins later than this after the first one, however long each took. Longer than a failover (7 s).
+const REPEAT_FOR: Duration = Duration::from_secs(8);
 /// First wait between attempts; doubled each time up to [`WAIT_MAX`].
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait between attempts, whatever `Retry-After` asks.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// Time to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Kind of a call whose time was up, here or at the coordinator.
+pub(crate) const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+/// Status of it, also of a proxy in between.
+const GATEWAY_TIMEOUT: u16 = 504;
 /// Most bytes of an error body that are kept for the message when it is not our JSON.
 const FOREIGN_BODY_MAX: usize = 300;
 
@@ -69,28 +77,33 @@ impl std::fmt::Display for ApiError {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
+    /// For answers that come in pieces: the timeout bounds each wait, not the whole.
+    streams: reqwest::Client,
     base: String,
 }
 
 impl Client {
-    /// A client of the coordinator at `url`, as `http://127.0.0.1:8000`. `timeout` bounds every call but streams.
-    /// `key` opens coordinators that require one. Errors: the address is not an HTTP URL, or the key no header.
+    /// A client of the coordinator at `url`, as `http://127.0.0.1:8000`. `timeout` bounds each attempt of a call, and in a
+    /// stream the wait for the next piece. `key` opens coordinators that require one. Errors: the address is not an HTTP URL, or the key no header.
     pub fn new(url: &str, timeout: Duration, key: Option<&str>) -> Result<Self, Error> {
         let usage = |problem: String| Error::usage(problem, "give it as http://HOST:PORT");
         let parsed = reqwest::Url::parse(url).map_err(|error| usage(format!("--url {url:?} is not a URL: {error}")))?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
             return Err(usage(format!("--url {url:?} is not an HTTP address")));
         }
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(timeout)
-            .user_agent(concat!("susui/", env!("CARGO_PKG_VERSION")))
-            .default_headers(key_header(key)?)
-            // Clusters are reached directly; a proxy of the environment is for the outside world.
-            .no_proxy()
-            .build()
-            .map_err(|error| Error::local(format!("cannot set up HTTP: {error}"), ""))?;
-        Ok(Self { http, base: url.trim_end_matches('/').to_owned() })
+        let headers = key_header(key)?;
+        let common = || {
+            reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .user_agent(concat!("susui/", env!("CARGO_PKG_VERSION")))
+                .default_headers(headers.clone())
+                // Clusters are reached directly; a proxy of the environment is for the outside world.
+                .no_proxy()
+        };
+        let failed = |error: reqwest::Error| Error::local(format!("cannot set up HTTP: {error}"), "");
+        let http = common().timeout(timeout).build().map_err(failed)?;
+        let streams = common().read_timeout(timeout).build().map_err(failed)?;
+        Ok(Self { http, streams, base: url.trim_end_matches('/').to_owned() })
     }
 
     /// A path below the coordinator's root, each segment escaped: `["api", "v1", "jobs", id]`.
@@ -166,14 +179,9 @@ impl Client {
         self.decode(response).await
     }
 
-    /// `POST` of JSON whose answer is a stream of events; not repeated, bounded by `timeout`.
-    pub async fn post_stream<B: Serialize>(
-        &self,
-        segments: &[&str],
-        body: &B,
-        timeout: Duration,
-    ) -> Result<Response, Error> {
-        let request = with_json(self.http.post(self.path(segments)), encode(body)?).timeout(timeout);
+    /// `POST` of JSON whose answer is a stream of events; not repeated. It may take as long as it likes while pieces of it come.
+    pub async fn post_stream<B: Serialize>(&self, segments: &[&str], body: &B) -> Result<Response, Error> {
+        let request = with_json(self.streams.post(self.path(segments)), encode(body)?);
         self.attempt(request.header("accept", "text/event-stream")).await.map_err(|failed| failed.error)
     }
 
@@ -186,18 +194,19 @@ impl Client {
     }
 
     async fn read_json<T: DeserializeOwned>(&self, request: impl Fn() -> RequestBuilder) -> Result<T, Error> {
-        let mut wait = WAIT_FIRST;
-        for attempt in 1.. {
-            match self.attempt(request()).await {
+        let begun = Instant::now();
+        let mut attempt = 1;
+        loop {
+            let failed = match self.attempt(request()).await {
                 Ok(response) => return self.decode(response).await,
-                Err(failed) if attempt == ATTEMPTS_MAX || !failed.may_repeat() => return Err(failed.error),
-                Err(failed) => {
-                    tokio::time::sleep(failed.retry_after.unwrap_or(wait).min(WAIT_MAX)).await;
-                    wait = (wait * 2).min(WAIT_MAX);
-                }
+                Err(failed) => failed,
+            };
+            match failed.decide_pause(attempt, begun.elapsed()) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(failed.error),
             }
+            attempt += 1;
         }
-        unreachable!("the loop ends at ATTEMPTS_MAX")
     }
 
     async fn attempt(&self, request: RequestBuilder) -> Result<Response, FailedAttempt> {
@@ -223,11 +232,12 @@ impl Client {
         })
     }
 
-    fn transport_error(&self, error: &reqwest::Error) -> Error {
+    /// What becomes of a request without a whole answer.
+    pub(crate) fn transport_error(&self, error: &reqwest::Error) -> Error {
         if error.is_timeout() && !error.is_connect() {
             return Error::Api(ApiError {
                 status: 0,
-                kind: "deadline_exceeded".into(),
+                kind: DEADLINE_EXCEEDED.into(),
                 message: "no answer in time".into(),
                 hint: "raise --timeout, or look at `susui status`; the outcome of a write is unknown".into(),
                 retryable: true,
@@ -248,9 +258,17 @@ impl FailedAttempt {
         Self { error, retry_after: None }
     }
 
+    /// The pause before the next attempt; `None` where there is none. `attempt` counts from 1, `elapsed` from the first one.
+    fn decide_pause(&self, attempt: u32, elapsed: Duration) -> Option<Duration> {
+        let pause = self.retry_after.unwrap_or(WAIT_FIRST * 2_u32.pow(attempt - 1)).min(WAIT_MAX);
+        let is_early = attempt < ATTEMPTS_MAX && elapsed + pause < REPEAT_FOR;
+        (is_early && self.may_repeat()).then_some(pause)
+    }
+
     /// A coordinator that is not there is reported at once: a person waits for the answer.
     fn may_repeat(&self) -> bool {
-        matches!(&self.error, Error::Api(error) if error.retryable)
+        let Error::Api(error) = &self.error else { return false };
+        error.retryable && error.kind != DEADLINE_EXCEEDED && error.status != GATEWAY_TIMEOUT
     }
 }
 
@@ -287,7 +305,7 @@ fn parse_error(status: u16, text: &str) -> ApiError {
             kind: "foreign_answer".into(),
             message: format!("unexpected answer: {}", text.chars().take(FOREIGN_BODY_MAX).collect::<String>().trim()),
             hint: "is --url the address of a Susui coordinator?".into(),
-            retryable: matches!(status, 429 | 502 | 503 | 504),
+            retryable: matches!(status, 429 | 502 | 503 | GATEWAY_TIMEOUT),
             request_id: None,
         },
     }
@@ -316,6 +334,30 @@ mod tests {
         let theirs = parse_error(502, "<html>bad gateway</html>");
         assert!(theirs.retryable && theirs.message.contains("bad gateway"));
         assert!(!parse_error(404, "nope").retryable);
+    }
+
+    #[test]
+    fn only_what_may_soon_succeed_is_repeated_and_not_for_ever() {
+        let failed = |status: u16, kind: &str, retry_after: Option<u64>| {
+            let body = format!(r#"{{"error":{{"type":"{kind}","message":"","retryable":{}}}}}"#, status >= 429);
+            let error = Error::Api(parse_error(status, &body));
+            FailedAttempt { error, retry_after: retry_after.map(Duration::from_secs) }
+        };
+        let busy = failed(503, "unavailable", None);
+        let (mut elapsed, mut pauses) = (Duration::ZERO, Vec::new());
+        while let Some(pause) = busy.decide_pause(pauses.len() as u32 + 1, elapsed) {
+            elapsed += pause;
+            pauses.push(pause.as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 2000, 2000]);
+
+        let seconds = Duration::from_secs;
+        assert_eq!(failed(429, "rate_limited", Some(1)).decide_pause(1, seconds(0)), Some(seconds(1)));
+        assert_eq!(failed(429, "rate_limited", Some(60)).decide_pause(1, seconds(0)), Some(WAIT_MAX));
+        assert_eq!(busy.decide_pause(2, seconds(10)), None, "each attempt may take long, all together not");
+        for (status, kind) in [(400, "invalid_argument"), (504, "deadline_exceeded"), (504, "html of a proxy")] {
+            assert_eq!(failed(status, kind, Some(0)).decide_pause(1, seconds(0)), None, "{kind}");
+        }
     }
 
     #[test]

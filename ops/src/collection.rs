@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::output::{Output, row, table};
 use crate::settled;
-use crate::wire::collection::{CollectionInfo, CollectionList, CollectionRequest, IndexRequest};
+use crate::wire::collection::{CollectionInfo, CollectionList, CollectionRequest, Deleted, IndexRequest};
 
 /// The model that embeds texts unless another one, or none, is asked for.
 pub const EMBEDDER_DEFAULT: &str = "all-MiniLM-L6-v2";
@@ -49,6 +49,8 @@ pub enum Command {
         name: String,
     },
     /// Delete a collection with all its documents. Only says what it would do, unless --yes is given
+    ///
+    /// An alias is refused: its collection has a name of its own.
     ///
     /// Examples:
     ///   susui collection delete docs
@@ -198,6 +200,12 @@ pub async fn show(client: &Client, name: &str) -> Result<CollectionInfo, Error> 
 
 async fn delete(client: &Client, output: Output, name: &str, yes: bool) -> Result<(), Error> {
     let found = show(client, name).await?;
+    if found.name != name {
+        return Err(Error::usage(
+            format!("{name} is an alias of {}", found.name),
+            format!("`susui alias delete {name}` removes the alias; to delete the collection, name it"),
+        ));
+    }
     if !yes {
         output.result(&json!({"collection": name, "deleted": false, "dry_run": true}), || {
             format!(
@@ -207,9 +215,10 @@ async fn delete(client: &Client, output: Output, name: &str, yes: bool) -> Resul
         });
         return Ok(());
     }
-    let _: Value = client.delete(&["api", "v1", "collections", name]).await?;
-    output.result(&json!({"collection": name, "deleted": true, "dry_run": false}), || {
-        format!("collection {name} is deleted")
+    let Deleted { existed } = client.delete(&["api", "v1", "collections", name]).await?;
+    output.result(&json!({"collection": name, "deleted": existed, "dry_run": false}), || match existed {
+        true => format!("collection {name} is deleted"),
+        false => format!("collection {name} was gone already"),
     });
     Ok(())
 }

@@ -160,7 +160,7 @@ async fn each(
 }
 
 fn shown(jobs: &[JobRow]) -> String {
-    let mut rows = vec![row(["job", "status", "tries", "document", "why"])];
+    let mut rows = vec![row(["JOB", "STATUS", "TRIES", "DOCUMENT", "WHY"])];
     for job in jobs {
         let why = job.error.as_ref().and_then(|error| error["message"].as_str()).unwrap_or("");
         rows.push(row([&job.id, &job.status, &job.attempt.to_string(), &job.document_id, why]));

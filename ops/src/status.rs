@@ -6,6 +6,8 @@ use clap::Args;
 use cluster_config::cluster_state::{Liveness, NodeLifecycle};
 
 use crate::cli::Global;
+use crate::client::Client;
+use crate::collection;
 use crate::error::Error;
 use crate::output::{bytes, row, table};
 use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, ShardReport};
@@ -14,11 +16,13 @@ use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, S
 ///
 /// One line per shard copy. ROLE: `primary` orders writes, `in-sync` holds every acknowledged
 /// write, `catching-up` does not yet. APPLIED/END are positions in the shard's log. INDEX:
-/// `exact` (below the training floor), `training`, `building`, or `indexed gN` (model
-/// generation N); TAIL rows are compared exactly until they are moved into the index.
+/// `exact` (below the training floor), `training`, `building`, `indexed gN` (model generation N)
+/// or `renewing gN` (the next one is being built); TAIL rows are compared exactly until they are
+/// moved into the index. `fetching N %`: the copy fetches a snapshot from the primary;
+/// `poisoned`: its disk failed; `corrupt`: its files are damaged or gone. Why stands below.
 ///
 /// Ends with exit code 7 if --check is given and a node is dead, a shard has no primary, or a
-/// copy is not in sync.
+/// copy is not in sync, poisoned or corrupt.
 ///
 /// Examples:
 ///   susui status
@@ -28,7 +32,7 @@ use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, S
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Arguments {
-    /// Only the shards of this collection.
+    /// Only the shards of this collection, or of the one that an alias stands for.
     #[arg(long, short, value_name = "NAME")]
     pub collection: Option<String>,
     /// Fail unless all nodes live and all copies are in sync.
@@ -41,12 +45,14 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
-    let mut report = fetch(&global.client()?).await?;
-    if let Some(name) = &arguments.collection {
-        report.shards.retain(|shard| shard.collection == *name);
-        if report.shards.is_empty() {
-            return Err(Error::usage(format!("no collection {name}"), "`susui collection list` names them"));
-        }
+    let client = global.client()?;
+    let only = match &arguments.collection {
+        Some(name) => Some(collection::show(&client, name).await?.name),
+        None => None,
+    };
+    let mut report = fetch(&client).await?;
+    if let Some(name) = only {
+        report.shards.retain(|shard| shard.collection == name);
     }
     global.output().result(&report, || if arguments.memory { memory_text(&report) } else { text(&report) });
     let findings = findings(&report);
@@ -57,7 +63,7 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
 }
 
 /// The cluster as its coordinator reports it.
-pub async fn fetch(client: &crate::client::Client) -> Result<ClusterReport, Error> {
+pub async fn fetch(client: &Client) -> Result<ClusterReport, Error> {
     client.get(&["api", "v1", "cluster"]).await
 }
 
@@ -95,7 +101,17 @@ fn findings(report: &ClusterReport) -> Vec<String> {
         }
         format!("shard {}/{} is {}: {}", shard.collection, shard.index, shard.health, reasons.join(", "))
     });
-    dead.chain(shards).collect()
+    let broken = report.shards.iter().flat_map(|shard| {
+        let copies = shard.copies.iter().filter_map(|copy| Some((copy, copy.report.as_ref()?)));
+        copies.filter(|(_, report)| !report.reason.is_empty()).map(move |(copy, report)| {
+            let (name, index) = (&shard.collection, shard.index);
+            format!(
+                "copy {} of {name}/{index} on node {} is {}: {}",
+                copy.copy, copy.node, report.index_state, report.reason
+            )
+        })
+    });
+    dead.chain(shards).chain(broken).collect()
 }
 
 fn text(report: &ClusterReport) -> String {
@@ -282,5 +298,13 @@ mod tests {
     #[test]
     fn a_whole_cluster_has_no_findings() {
         assert!(findings(&report("green", "alive")).is_empty());
+    }
+
+    #[test]
+    fn a_broken_copy_is_told_of_with_its_reason() {
+        let mut report = report("green", "alive");
+        let copy = report.shards[0].copies[0].report.as_mut().expect("it reported");
+        (copy.index_state, copy.reason) = ("corrupt".into(), "a bad block".into());
+        assert_eq!(findings(&report), ["copy 10 of docs/0 on node 1 is corrupt: a bad block"]);
     }
 }

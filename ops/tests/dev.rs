@@ -135,6 +135,13 @@ fn up_starts_what_is_missing_and_down_stops_it() {
     assert_ne!(second["node-2"], first["node-2"]);
     assert_eq!(second["node-1"], first["node-1"]);
 
+    // One stands still: it goes on.
+    signal(second["node-1"], "-STOP");
+    let identity = Identity::of(u32::try_from(second["node-1"]).expect("a pid")).expect("runs");
+    wait_until("the process stands still", || identity.is_stopped());
+    assert_exit(&dev.up(), 0);
+    assert_eq!(dev.pids(), second);
+
     let down = dev.run(&["down"]);
     assert_exit(&down, 0);
     assert_eq!(json(&down.stdout)["stopped"].as_array().expect("a list").len(), 4);
@@ -200,11 +207,19 @@ fn mistakes_are_told_before_anything_is_started() {
     assert!(dev.pids().is_empty());
 }
 
+fn signal(pid: u64, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs").success());
+}
+
 fn kill(pid: u64) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs").success());
+    signal(pid, "-KILL");
+    wait_until("the killed process is gone", || !exists(pid));
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
-    while exists(pid) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "process {pid} survives SIGKILL");
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
         std::thread::yield_now();
     }
 }

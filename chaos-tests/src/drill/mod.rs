@@ -202,7 +202,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs a drill in a collection of its own, which is deleted at the end. `note` is told of each step.
+/// Runs a drill in a collection of its own, which is deleted at the end. `note` is told of each step, and of a collection that stays.
+///
+/// Cancel: the collection stays; the patient heals what can be healed at once when it is dropped.
 pub async fn run(patient: &mut impl Patient, drill: &Drill, note: impl Fn(&str)) -> anyhow::Result<Report> {
     patient.can(drill.mode)?;
     let client = patient.client();
@@ -211,11 +213,17 @@ pub async fn run(patient: &mut impl Patient, drill: &Drill, note: impl Fn(&str))
     let spec = json!({ "dim": DIM, "shards": drill.shards, "copies": COPIES, "read_replicas": replicas,
         "fields": { "key": "integer" } });
     client.create_collection(&name, &spec).await?;
-    let report = rehearse(patient, drill, &name, replicas, note).await.with_context(|| patient.log_tails());
-    let deleted = client.send(reqwest::Method::DELETE, &format!("/api/v1/collections/{name}"), None).await?;
-    let report = report?;
-    deleted.ok()?;
-    Ok(report)
+    let report = rehearse(patient, drill, &name, replicas, &note).await.with_context(|| patient.log_tails());
+    // Whatever becomes of the deletion, the report or its error is what the drill was for.
+    if let Err(reason) = delete(&client, &name).await {
+        note(&format!("the collection {name} stays: {reason:#}"));
+    }
+    report
+}
+
+async fn delete(client: &Client, collection: &str) -> anyhow::Result<()> {
+    let path = format!("/api/v1/collections/{collection}");
+    client.send(reqwest::Method::DELETE, &path, None).await?.ok().map(drop)
 }
 
 async fn rehearse(
@@ -223,10 +231,10 @@ async fn rehearse(
     drill: &Drill,
     collection: &str,
     replicas: usize,
-    note: impl Fn(&str),
+    note: &impl Fn(&str),
 ) -> anyhow::Result<Report> {
     let client = patient.client();
-    note("waiting until all copies are in sync");
+    note(&format!("waiting until all copies of {collection} are in sync"));
     wait::until("all copies in sync", WHOLE, || whole(&client, collection, replicas)).await?;
     let history = Arc::new(History::new(None)?);
     let look = observer::look(&client, &history).await?;

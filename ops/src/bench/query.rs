@@ -81,6 +81,7 @@ pub async fn run(global: &Global, arguments: &Arguments) -> Result<(), Error> {
                     stream: false,
                     model: None,
                     max_tokens: None,
+                    timeout_ms: None,
                 };
                 client.post_once::<_, QueryResponse>(&["api", "v1", "query"], &request).await?.timings_ms
             } else {

@@ -283,6 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_s_sections_can_be_appended_to_the_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path().to_owned());
+        layout.write(&manifest(3)).expect("writes");
+        let read = |name: &str| fs::read_to_string(layout.config_file(name)).expect("exists");
+        let none = || Vec::<(String, String)>::new();
+        let backend =
+            "[[llm.backends]]\nname = \"local\"\nkind = \"ollama\"\nurl = \"http://127.0.0.1:11434\"\nmodel = \"m\"\n";
+        let sections = format!(
+            "{backend}[auth]\nkeys_required = true\n[cache]\nenabled = false\n[search]\n[ingest]\nworkers = 1\n"
+        );
+        let config =
+            CoordinatorConfig::from_toml(&format!("{}\n{sections}", read("coordinator")), none()).expect("valid");
+        assert!(config.auth.keys_required && config.llm.backends.len() == 1);
+        let sections = "[storage]\nfull_percent = 90\n[timing]\n[search]\n[dial_overrides]\n";
+        let config = NodeConfig::from_toml(&format!("{}\n{sections}", read("node-1")), none()).expect("valid");
+        assert_eq!(config.storage.full_percent, 90);
+    }
+
+    #[test]
     fn voters_and_data_nodes_can_be_processes_of_their_own() {
         let dir = tempfile::tempdir().expect("a directory");
         let layout = Layout::new(dir.path().to_owned());

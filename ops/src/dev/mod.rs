@@ -29,7 +29,7 @@ pub enum Command {
     /// Writes one configuration file per process below DIR/conf (once: edit them freely), starts
     /// the nodes and a coordinator in sessions of their own, so that they survive this command
     /// and its terminal, and waits for /readyz. Safe to repeat: processes that run are left
-    /// alone, those that died are started again on their data.
+    /// alone, those that a signal stopped go on, those that died are started again on their data.
     ///
     /// Examples:
     ///   susui dev up
@@ -102,8 +102,8 @@ pub struct DownArguments {
     /// Which directory.
     #[command(flatten)]
     pub place: Place,
-    /// Time between SIGTERM and SIGKILL.
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = humantime::parse_duration)]
+    /// Time between SIGTERM and SIGKILL. A coordinator takes up to 12 s more than its drain_timeout (15 s).
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub grace: Duration,
 }
 

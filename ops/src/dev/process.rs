@@ -65,6 +65,11 @@ impl Identity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
+    /// Whether it stands still, stopped by a signal (SIGSTOP) until another one (SIGCONT) lets it go on.
+    pub fn is_stopped(&self) -> bool {
+        self.is_running() && stat(self.pid).is_some_and(|stat| stat.state == 'T')
+    }
+
     /// Resident memory in bytes; `None` once it is gone.
     pub fn resident_bytes(&self) -> Option<u64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;

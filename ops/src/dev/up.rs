@@ -8,6 +8,7 @@ use std::time::Duration;
 use cluster_config::coordinator_config::CoordinatorConfig;
 use cluster_config::error::ConfigError;
 use cluster_config::node_config::NodeConfig;
+use rustix::process::Signal;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::cli::Global;
 use crate::client::Client;
 use crate::collection::EMBEDDER_DEFAULT;
 use crate::error::Error;
+use crate::output::Output;
 
 /// Time one readiness probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,6 +35,7 @@ pub async fn run(global: &Global, arguments: UpArguments) -> Result<(), Error> {
     let bin_dir = bin_dir(arguments.bin_dir)?;
     layout.write(&manifest)?;
     check_configs(&layout, &manifest)?;
+    wake(&layout, &manifest, output)?;
     let missing: Vec<Member> = manifest.members().into_iter().filter(|member| !is_running(&layout, member)).collect();
     for member in &missing {
         check_startable(&bin_dir, member)?;
@@ -165,6 +168,19 @@ pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, Error> {
         }
     };
     std::path::absolute(&dir).map_err(|error| Error::file(&dir, &error))
+}
+
+/// Lets processes go on that a signal has stopped: they run, but would never be ready.
+fn wake(layout: &Layout, manifest: &Manifest, output: Output) -> Result<(), Error> {
+    for member in manifest.members() {
+        let identity = Identity::read(&layout.pid_file(&member.name));
+        if let Some(identity) = identity.filter(Identity::is_stopped)
+            && identity.signal(Signal::CONT)?
+        {
+            output.note(&format!("{} (pid {}) was stopped by a signal and goes on", member.name, identity.pid));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the process that its pid file names still runs.

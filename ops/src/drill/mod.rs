@@ -34,6 +34,9 @@ pub enum Command {
     /// it hurts the running development cluster of that directory (modes kill and stop) and works in a
     /// collection of its own. With --assert a broken promise ends with exit code 1.
     ///
+    /// Interrupted, it continues a node that it stopped; one that it killed is started by `susui dev
+    /// up`, and the collection drill-* stays to be deleted.
+    ///
     /// Examples:
     ///   susui drill failover --mode kill --assert
     ///   susui drill failover --mode partition --leader --runs 10 --json
@@ -152,7 +155,7 @@ pub async fn run(global: &Global, command: Command) -> Result<(), Error> {
     let output = global.output();
     let reports = match &common.dir {
         Some(dir) => {
-            let mut cluster = DevCluster::open(dir)?;
+            let mut cluster = DevCluster::open(dir, output)?;
             repeat(&mut cluster, &common, &victim, shards, output).await?
         }
         None => {

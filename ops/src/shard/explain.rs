@@ -5,10 +5,14 @@ use serde::Serialize;
 
 use super::ShardName;
 use crate::cli::Global;
+use crate::collection;
 use crate::error::Error;
 use crate::output::{row, table};
 use crate::status::{self, audit_line};
 use crate::wire::cluster::{AuditReport, ClusterReport, CopyStatus, NodeReport, ShardReport};
+
+/// How the state of a copy begins that fetches a snapshot; the share of it follows.
+const FETCHING: &str = "fetching ";
 
 /// What is said of a shard.
 #[derive(Debug, Serialize)]
@@ -34,8 +38,10 @@ struct CopyExplanation {
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, name: &ShardName) -> Result<(), Error> {
-    let report = status::fetch(&global.client()?).await?;
-    let found = report.shards.iter().find(|shard| shard.collection == name.collection && shard.index == name.index);
+    let client = global.client()?;
+    let collection = collection::show(&client, &name.collection).await?.name;
+    let report = status::fetch(&client).await?;
+    let found = report.shards.iter().find(|shard| shard.collection == collection && shard.index == name.index);
     let shard = found.ok_or_else(|| Error::usage(format!("no shard {name}"), "`susui status` lists the shards"))?;
     let explanation = explain(&report, shard);
     global.output().result(&explanation, || text(name, &explanation));
@@ -46,34 +52,49 @@ fn explain<'a>(report: &'a ClusterReport, shard: &'a ShardReport) -> Explanation
     let node = |id: u64| report.nodes.iter().find(|node| node.id == id);
     let primary = shard.copies.iter().find(|copy| Some(copy.copy) == shard.primary);
     let committed = primary.and_then(|copy| Some(copy.report.as_ref()?.global_checkpoint));
+    let holds_one = |node: &&NodeReport| shard.copies.iter().any(|copy| copy.node == node.id);
+    let others: Vec<&NodeReport> = report.nodes.iter().filter(|node| node.is_data && !holds_one(node)).collect();
+    let can_move = others.iter().any(|node| node.state() == "alive");
     let why = shard.copies.iter().map(|copy| {
         let behind = committed.zip(copy.report.as_ref()).map(|(committed, own)| committed.saturating_sub(own.applied));
         CopyExplanation {
             copy: copy.copy,
             zone: node(copy.node).map(|node| node.zone.clone()).unwrap_or_default(),
             behind,
-            why: why(shard, copy, node(copy.node), behind),
+            why: why(shard, copy, node(copy.node), behind, can_move),
         }
     });
-    let holds_one = |node: &&NodeReport| shard.copies.iter().any(|copy| copy.node == node.id);
-    let others = report.nodes.iter().filter(|node| node.is_data && !holds_one(node));
     Explanation {
         shard,
         why: why.collect(),
-        other_nodes: others.map(|node| format!("node {} (zone {}, {})", node.id, node.zone, node.state())).collect(),
+        other_nodes: others
+            .iter()
+            .map(|node| format!("node {} (zone {}, {})", node.id, node.zone, node.state()))
+            .collect(),
         audit: report.audit.iter().filter(|record| record.shard == shard.shard).collect(),
     }
 }
 
-/// What a copy does, or what it waits for.
-fn why(shard: &ShardReport, copy: &CopyStatus, node: Option<&NodeReport>, behind: Option<u64>) -> String {
+/// What a copy does, or what it waits for. `can_move`: another node could take a copy of the shard.
+fn why(
+    shard: &ShardReport,
+    copy: &CopyStatus,
+    node: Option<&NodeReport>,
+    behind: Option<u64>,
+    can_move: bool,
+) -> String {
     let mut text = match (node.map(|node| node.liveness), &copy.report, copy.role.as_str()) {
         (None, ..) => "its node is unknown".into(),
         (Some(Liveness::Dead), _, "primary") => "its node is dead: no in-sync copy can take over yet".into(),
         (Some(Liveness::Dead), ..) if shard.in_sync == [copy.copy] => {
             "its node is dead, and no other copy holds every acknowledged write: the shard waits for it".into()
         }
-        (Some(Liveness::Dead), ..) => "its node is dead: a new copy is built elsewhere if that lasts".into(),
+        (Some(Liveness::Dead), ..) if can_move => {
+            "its node is dead: a new copy is built elsewhere if that lasts".into()
+        }
+        (Some(Liveness::Dead), ..) => {
+            "its node is dead, and no other node could take a copy: the shard waits for it".into()
+        }
         (_, None, _) => "its node has not reported it: it is being opened, or cannot be".into(),
         (_, Some(report), _) if report.index_state == "corrupt" => {
             let fate = if shard.in_sync == [copy.copy] { "it is the last in sync and stays" } else { "it is replaced" };
@@ -81,6 +102,10 @@ fn why(shard: &ShardReport, copy: &CopyStatus, node: Option<&NodeReport>, behind
         }
         (_, Some(report), _) if report.index_state == "poisoned" => {
             format!("its disk failed, it serves nothing until reopened: {}", report.reason)
+        }
+        (_, Some(report), _) if report.index_state.starts_with(FETCHING) => {
+            let got = report.index_state[FETCHING.len()..].trim();
+            format!("fetches a snapshot of the shard from the primary ({got} so far), then the log behind it")
         }
         (_, _, "primary") => "orders the writes".into(),
         (_, _, "in_sync") => "holds every acknowledged write".into(),
@@ -197,6 +222,28 @@ mod tests {
         for expected in ["lineage 2", "writes accepted", "without a copy: node 4 (zone z4, alive)", "ada"] {
             assert!(text.contains(expected), "no {expected:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn nothing_is_promised_where_no_other_node_could_take_a_copy() {
+        let copies = json!([copy(10, 1, "primary", Some(1), "exact"), copy(11, 3, "catching_up", None, "")]);
+        let mut report = report(copies, json!([10]), json!(10), false);
+        let said = |report: &ClusterReport| explain(report, &report.shards[0]).why[1].why.clone();
+        assert!(said(&report).contains("is built elsewhere"), "{}", said(&report));
+        report.nodes.retain(|node| matches!(node.id, 1 | 3));
+        assert!(said(&report).contains("no other node"), "{}", said(&report));
+    }
+
+    #[test]
+    fn a_copy_that_fetches_a_snapshot_counts_no_entries() {
+        let copies =
+            json!(
+                [copy(10, 1, "primary", Some(100), "indexed"), copy(11, 2, "catching_up", Some(0), "fetching 40 %"),]
+            );
+        let report = report(copies, json!([10]), json!(10), false);
+        let explanation = explain(&report, &report.shards[0]);
+        assert!(explanation.why[1].why.starts_with("fetches a snapshot"), "{explanation:?}");
+        assert!(explanation.why[1].why.contains("40 %"), "{explanation:?}");
     }
 
     #[test]

@@ -158,7 +158,7 @@ pub struct CopyReport {
     pub global_checkpoint: u64,
     /// Model generation of its index; 0 while exact.
     pub generation: u64,
-    /// exact, training, building, indexed, poisoned, or corrupt.
+    /// exact, training, building, indexed, renewing; `fetching N %` (of a snapshot); poisoned, or corrupt.
     pub index_state: String,
     /// Why it is poisoned or corrupt.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -88,6 +88,13 @@ pub struct CollectionList {
     pub collections: Vec<CollectionInfo>,
 }
 
+/// Answer of `DELETE /api/v1/collections/{c}`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Deleted {
+    /// Whether it was there.
+    pub existed: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

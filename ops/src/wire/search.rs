@@ -146,6 +146,9 @@ pub struct QueryRequest {
     /// Longest answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
+    /// Time for the whole answer; `None`: the server's longest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
 }
 
 /// Answer of `POST /api/v1/query`.
