@@ -5,7 +5,6 @@
 //! ([`load`]), [`health`], latencies and budget ([`hedge`]).
 
 pub mod client;
-mod corked;
 pub mod health;
 pub mod hedge;
 pub mod load;

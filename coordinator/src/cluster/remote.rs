@@ -4,7 +4,6 @@
 //! channel of their own, so that a search never waits behind a bulk write's bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,6 @@ use cluster_config::seqno::{LogPosition, SeqNo};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use proto::convert::search::{ShardReply as WireReply, search_request};
 use proto::convert::status::RemoteError;
@@ -30,12 +28,10 @@ use proto::v1::admin_service_client::AdminServiceClient;
 use proto::v1::metadata_service_client::MetadataServiceClient;
 use proto::v1::replication_service_client::ReplicationServiceClient;
 use proto::v1::search_service_client::SearchServiceClient;
-use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::client::*;
-use super::corked::Corked;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -98,12 +94,13 @@ impl RemoteNodes {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(invalid)?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(limits::GRPC_WINDOW_BYTES)
             .initial_connection_window_size(limits::GRPC_WINDOW_BYTES)
-            .connect_with_connector_lazy(tower::service_fn(connect));
+            .connect_lazy();
         channels.insert((address.to_owned(), lane), channel.clone());
         Ok(channel)
     }
@@ -128,13 +125,6 @@ impl RemoteNodes {
             .max_encoding_message_size(limits::GRPC_MESSAGE_BYTES_MAX);
         Ok((client, self.envelope(node.0)))
     }
-}
-
-async fn connect(address: Uri) -> io::Result<TokioIo<Corked<TcpStream>>> {
-    let authority = address.authority().map_or("", |authority| authority.as_str());
-    let socket = TcpStream::connect(authority).await?;
-    socket.set_nodelay(true)?;
-    Ok(TokioIo::new(Corked::new(socket)))
 }
 
 /// The request with the time that remains, less what the way there and back may take: the node's refusal arrives in time.
