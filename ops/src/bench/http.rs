@@ -20,6 +20,9 @@ use crate::eval::metrics::mean;
 use crate::output::Output;
 use crate::wire::search::{SearchRequest, SearchResponse};
 
+/// Connections of the batches: some are read and written while others are searched, or the processors stand idle in between.
+const BATCH_CONNECTIONS: usize = 4;
+
 /// Arguments of the verb.
 #[derive(Clone, Debug, Args)]
 pub struct Arguments {
@@ -153,7 +156,7 @@ async fn measure(
     })
 }
 
-/// Batches over two connections: one is read and written while the other is searched.
+/// Batches over [`BATCH_CONNECTIONS`].
 async fn batches(patient: &Patient, data: &Dataset, arguments: &Arguments) -> Result<(Outcome, f64), Error> {
     #[derive(Serialize)]
     struct Body {
@@ -173,7 +176,7 @@ async fn batches(patient: &Patient, data: &Dataset, arguments: &Arguments) -> Re
     let batches: Vec<Bytes> = (0..whole_batches).map(batch).collect::<Result<_, _>>()?;
     let load = Load {
         path: "/api/v1/search:batch",
-        connections: 2,
+        connections: BATCH_CONNECTIONS,
         requests: (arguments.requests as usize / size).max(whole_batches),
         bodies: Arc::new(batches),
         keep_answers: true,

@@ -63,7 +63,7 @@ impl Outcome {
 
 impl Load {
     /// Sends everything, from a thread of its own as wrk does: tasks of a client that wake each other across threads would be part of
-    /// what is measured, a third of a lone search. Errors: the first request that was not answered with 200 ends the run.
+    /// what is measured. Errors: the first request that was not answered with 200 ends the run.
     ///
     /// Cancel: dropping it ends the thread.
     pub async fn run(&self) -> Result<Outcome, Error> {
