@@ -21,7 +21,7 @@ use super::auth::Caller;
 use super::filter::FilterBody;
 use super::search::{SearchBody, in_range, read_search};
 use crate::answer::{self, AnswerEvent, TextOptions};
-use crate::embed::{EmbedError, Purpose};
+use crate::embed::{EmbedError, Purpose, head};
 use crate::error::{Error, Result};
 use crate::generate::{
     Affinity, Citation, FinishReason, GenerateEvent, GenerateOptions, GenerateRequest, Message, Role, Source, Usage,
@@ -378,8 +378,7 @@ async fn count_tokens(services: &Services, texts: Vec<String>, deadline: Instant
     let embedder = Arc::clone(&services.embedder);
     crate::ingest::blocking(move || {
         let _turn = turn;
-        let head = |text: &String| text.floor_char_boundary(limits::EMBED_TEXT_BYTES_MAX);
-        let count = |text: &String| embedder.count_tokens(&text[..head(text)]).min(embedder.tokens_max());
+        let count = |text: &String| embedder.count_tokens(head(text)).min(embedder.tokens_max());
         let tokens: usize = texts.iter().map(count).sum();
         Ok((texts, tokens as u64))
     })

@@ -16,10 +16,9 @@ use uuid::Uuid;
 
 use super::auth::Caller;
 use super::error::{ApiResult, ErrorBody, error_body};
-use super::json::{StrictQuery, json};
+use super::json::{StrictQuery, json, page_limit};
 use super::query::to_json;
 use super::request_id::{current_request_id, with_request_id};
-use super::tenants::page_limit;
 use crate::catalog::job_view::{JobRow, JobsQuery};
 use crate::catalog::jobs::JobState;
 use crate::error::{Error, Result};

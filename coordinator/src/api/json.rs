@@ -192,6 +192,13 @@ impl<T: DeserializeOwned, S: Send + Sync> axum::extract::FromRequestParts<S> for
     }
 }
 
+/// Rows of a page: as asked for, within its bound.
+pub(super) fn page_limit(limit: Option<u32>) -> Result<u32> {
+    let limit = limit.unwrap_or(limits::PAGE_ROWS_DEFAULT);
+    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
+    Ok(limit)
+}
+
 /// The instant at which a request ends: `timeout_ms` as asked, else the default. Errors: out of range.
 pub fn deadline(timeout_ms: Option<u64>, default: Duration) -> Result<Instant> {
     let now = Instant::now();

@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::auth::Scope;
 use super::error::{ApiResult, ErrorBody};
-use super::json::{StrictJson, StrictQuery, json};
-use super::tenants::{PageQuery, check_tenant_name, no_such_tenant, page_limit};
+use super::json::{StrictJson, StrictQuery, json, page_limit};
+use super::tenants::{PageQuery, check_tenant_name, no_such_tenant};
 use crate::catalog::keys::{KeyRow, NewKey};
 use crate::catalog::operators::AuditRow;
 use crate::error::{Error, Result};

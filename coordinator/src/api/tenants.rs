@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::auth::{Caller, Scope};
 use super::error::{ApiResult, ErrorBody};
-use super::json::{StrictJson, StrictQuery, json};
+use super::json::{StrictJson, StrictQuery, json, page_limit};
 use crate::catalog::tenants::{TenantLimits, TenantRow, UsageRow};
 use crate::error::{Error, Result};
 use crate::services::Services;
@@ -116,13 +116,6 @@ pub struct UsageDay {
     pub prompt_tokens: u64,
     /// Tokens written.
     pub completion_tokens: u64,
-}
-
-/// Rows of a page: as asked for, within its bound.
-pub(super) fn page_limit(limit: Option<u32>) -> Result<u32> {
-    let limit = limit.unwrap_or(limits::PAGE_ROWS_DEFAULT);
-    super::search::in_range("limit", f64::from(limit), 1.0, f64::from(limits::PAGE_ROWS_MAX))?;
-    Ok(limit)
 }
 
 /// Errors name the field.

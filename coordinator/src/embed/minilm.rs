@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster_config::limits;
 use futures::future::BoxFuture;
 use rayon::ThreadPoolBuilder;
 use tokenizers::{Tokenizer, TruncationParams};
@@ -14,7 +13,7 @@ use super::batch::{BatchPool, Model};
 use super::bert::{Bert, BertShape};
 use super::metrics::EmbedMetrics;
 use super::model::{self, ModelBytes, ModelError};
-use super::{EmbedError, Embedder, Embedding, Purpose};
+use super::{EmbedError, Embedder, Embedding, Purpose, head};
 
 /// Longest text the model reads, special tokens included. It was trained on 128 and reads up to 512; 256 is what its
 /// publishers set (`sentence_bert_config.json`), the 128 in `tokenizer.json` is not.
@@ -114,9 +113,4 @@ impl Model for Encoder {
     fn forward(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, String> {
         self.bert.embed(texts).map_err(|error| error.to_string())
     }
-}
-
-/// The part of a text that can matter: the tokenizer reads all it is given, however little is kept.
-fn head(text: &str) -> &str {
-    &text[..text.floor_char_boundary(limits::EMBED_TEXT_BYTES_MAX)]
 }

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use cluster_config::coordinator_config::EmbedderConfig;
 use cluster_config::error::ErrorKind;
+use cluster_config::limits;
 use futures::future::BoxFuture;
 
 use metrics::EmbedMetrics;
@@ -26,6 +27,11 @@ use model::ModelError;
 
 /// Components of the stand-in's vectors: those of MiniLM, so that one collection spec fits both.
 const FAKE_DIM: usize = 384;
+
+/// The part of a text that can matter: the tokenizer reads all it is given, however little is kept.
+pub fn head(text: &str) -> &str {
+    &text[..text.floor_char_boundary(limits::EMBED_TEXT_BYTES_MAX)]
+}
 
 /// One embedding, `[dim]`, unit length. Shared, because the cache and a micro-batch hand the same one to several callers.
 pub type Embedding = Arc<[f32]>;
